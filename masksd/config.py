@@ -1,0 +1,195 @@
+"""Everything about the method that is a choice, with the paper's best values as defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from masksd.errors import check_choice, check_fraction, unknown_name
+from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
+
+RELEVANCE = {"image": ("dot", "random", "ground_truth"), "text": ("dot", "random")}
+"""Who may rank the tokens of which modality; see :mod:`masksd.relevance`."""
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """Which tokens of one modality are masked (Sec. III-B, Tables III and IV).
+
+    Attributes:
+        top_k: share of the tokens, by relevance, that passes the filter, in [0, 1] (``K``).
+        ratio: share of those that is masked, in [0, 1] (``α``).
+        selection: keep the ``"top"`` or the ``"bottom"`` of the ranking.
+        relevance: who ranks: ``"dot"`` product with the other modality's vector (the paper),
+            ``"random"``, or, patches only and for study, ``"ground_truth"``.
+        rounding: ``"nearest"``, ``"stochastic"``, ``"floor"`` or ``"ceil"``; see
+            :func:`masksd.masking.select_tokens`.
+        count: the tokens that ``top_k`` is a share of: the real ``"words"`` or the padded
+            ``"sequence"``. The same for patches, which are all real.
+        token: one learnable vector, ``"shared"`` by all positions, or one a ``"position"``.
+        positions: how many, for ``token="position"``: the patches of a picture, or the longest
+            sentence.
+
+    Example:
+        >>> MaskingConfig(top_k=0.5, ratio=0.75).ratio
+        0.75
+        >>> MaskingConfig(rounding="nearst")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown rounding 'nearst'; did you mean 'nearest'? Known: 'ceil', 'floor', ...
+    """
+
+    top_k: float = 0.5
+    ratio: float = 0.25
+    selection: Literal["top", "bottom"] = "top"
+    relevance: Literal["dot", "random", "ground_truth"] = "dot"
+    rounding: Literal["nearest", "stochastic", "floor", "ceil"] = "nearest"
+    count: Literal["words", "sequence"] = "words"
+    token: Literal["shared", "position"] = "shared"
+    positions: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fraction("top_k", self.top_k)
+        check_fraction("ratio", self.ratio)
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("relevance", self.relevance, RELEVANCE["image"])
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("count", self.count, COUNTS)
+        check_choice("token", self.token, ("shared", "position"))
+        if (self.token == "position") != (self.positions is not None):
+            raise ValueError(
+                "positions is the number of tokens of token='position' and of nothing else, "
+                f"got token={self.token!r} with positions={self.positions!r}"
+            )
+        if self.positions is not None and (
+            not isinstance(self.positions, int) or self.positions < 1
+        ):
+            raise ValueError(f"positions must be a positive integer, got {self.positions!r}")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The two masked branches and their losses (Sec. III-C, Eq. 9).
+
+    Attributes:
+        image: language-guided masked visual self-distillation (LMVSD); None turns the branch off.
+        text: visual-guided masked language self-distillation (VMLSD); None turns the branch off.
+        lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more.
+        lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
+        target: what a branch shall predict: the ``"main"`` branch's mask, or the
+            ``"ground_truth"`` (Table VI).
+        detach_target: no gradient through the main branch's mask where it is the target.
+        share_weights: one neck and decoder for all branches (Table VII); False gives each branch
+            copies of its own, for training only.
+        dice_weight: weight of a Dice term in the segmentation loss, 0 or more; the paper has none.
+        seed: keys the draws and the first value of the mask tokens.
+
+    Example:
+        >>> config = DistillConfig(text=None, lambda_image=0.5)  # LMVSD alone
+        >>> DistillConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    image: MaskingConfig | None = field(default_factory=MaskingConfig)
+    text: MaskingConfig | None = field(
+        default_factory=lambda: MaskingConfig(ratio=0.10, rounding="stochastic")
+    )
+    lambda_image: float = 0.75
+    lambda_text: float = 0.10
+    target: Literal["main", "ground_truth"] = "main"
+    detach_target: bool = True
+    share_weights: bool = True
+    dice_weight: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_image", "lambda_text", "dice_weight"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 <= value < float("inf")
+            ):
+                raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+        check_choice("target", self.target, ("main", "ground_truth"))
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed must be an integer, got {self.seed!r}")
+        for modality in ("image", "text"):
+            masking = getattr(self, modality)
+            if masking is None:
+                continue
+            if not isinstance(masking, MaskingConfig):
+                raise ValueError(f"{modality} must be a MaskingConfig or None, got {masking!r}")
+            if masking.relevance not in RELEVANCE[modality]:
+                raise ValueError(
+                    f"relevance {masking.relevance!r} cannot rank the tokens of {modality}; "
+                    f"possible: {', '.join(map(repr, RELEVANCE[modality]))}"
+                )
+
+    @staticmethod
+    def preset(name: str) -> DistillConfig:
+        """Return a named configuration.
+
+        Args:
+            name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII.
+
+        Raises:
+            ValueError: an unknown name.
+
+        Example:
+            >>> DistillConfig.preset("cm-masksd").lambda_image
+            0.75
+        """
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+        return PRESETS[name]
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON text, for :meth:`from_json`.
+
+        Example:
+            >>> DistillConfig(image=None, text=None).to_json().splitlines()[1]
+            '  "image": null,'
+        """
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> DistillConfig:
+        """Read a configuration from JSON text; fields left out take their defaults.
+
+        Args:
+            text: what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: no JSON object, an unknown field, or a value out of range.
+
+        Example:
+            >>> DistillConfig.from_json('{"image": {"ratio": 0.5}, "text": null}').image.ratio
+            0.5
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the distillation config is not JSON: {error}") from None
+        default = DistillConfig()
+        fields = _checked_fields("DistillConfig", DistillConfig, fields)
+        for modality in ("image", "text"):
+            if fields.get(modality) is not None:
+                masking = _checked_fields(modality, MaskingConfig, fields[modality])
+                fields[modality] = dataclasses.replace(getattr(default, modality), **masking)
+        return dataclasses.replace(default, **fields)
+
+
+PRESETS = {"cm-masksd": DistillConfig()}
+
+
+def _checked_fields(what: str, config: type, fields: Any) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"{what} must be a JSON object, got {fields!r}")
+    known = [f.name for f in dataclasses.fields(config)]
+    for name in fields:
+        if name not in known:
+            raise unknown_name(f"field of {what}", name, known)
+    return dict(fields)

@@ -1,0 +1,85 @@
+"""What the wrapper does to a model, in words and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from masksd.config import DistillConfig
+from masksd.segmenter import Segmenter
+
+
+def describe(
+    segmenter: Segmenter,
+    branches: nn.ModuleDict,
+    config: DistillConfig,
+    example: tuple[tuple[Any, ...], dict[str, Any], Tensor] | None = None,
+) -> str:
+    """Write the text of ``CrossModalMaskedSelfDistill.describe``.
+
+    Args:
+        segmenter: the wrapped model.
+        branches: its branches by name.
+        config: the configuration.
+        example: arguments of the host and the step, to count multiply-adds with.
+
+    Returns:
+        A line a fact.
+    """
+    lines = [f"masked self-distillation around {type(segmenter).__name__}"]
+    for name, branch in branches.items():
+        masking, tap = branch.masking, segmenter.taps[branch.modality]
+        lines += [
+            f"  {name.upper()}: masks {masking.ratio:.0%} of the {masking.selection} "
+            f"{masking.top_k:.0%} of {'patches' if branch.modality == 'image' else 'words'} "
+            f"by {masking.relevance!r} relevance, weight {branch.weight.item():.3g}",
+            f"    enters at {tap.path} (width {tap.width})",
+            f"    {segmenter.reruns[branch.modality]}",
+        ]
+    if not branches:
+        lines.append("  no branch is on: only the plain pass runs")
+    else:
+        target = "the truth" if config.target == "ground_truth" else "the main branch's mask"
+        detached = ", detached" if config.target == "main" and config.detach_target else ""
+        parts = "shared by all branches" if config.share_weights else "one copy a branch"
+        lines += [f"  target: {target}{detached}", f"  neck and decoder: {parts}"]
+    host, added = (
+        sum(p.numel() for p in module.parameters())
+        for module in (segmenter, branches)
+        if isinstance(module, nn.Module)
+    )
+    lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
+    if example is not None:
+        lines.append(_costs(segmenter, branches, example))
+    return "\n".join(lines)
+
+
+def _costs(
+    segmenter: Segmenter,
+    branches: nn.ModuleDict,
+    example: tuple[tuple[Any, ...], dict[str, Any], Tensor],
+) -> str:
+    args, kwargs, step = example
+    host, plain = _multiply_adds(lambda: segmenter.plain(*args, **kwargs))
+    # Only relevance by ground truth needs a target; an empty one costs the same.
+    target = torch.zeros_like(plain.logits)
+    added = {
+        name: _multiply_adds(lambda branch=branch: branch(segmenter, plain, target, step, 0))[0]
+        for name, branch in branches.items()
+    }
+    share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
+    total = 1 + sum(added.values()) / host
+    return (
+        f"  multiply-adds of a forward: host {host / 1e9:.3f} G for this batch = 1; "
+        f"added {share or 'nothing'}; a step costs {total:.3f} host steps"
+    )
+
+
+def _multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    return counter.get_total_flops() // 2, result  # it counts two a multiply-add

@@ -1,0 +1,48 @@
+"""The wording of errors, in one place: what came, what was expected, and the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(what: str, got: object, known: Iterable[str]) -> ValueError:
+    """Build the error for a name that is not in a known set.
+
+    Args:
+        what: what the name stands for, as the user knows it (``"relevance"``, ``"model"``).
+        got: the name that came.
+        known: the names that are accepted.
+
+    Returns:
+        A ``ValueError`` (to be raised by the caller) naming the nearest match and the whole set.
+
+    Example:
+        >>> str(unknown_name("rounding", "flor", ["floor", "ceil"]))
+        "unknown rounding 'flor'; did you mean 'floor'? Known: 'ceil', 'floor'"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(got), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ValueError(f"unknown {what} {got!r}; {hint}Known: {', '.join(map(repr, names))}")
+
+
+def check_choice(what: str, got: str, known: Iterable[str]) -> None:
+    """Raise :func:`unknown_name` unless ``got`` is one of ``known``.
+
+    Example:
+        >>> check_choice("rounding", "floor", ["floor", "ceil"])
+    """
+    names = list(known)
+    if got not in names:
+        raise unknown_name(what, got, names)
+
+
+def check_fraction(what: str, got: float) -> None:
+    """Raise a ``ValueError`` unless ``got`` is a number in [0, 1].
+
+    Example:
+        >>> check_fraction("ratio", 0.25)
+    """
+    if not isinstance(got, int | float) or isinstance(got, bool) or not 0.0 <= got <= 1.0:
+        raise ValueError(f"{what} must be a number in [0, 1], got {got!r}")

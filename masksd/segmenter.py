@@ -1,0 +1,228 @@
+"""The seam between masked self-distillation and a segmentation model.
+
+A :class:`Segmenter` runs a model once plainly and again with some tokens masked.
+:class:`Triple` is the one for an encoder, a neck and a decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from masksd.tap import EmbeddingTap, TokenMask, find_module
+
+
+class ImageFeatures(NamedTuple):
+    """What an image encoder returns (``V_local, v_global`` of Eq. 1).
+
+    Attributes:
+        local: one vector a patch, ``(B, N, C)``, in row-major order of ``grid``.
+        grid: rows and columns of the patches, ``h * w == N``.
+        pooled: one vector a picture, ``(B, C)``, in the space of the words; None where there is none.
+        maps: what the neck takes, anything.
+    """
+
+    local: Tensor
+    grid: tuple[int, int]
+    pooled: Tensor | None = None
+    maps: Any = None
+
+
+class TextFeatures(NamedTuple):
+    """What a text encoder returns (``W_local, w_global`` of Eq. 1).
+
+    Attributes:
+        local: one vector a token, ``(B, L, C)``.
+        pooled: one vector a sentence, ``(B, C)``, in the space of the patches; None where there is
+            none.
+        valid: bool ``(B, L)``, True for real words only: no start, end or padding token. Only
+            these are ever ranked and masked.
+        attention_mask: bool ``(B, L)``, True for the tokens that the decoder may attend to (start
+            and end tokens belong here); None means ``valid``.
+    """
+
+    local: Tensor
+    pooled: Tensor | None
+    valid: Tensor
+    attention_mask: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """One plain pass through a segmenter: what it found, and what a masked pass can reuse.
+
+    Attributes:
+        logits: ``(B, 1, H, W)``, before the sigmoid.
+        image: the picture's features.
+        text: the sentence's features.
+        host_output: what the model itself returned.
+        inputs: what the model was given, to run a part of it again.
+        loss: the model's own segmentation loss, 0-d, where it computes one.
+    """
+
+    logits: Tensor
+    image: ImageFeatures
+    text: TextFeatures
+    host_output: Any
+    inputs: tuple[Any, ...]
+    loss: Tensor | None = None
+
+
+class Segmenter(Protocol):
+    """A model as masked self-distillation sees it. Implementations are ``nn.Module``."""
+
+    taps: dict[str, EmbeddingTap]
+    """Where masks enter, by modality, ``"image"`` and ``"text"``."""
+
+    reruns: dict[str, str]
+    """What a masked pass of a modality computes and what it reuses, in words."""
+
+    def host(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model exactly as if it were not wrapped."""
+
+    def plain(self, *args: Any, **kwargs: Any) -> Pass:
+        """Run the model and keep what the masked passes need."""
+
+    def masked(
+        self, plain: Pass, image: TokenMask | None = None, text: TokenMask | None = None
+    ) -> Tensor:
+        """Return the logits ``(B, 1, H, W)`` with tokens masked, computing only what changes."""
+
+    def release(self) -> Any:
+        """Take every hook off and return the model as it came."""
+
+
+class Triple(nn.Module):
+    """An encoder, a neck and a decoder with the paper's own signatures (Eq. 1 and 2).
+
+    ``encoder.encode_image(images) -> ImageFeatures``, ``encoder.encode_text(tokens) ->
+    TextFeatures``, ``neck(image.maps, text.pooled) -> fused`` and ``decoder(fused, text.local,
+    text.attention_mask or text.valid) -> logits (B, 1, H, W)``.
+
+    Args:
+        encoder: module with the two methods.
+        neck: module or function.
+        decoder: module or function.
+        image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
+            before positions are added; None takes ``encoder.image_embedding``.
+        text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+
+    Raises:
+        ValueError: a method is missing or a path does not match; nothing has been touched then.
+
+    Example:
+        >>> from masksd.models import create_model
+        >>> model = create_model("clip_cris_tiny")
+        >>> triple = Triple(model.encoder, model.neck, model.decoder)
+        >>> triple.taps["image"].path
+        'vision.embeddings.patch_embedding'
+        >>> triple.release() == (model.encoder, model.neck, model.decoder)
+        True
+    """
+
+    reruns: ClassVar = {
+        "image": "runs encode_image, neck and decoder again; reuses the sentence's features",
+        "text": "runs encode_text, neck and decoder again; reuses the picture's features",
+    }
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        neck: nn.Module,
+        decoder: nn.Module,
+        *,
+        image_embedding: str | None = None,
+        text_embedding: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, part in (("encoder", encoder), ("neck", neck), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                raise ValueError(f"{name} must be an nn.Module, got {type(part).__name__}")
+        for method in ("encode_image", "encode_text"):
+            if not callable(getattr(encoder, method, None)):
+                raise ValueError(
+                    f"encoder {type(encoder).__name__} has no method {method}; give it one that "
+                    "returns masksd.ImageFeatures or masksd.TextFeatures (a two-line adapter)"
+                )
+        embeddings = {}
+        for argument, given in (
+            ("image_embedding", image_embedding),
+            ("text_embedding", text_embedding),
+        ):
+            path = getattr(encoder, argument, None) if given is None else given
+            if path is None:
+                raise ValueError(
+                    f"{argument} is not known: pass the dotted path, inside the encoder, of the "
+                    f"module that makes the embeddings, or set encoder.{argument}"
+                )
+            embeddings[argument.removesuffix("_embedding")] = (
+                path,
+                find_module(encoder, path, argument),
+            )
+        self.encoder = encoder
+        self.neck = neck
+        self.decoder = decoder
+        self.taps = {
+            modality: EmbeddingTap(module, path) for modality, (path, module) in embeddings.items()
+        }
+        for modality, (_, module) in embeddings.items():  # only now that everything has matched
+            self.taps[modality].attach(module)
+
+    def host(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
+        image = self.encoder.encode_image(images)
+        return self._decode(image, self.encoder.encode_text(tokens), self.neck, self.decoder)
+
+    def plain(self, images: Tensor, tokens: Tensor) -> Pass:
+        """Run all three parts (Eq. 1 and 2)."""
+        image = self.encoder.encode_image(images)
+        text = self.encoder.encode_text(tokens)
+        logits = self._decode(image, text, self.neck, self.decoder)
+        return Pass(logits, image, text, host_output=logits, inputs=(images, tokens))
+
+    def masked(
+        self,
+        plain: Pass,
+        image: TokenMask | None = None,
+        text: TokenMask | None = None,
+        *,
+        neck: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> Tensor:
+        """Encode again only what is masked, then decode (Eq. 5 and 8).
+
+        Args:
+            plain: the plain pass of the same batch, whose features are reused.
+            image: patches to mask, None to reuse the picture's features.
+            text: words to mask, None to reuse the sentence's features.
+            neck: takes the place of the triple's own (``share_weights=False``).
+            decoder: takes the place of the triple's own.
+
+        Returns:
+            Logits ``(B, 1, H, W)``.
+        """
+        images, tokens = plain.inputs
+        image_features, text_features = plain.image, plain.text
+        if image is not None:
+            with self.taps["image"].masking(image):
+                image_features = self.encoder.encode_image(images)
+        if text is not None:
+            with self.taps["text"].masking(text):
+                text_features = self.encoder.encode_text(tokens)
+        return self._decode(
+            image_features, text_features, neck or self.neck, decoder or self.decoder
+        )
+
+    def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Take both hooks off and return ``(encoder, neck, decoder)``, the very objects."""
+        for tap in self.taps.values():
+            tap.remove(find_module(self.encoder, tap.path, "path"))
+        return self.encoder, self.neck, self.decoder
+
+    @staticmethod
+    def _decode(
+        image: ImageFeatures, text: TextFeatures, neck: nn.Module, decoder: nn.Module
+    ) -> Tensor:
+        attend = text.valid if text.attention_mask is None else text.attention_mask
+        logits: Tensor = decoder(neck(image.maps, text.pooled), text.local, attend)
+        return logits

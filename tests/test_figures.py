@@ -1,0 +1,87 @@
+"""Overlays are right to the pixel; curves and sheets are drawn whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from masksd.engine.figures import SheetRow, draw_curves, draw_sheet, overlay, save_picture
+
+
+def picture_and_mask() -> tuple[Image.Image, np.ndarray]:
+    picture = Image.new("RGB", (96, 96), (240, 235, 220))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((10, 10, 40, 40), fill=(200, 30, 30))
+    draw.rectangle((55, 50, 85, 80), fill=(30, 60, 200))
+    mask = np.zeros((96, 96), dtype=bool)
+    mask[50:81, 55:86] = True
+    return picture, mask
+
+
+def row(sentence: str, plain: bool = False) -> SheetRow:
+    picture, mask = picture_and_mask()
+    ranks = np.random.default_rng(0).random((12, 12)).astype(np.float32)
+    relevance, masked = (None, None) if plain else (ranks, ranks > 0.8)
+    return SheetRow(picture, sentence, mask, np.roll(mask, 6), relevance, masked, 0.62)
+
+
+def test_overlay_tints_inside_draws_the_edge_and_lightens_outside() -> None:
+    picture = Image.new("RGB", (5, 4), (100, 100, 100))
+    mask = np.zeros((4, 5), dtype=bool)
+    mask[0:3, 1:4] = True
+    shown = np.asarray(overlay(picture, mask, colour=(200, 0, 0)))
+    assert shown.shape == (4, 5, 3)
+    assert shown[1, 2].tolist() == [150, 50, 50]  # the only pixel with four neighbours inside
+    edge = [(y, x) for y in range(3) for x in range(1, 4) if (y, x) != (1, 2)]
+    assert all(shown[place].tolist() == [200, 0, 0] for place in edge)
+    assert (shown[~mask] == 162).all()
+    assert np.asarray(picture).tolist() == np.full((4, 5, 3), 100).tolist()
+
+
+def test_overlay_refuses_another_size() -> None:
+    picture, mask = picture_and_mask()
+    with pytest.raises(ValueError, match=r"mask is \(90, 96\) and picture \(96, 96\)"):
+        overlay(picture, mask[:90])
+
+
+def test_save_picture_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    picture, _ = picture_and_mask()
+    path = save_picture(picture, tmp_path / "a.png")
+    with Image.open(path) as read:
+        assert read.size == (96, 96)
+        assert np.asarray(read).tolist() == np.asarray(picture).tolist()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(FileNotFoundError):
+        save_picture(picture, tmp_path / "missing" / "a.png")
+
+
+def test_curves_and_sheet_are_pictures_with_something_on_them(tmp_path: Path) -> None:
+    records = [
+        {
+            "step": step,
+            "loss": 1 / step,
+            "lr": 1e-3 * step,
+            "losses": {"seg": 0.7 / step, "lmvsd": 0.3 / step},
+        }
+        for step in range(1, 50)
+    ]
+    rows = [row("the red circle"), row("the blue square that is far below the red circle"), row("")]
+    full = draw_sheet(rows, tmp_path / "sheet.png")
+    plain = draw_sheet([row("blue square", plain=True)], tmp_path / "plain.png")
+    sizes = []
+    for path in (draw_curves(records, tmp_path / "curves.png"), full, plain):
+        with Image.open(path) as read:
+            pixels = np.asarray(read.convert("L"))
+        assert (pixels < 100).mean() > 0.001
+        sizes.append(pixels.shape)
+    assert sizes[1][0] > 2 * sizes[2][0]  # three rows against one
+    assert sizes[1][1] > sizes[2][1]  # two columns more
+
+
+def test_empty_sheet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        draw_sheet([], tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []
