@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from masksd.config import DistillConfig
 from masksd.segmenter import Segmenter
@@ -80,6 +79,8 @@ def _costs(
 
 
 def _multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
     with FlopCounterMode(display=False) as counter:
         result = run()
     return counter.get_total_flops() // 2, result  # it counts two a multiply-add

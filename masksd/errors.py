@@ -23,6 +23,7 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> ValueError:
     """
     names = sorted(known)
     close = difflib.get_close_matches(str(got), names, n=1)
+    close = close or [name for name in names if got and str(got).lower() in name.lower()]
     hint = f"did you mean {close[0]!r}? " if close else ""
     return ValueError(f"unknown {what} {got!r}; {hint}Known: {', '.join(map(repr, names))}")
 

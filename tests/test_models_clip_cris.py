@@ -97,12 +97,7 @@ def test_every_parameter_takes_part() -> None:
     model, batch = make_model().train(), make_batch()
     (model(*batch) * torch.randn(2, 1, 32, 32)).sum().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # only CLIP's scores use the class token's and the patches' last norm and projection
-    assert idle == [
-        "encoder.vision.post_layernorm.weight",
-        "encoder.vision.post_layernorm.bias",
-        "encoder.visual_projection.weight",
-    ]
+    assert idle == []  # DistributedDataParallel refuses idle ones
 
 
 def test_low_precision_and_double_run_and_agree() -> None:
@@ -118,12 +113,13 @@ def test_low_precision_and_double_run_and_agree() -> None:
 
 
 def test_eager_attention_equals_sdpa() -> None:
-    batch = make_batch()
-    assert torch.allclose(
-        make_model(attention="eager").eval()(*batch),
-        make_model(attention="sdpa").eval()(*batch),
-        atol=1e-5,
-    )
+    batch, logits = make_batch(), []
+    for attention in ("eager", "sdpa"):
+        model = make_model(attention=attention).eval()
+        for tower in (model.encoder.vision, model.encoder.text):
+            assert tower.config._attn_implementation == attention
+        logits.append(model(*batch))
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
@@ -152,21 +148,27 @@ def test_it_learns_to_tell_two_sentences_apart() -> None:
     assert (((model(images, tokens) > 0) == target.bool()).float().mean() > 0.95).item()
 
 
-@pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "group", "dropout": 0.0}])
-def test_training_compiles_to_one_graph(options: dict[str, Any]) -> None:
-    model = make_model(vision_layers=2, text_layers=1, decoder_layers=1, **options).train()
-    batch = make_batch()
+def make_small(**overrides: Any) -> ClipCris:
+    """One layer of each kind: compiling takes seconds a layer."""
+    return make_model(vision_layers=1, levels=1, text_layers=1, decoder_layers=1, **overrides)
+
+
+def test_training_compiles_to_one_graph_with_the_same_gradients() -> None:
+    model, batch = make_small(norm="batch", dropout=0.0).train(), make_batch()
     plain = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    logits = compiled(*batch)
-    logits.square().mean().backward()
-    if model.config.dropout == 0:
-        expected = plain(*batch)
-        expected.square().mean().backward()
-        assert torch.allclose(logits, expected, atol=1e-5)
-        ours = model.encoder.text.embeddings.token_embedding.weight.grad
-        theirs = plain.encoder.text.embeddings.token_embedding.weight.grad
-        assert torch.allclose(ours, theirs, atol=1e-5)
+    for logits in (compiled(*batch), plain(*batch)):
+        logits.square().mean().backward()
+    assert torch.allclose(compiled(*batch), plain(*batch), atol=1e-5)
+    recomputed = dict(model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert torch.allclose(recomputed[name].grad, parameter.grad, rtol=1e-4, atol=1e-5), name
+
+
+def test_dropout_does_not_break_the_graph() -> None:
+    model, batch = make_small(dropout=0.1).train(), make_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert not torch.equal(compiled(*batch), compiled(*batch))
 
 
 def test_hub_round_trip(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from masksd.models.cris import (
     Attention,
@@ -23,7 +23,12 @@ from masksd.models.text_to_pixel import TextToPixelHead, dynamic_convolution
 
 def make_neck(norm: str = "group", levels: int = 3) -> Neck:
     torch.manual_seed(0)
-    return Neck(inputs=8, levels=levels, sentence=6, hidden=16, outputs=12, norm=norm)
+    channels = [8, 10, 14, 6][-levels:]
+    return Neck(inputs=channels, sentence=6, hidden=16, outputs=12, norm=norm)
+
+
+def make_maps(batch: int, levels: int = 3) -> list[Tensor]:
+    return [torch.randn(batch, channels, 4, 5) for channels in [8, 10, 14, 6][-levels:]]
 
 
 def make_decoder(**options: Any) -> Decoder:
@@ -41,9 +46,9 @@ def make_fused(batch: int = 3, grid: tuple[int, int] = (4, 5)) -> Fused:
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_neck_uses_every_level_and_the_sentence(norm: str, levels: int) -> None:
     neck = make_neck(norm, levels)
-    maps = [torch.randn(2, 8, 4, 5, requires_grad=True) for _ in range(levels)]
+    maps = [level.requires_grad_() for level in make_maps(2, levels)]
     sentence = torch.randn(2, 6, requires_grad=True)
-    fused = neck(tuple(maps), sentence)
+    fused = neck(maps, sentence)
     assert fused.features.shape == (2, 12, 4, 5)
     assert fused.sentence is sentence
     (fused.features * torch.randn(2, 12, 4, 5)).sum().backward()
@@ -53,7 +58,7 @@ def test_neck_uses_every_level_and_the_sentence(norm: str, levels: int) -> None:
 
 
 def test_neck_names_what_does_not_fit() -> None:
-    maps = (torch.zeros(2, 8, 4, 5),) * 3
+    maps = make_maps(2)
     with pytest.raises(ValueError, match="takes 3 levels, got 2"):
         make_neck()(maps[:2], torch.zeros(2, 6))
     with pytest.raises(ValueError, match="got 2 pictures and 1 sentences"):
@@ -68,19 +73,19 @@ def test_group_norm_leaves_no_batch_norm_and_samples_apart() -> None:
         assert not any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in part.modules()
         )
-    maps = tuple(torch.randn(3, 8, 4, 5) for _ in range(3))
+    maps = make_maps(3)
     sentence, words = torch.randn(3, 6), torch.randn(3, 7, 6)
     valid = torch.ones(3, 7, dtype=torch.bool)
     together = decoder(neck(maps, sentence), words, valid)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = decoder(neck(tuple(m[one] for m in maps), sentence[one]), words[one], valid[one])
+        alone = decoder(neck([m[one] for m in maps], sentence[one]), words[one], valid[one])
         assert torch.allclose(alone, together[one], atol=1e-5)
 
 
 def test_batch_norm_can_train_on_one_picture() -> None:
     neck = make_neck("batch").train()
-    fused = neck(tuple(torch.randn(1, 8, 4, 5) for _ in range(3)), torch.randn(1, 6))
+    fused = neck(make_maps(1), torch.randn(1, 6))
     assert fused.features.isfinite().all()
 
 

@@ -41,7 +41,9 @@ def test_tiny_is_tiny() -> None:
 
 
 def test_counts_on_meta_are_those_of_the_cpu() -> None:
-    assert measure("clip_cris_tiny", 64) == pytest.approx(measure("clip_cris_tiny", 64, "cpu"))
+    assert measure("clip_cris_tiny", 64)[:2] == pytest.approx(
+        measure("clip_cris_tiny", 64, "cpu")[:2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,20 +114,18 @@ def test_a_builder_can_be_registered_once() -> None:
         del _BUILDERS["my_model"]
 
 
-@pytest.mark.parametrize(
-    ("code", "loaded"),
-    [
-        ("import masksd", False),
-        ("import masksd.models; masksd.models.list_models()", False),
-        ("import masksd.models; masksd.models.ClipCrisConfig", True),  # so the check can fail
-    ],
-)
-def test_names_of_models_do_not_load_transformers(code: str, loaded: bool) -> None:
-    code += "; import sys; print('transformers' in sys.modules)"
+def test_names_of_models_do_not_load_transformers() -> None:
+    code = (
+        "import sys, masksd.models\n"
+        "masksd.models.list_models()\n"
+        "print('transformers' in sys.modules)\n"
+        "masksd.models.ClipCrisConfig\n"
+        "print('transformers' in sys.modules)\n"  # so the check above can fail
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == str(loaded)
+    assert result.stdout.split() == ["False", "True"]
 
 
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:

@@ -1,0 +1,125 @@
+"""Count what a training step costs, in multiply-adds: the host, three naive passes, and masksd.
+
+    python benchmarks/step_cost.py [--model clip_cris_vit_b16] [--image-size 480] [--tokens 17]
+
+Nothing is computed: all tensors are on the meta device, where operations only have shapes. The step
+of masksd should cost 2 + d host steps, where d is the share of neck and decoder (with its head) in
+the host. Rows are appended to ``benchmarks/step_cost.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import masksd
+from masksd import CrossModalMaskedSelfDistill, DistillConfig, segmentation_loss
+from masksd.models import create_model
+
+CSV = Path(__file__).with_name("step_cost.csv")
+
+
+def giga_multiply_adds(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2e9  # the counter takes a multiply-add for two
+
+
+def count(name: str, image_size: int, tokens: int, batch: int) -> list[dict[str, object]]:
+    with torch.device("meta"):
+        model = create_model(name, image_size=image_size)
+        images = torch.zeros(batch, 3, image_size, image_size)
+        words = torch.zeros(batch, tokens, dtype=torch.int64)
+        target = torch.zeros(batch, image_size, image_size)
+        parts = model.encoder, model.neck, model.decoder
+        image_only, text_only = DistillConfig(text=None), DistillConfig(image=None)
+
+        def naive() -> Tensor:
+            losses = [segmentation_loss(model(images, words), target) for _ in range(3)]
+            return torch.stack(losses).sum()
+
+        def distilled(config: DistillConfig) -> Callable[[], Tensor]:
+            def step() -> Tensor:
+                sd = CrossModalMaskedSelfDistill(*parts, config)
+                loss = sd(images, words, target=target).loss
+                sd.unwrap()
+                return loss
+
+            return step
+
+        providers = {
+            "host": lambda: segmentation_loss(model(images, words), target),
+            "naive": naive,
+            "masksd lmvsd": distilled(image_only),
+            "masksd vmlsd": distilled(text_only),
+            "masksd": distilled(DistillConfig()),
+        }
+        encoder = parts[0]
+        with torch.no_grad():
+            towers = giga_multiply_adds(
+                lambda: (encoder.encode_image(images), encoder.encode_text(words))
+            )
+        rows = []
+        for provider, step in providers.items():
+            with torch.no_grad():
+                forward = giga_multiply_adds(step)
+            rows.append(
+                {
+                    "model": name,
+                    "image_size": image_size,
+                    "tokens": tokens,
+                    "batch": batch,
+                    "provider": provider,
+                    "forward_gmac": round(forward, 4),
+                    "step_gmac": round(giga_multiply_adds(lambda s=step: s().backward()), 4),
+                }
+            )
+        host = rows[0]
+        share = 1 - towers / host["forward_gmac"]
+        for row in rows:
+            row["forward_ratio"] = round(row["forward_gmac"] / host["forward_gmac"], 4)
+            row["step_ratio"] = round(row["step_gmac"] / host["step_gmac"], 4)
+            row["d"] = round(share, 4)
+            row["device"] = "meta (counted)"
+            row["torch"] = torch.__version__
+            row["python"] = platform.python_version()
+            row["masksd"] = masksd.__version__
+        return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="clip_cris_vit_b16")
+    parser.add_argument("--image-size", type=int, default=480, help="pixels")
+    parser.add_argument("--tokens", type=int, default=17)
+    parser.add_argument("--batch", type=int, default=1, help="pictures")
+    args = parser.parse_args()
+    rows = count(args.model, args.image_size, args.tokens, args.batch)
+    share = rows[0]["d"]
+    print(
+        f"{args.model}, {args.image_size} px, {args.tokens} tokens, batch {args.batch}: "
+        f"d = {share:.4f} of the host's forward is neck, decoder and head; 2 + d = {2 + share:.4f}"
+    )
+    print(f"{'provider':<14}{'forward, G':>12}{'ratio':>9}{'step, G':>12}{'ratio':>9}")
+    for row in rows:
+        print(
+            f"{row['provider']:<14}{row['forward_gmac']:>12.2f}{row['forward_ratio']:>9.4f}"
+            f"{row['step_gmac']:>12.2f}{row['step_ratio']:>9.4f}"
+        )
+    new = not CSV.exists()
+    with CSV.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

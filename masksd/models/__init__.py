@@ -1,0 +1,23 @@
+"""Models that we ship: ``create_model(name)`` builds one, ``list_models()`` names them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from masksd.models.registry import create_model as create_model
+from masksd.models.registry import list_models as list_models
+from masksd.models.registry import register_model as register_model
+
+if TYPE_CHECKING:
+    from masksd.models.clip_cris import ClipCris as ClipCris
+    from masksd.models.clip_cris import ClipCrisConfig as ClipCrisConfig
+
+_LATE = ("ClipCris", "ClipCrisConfig")  # they load transformers, which the names do not need
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from masksd.models import clip_cris
+
+    return getattr(clip_cris, name)

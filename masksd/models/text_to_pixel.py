@@ -1,0 +1,110 @@
+"""The text-to-pixel head of CRIS (CVPR 2022), and the convolution block that it is built of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masksd.errors import check_choice, check_fraction
+
+NORMS = ("batch", "group")
+
+
+def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Sequential:
+    """Build convolution, normalisation and ReLU; the size of the map stays.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: odd side of the kernel.
+        norm: ``"batch"`` (batch normalisation) or ``"group"`` (group normalisation in at most 8
+            groups, which knows no batch and no running statistics).
+
+    Example:
+        >>> convolution(4, 16, 3, "group")(torch.zeros(1, 4, 5, 6)).shape
+        torch.Size([1, 16, 5, 6])
+    """
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        normalization(outputs, norm),
+        nn.ReLU(),
+    )
+
+
+def normalization(channels: int, norm: str) -> nn.Module:
+    """Build the normalisation layer that ``norm`` names (see :func:`convolution`).
+
+    Example:
+        >>> normalization(24, "group").num_groups
+        8
+    """
+    check_choice("norm", norm, NORMS)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+class TextToPixelHead(nn.Module):
+    """Enlarge the map four times, then convolve it by weights made of the sentence.
+
+    Args:
+        inputs: channels D of the map.
+        hidden: channels H of the enlarged map; the first enlargement has 2 H.
+        sentence: width P of the sentence vector.
+        norm: ``"batch"`` or ``"group"``.
+        prior: share of foreground that an untrained head predicts, in (0, 1).
+
+    Example:
+        >>> head = TextToPixelHead(inputs=8, hidden=4, sentence=6, norm="group", prior=0.1)
+        >>> head(torch.zeros(2, 8, 3, 5), torch.zeros(2, 6)).shape
+        torch.Size([2, 1, 12, 20])
+    """
+
+    def __init__(self, *, inputs: int, hidden: int, sentence: int, norm: str, prior: float) -> None:
+        super().__init__()
+        check_fraction("prior", prior)
+        if prior in (0, 1):
+            raise ValueError(f"prior must lie strictly between 0 and 1, got {prior!r}")
+        self.enlarge2 = convolution(inputs, 2 * hidden, 3, norm)
+        self.enlarge4 = convolution(2 * hidden, hidden, 3, norm)
+        self.project = nn.Conv2d(hidden, hidden, 1)
+        self.kernel = nn.Linear(sentence, 9 * hidden + 1)  # nine taps a channel and the bias
+        # Logits of order one: the sum over 9 H products keeps the size of a single one.
+        nn.init.normal_(self.kernel.weight, std=(sentence * 9 * hidden) ** -0.5)
+        nn.init.zeros_(self.kernel.bias)
+        nn.init.constant_(self.kernel.bias[-1:], math.log(prior / (1 - prior)))
+
+    def forward(self, features: Tensor, sentence: Tensor) -> Tensor:
+        """Turn ``features (B, D, h, w)`` and ``sentence (B, P)`` into logits ``(B, 1, 4h, 4w)``."""
+        x = self.enlarge2(F.interpolate(features, scale_factor=2.0, mode="bilinear"))
+        x = self.enlarge4(F.interpolate(x, scale_factor=2.0, mode="bilinear"))
+        return dynamic_convolution(self.project(x), self.kernel(sentence))
+
+
+def dynamic_convolution(features: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve every picture by its own 3x3 kernel, to one channel.
+
+    Each tap is a dot product at every pixel, then the nine maps are shifted and added. This equals
+    a convolution with one group a picture, but the batch may vary in a compiled graph.
+
+    Args:
+        features: ``(B, H, h, w)``.
+        kernel: ``(B, 9 * H + 1)``: the kernel as ``(H, 3, 3)`` row-major, then the bias.
+
+    Returns:
+        ``(B, 1, h, w)``.
+
+    Example:
+        >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> dynamic_convolution(x, torch.tensor([[0, 0, 0, 0, 2.0, 0, 0, 0, 0, 1]])).tolist()
+        [[[[1.0, 3.0], [5.0, 7.0]]]]
+    """
+    height, width = features.shape[2:]
+    weight, bias = kernel[:, :-1], kernel[:, -1]
+    # fold adds at +offset what a convolution reads at +offset, hence the reversed taps
+    taps = weight.unflatten(1, (-1, 9)).transpose(1, 2).flip(1)  # (B, 9, H)
+    scores = torch.bmm(taps, features.flatten(2))  # (B, 9, h*w)
+    return F.fold(scores, (height, width), kernel_size=3, padding=1) + bias[:, None, None, None]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masksd import DistillConfig, MaskingConfig
+
+maskings = st.builds(
+    MaskingConfig,
+    top_k=st.floats(0, 1),
+    ratio=st.floats(0, 1),
+    selection=st.sampled_from(["top", "bottom"]),
+    relevance=st.sampled_from(["dot", "random"]),
+    rounding=st.sampled_from(["nearest", "stochastic", "floor", "ceil"]),
+    count=st.sampled_from(["words", "sequence"]),
+)
+configs = st.builds(
+    DistillConfig,
+    image=st.none() | maskings,
+    text=st.none() | maskings,
+    lambda_image=st.floats(0, 10),
+    target=st.sampled_from(["main", "ground_truth"]),
+    share_weights=st.booleans(),
+    seed=st.integers(),
+)
+
+
+@given(configs)
+def test_json_round_trip(config):
+    assert DistillConfig.from_json(config.to_json()) == config
+
+
+def test_fields_left_out_of_json_take_the_defaults_of_their_own_modality():
+    config = DistillConfig.from_json('{"text": {"top_k": 1.0}}')
+    assert config == dataclasses.replace(
+        DistillConfig(), text=MaskingConfig(top_k=1.0, ratio=0.10, rounding="stochastic")
+    )
+
+
+def test_the_preset_is_the_best_row_of_the_paper():
+    config = DistillConfig.preset("cm-masksd")
+    assert (config.image.top_k, config.image.ratio, config.lambda_image) == (0.5, 0.25, 0.75)
+    assert (config.text.top_k, config.text.ratio, config.lambda_text) == (0.5, 0.10, 0.10)
+    assert config.share_weights
+    assert config.target == "main"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaskingConfig(ratio=1.2), r"ratio must be a number in \[0, 1\], got 1.2"),
+        (lambda: MaskingConfig(top_k="half"), r"top_k must be a number in \[0, 1\], got 'half'"),
+        (lambda: MaskingConfig(selection="tpo"), "unknown selection 'tpo'; did you mean 'top'"),
+        (lambda: MaskingConfig(relevance="dots"), "unknown relevance 'dots'; did you mean 'dot'"),
+        (lambda: MaskingConfig(token="position"), "got token='position' with positions=None"),
+        (lambda: MaskingConfig(positions=4), "got token='shared' with positions=4"),
+        (lambda: MaskingConfig(token="position", positions=0), "positions must be a positive"),
+        (lambda: DistillConfig(lambda_text=-1), "lambda_text must be a finite number, 0 or more"),
+        (lambda: DistillConfig(dice_weight=float("nan")), "dice_weight must be a finite number"),
+        (lambda: DistillConfig(target="truth"), "unknown target 'truth'; did you mean 'ground_truth'"),
+        (lambda: DistillConfig(seed=0.5), "seed must be an integer, got 0.5"),
+        (lambda: DistillConfig(image=0.5), "image must be a MaskingConfig or None, got 0.5"),
+        (
+            lambda: DistillConfig(text=MaskingConfig(relevance="ground_truth")),
+            "relevance 'ground_truth' cannot rank the tokens of text; possible: 'dot', 'random'",
+        ),
+        (lambda: DistillConfig.preset("cm-maskds"), "unknown preset .*did you mean 'cm-masksd'"),
+        (lambda: DistillConfig.from_json("{"), "the distillation config is not JSON"),
+        (lambda: DistillConfig.from_json("[]"), r"DistillConfig must be a JSON object, got \[\]"),
+        (
+            lambda: DistillConfig.from_json('{"lamda_image": 1}'),
+            "unknown field of DistillConfig 'lamda_image'; did you mean 'lambda_image'",
+        ),
+        (
+            lambda: DistillConfig.from_json('{"image": {"rato": 1}}'),
+            "unknown field of image 'rato'; did you mean 'ratio'",
+        ),
+    ],
+)
+def test_errors_say_what_came_and_what_fits(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

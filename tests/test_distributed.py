@@ -1,0 +1,57 @@
+"""Two processes against one: the same masks, loss and gradients (a host without BatchNorm)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+from tests.triples import make_batch, make_triple
+
+WORLD = 2
+
+
+def make_wrapper() -> CrossModalMaskedSelfDistill:
+    config = DistillConfig(image=MaskingConfig(ratio=0.5), text=MaskingConfig(ratio=0.5))
+    return CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
+
+
+def two_steps(module, sd, images, tokens, target):
+    masks = []
+    for _ in range(2):
+        sd.zero_grad()
+        out = module(images.double(), tokens, target=target)
+        out.loss.backward()
+        masks.append(out.masks["lmvsd"])
+    gradients = {name: p.grad for name, p in sd.named_parameters() if p.grad is not None}
+    return masks, gradients
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+    sd = make_wrapper()
+    half = slice(rank * 2, rank * 2 + 2)
+    batch = [part[half] for part in make_batch(batch=4)]
+    # find_unused_parameters=False: every parameter that takes part does so in every step.
+    module = DistributedDataParallel(sd)
+    torch.save(two_steps(module, sd, *batch), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
+    sd = make_wrapper()
+    masks, gradients = two_steps(sd, sd, *make_batch(batch=4))
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for step in range(2):
+        assert torch.equal(masks[step], torch.cat([half[0][step] for half in halves]))
+    assert halves[0][1].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        for _, of_rank in halves:
+            torch.testing.assert_close(of_rank[name], gradient, rtol=1e-9, atol=1e-12)
