@@ -113,8 +113,9 @@ class MaskedBranch(nn.Module):
         mask, relevance = self.draw(plain, target, step, first)
         grid = plain.image.grid if self.modality == "image" else None
         token_mask = TokenMask(mask, self._token(mask.shape[1]), grid)
+        image, text = (token_mask, None) if grid else (None, token_mask)
         with frozen_statistics(segmenter, self):
-            logits = segmenter.masked(plain, **{self.modality: token_mask}, **self.parts)
+            logits = segmenter.masked(plain, image, text, **self.parts)
         if self.config.target == "main":
             loss = consistency_loss(logits, plain.logits, self.config.detach_target)
         elif target is None:

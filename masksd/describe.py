@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from masksd.branches import MaskedBranch
 from masksd.config import DistillConfig
 from masksd.segmenter import Segmenter
 
 
 def describe(
     segmenter: Segmenter,
-    branches: nn.ModuleDict,
+    branches: Mapping[str, MaskedBranch],
     config: DistillConfig,
     example: tuple[tuple[Any, ...], dict[str, Any], Tensor] | None = None,
 ) -> str:
@@ -47,9 +49,8 @@ def describe(
         parts = "shared by all branches" if config.share_weights else "one copy a branch"
         lines += [f"  target: {target}{detached}", f"  neck and decoder: {parts}"]
     host, added = (
-        sum(p.numel() for p in module.parameters())
-        for module in (segmenter, branches)
-        if isinstance(module, nn.Module)
+        sum(p.numel() for module in modules for p in module.parameters())
+        for modules in ([cast(nn.Module, segmenter)], branches.values())
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
     if example is not None:
@@ -59,15 +60,15 @@ def describe(
 
 def _costs(
     segmenter: Segmenter,
-    branches: nn.ModuleDict,
+    branches: Mapping[str, MaskedBranch],
     example: tuple[tuple[Any, ...], dict[str, Any], Tensor],
 ) -> str:
     args, kwargs, step = example
-    host, plain = _multiply_adds(lambda: segmenter.plain(*args, **kwargs))
+    host, plain = _multiply_adds(partial(segmenter.plain, *args, **kwargs))
     # Only relevance by ground truth needs a target; an empty one costs the same.
     target = torch.zeros_like(plain.logits)
     added = {
-        name: _multiply_adds(lambda branch=branch: branch(segmenter, plain, target, step, 0))[0]
+        name: _multiply_adds(partial(branch, segmenter, plain, target, step, 0))[0]
         for name, branch in branches.items()
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,10 @@ class CrossModalMaskedSelfDistill(nn.Module):
         )
         self.segmenter: Triple | None = segmenter
         self.branches = nn.ModuleDict(
-            {NAMES[m]: MaskedBranch(m, config, segmenter.taps[m].width, parts[m]) for m in modalities}
+            {
+                NAMES[m]: MaskedBranch(m, config, segmenter.taps[m].width, parts[m])
+                for m in modalities
+            }
         )
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         weight = next(encoder.parameters(), None)
@@ -177,7 +180,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         masks, relevance = {}, {}
         distill_loss = plain.logits.new_zeros(())
         first = _first_position(plain.logits.shape[0])
-        for name, branch in self.branches.items():
+        for name, branch in self._named_branches().items():
             losses[name], masks[name], relevance[name] = branch(
                 segmenter, plain, target, self.step, first
             )
@@ -224,9 +227,14 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         segmenter = self._attached()
         if not args and not kwargs:
-            return describe(segmenter, self.branches, self.config)
+            return describe(segmenter, self._named_branches(), self.config)
         with evaluating(self), torch.no_grad():
-            return describe(segmenter, self.branches, self.config, (args, kwargs, self.step))
+            return describe(
+                segmenter, self._named_branches(), self.config, (args, kwargs, self.step)
+            )
+
+    def _named_branches(self) -> dict[str, MaskedBranch]:
+        return cast(dict[str, MaskedBranch], dict(self.branches.items()))
 
     def _attached(self) -> Triple:
         if self.segmenter is None:

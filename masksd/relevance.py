@@ -32,7 +32,8 @@ def rank_tokens(
         >>> import torch
         >>> from masksd import ImageFeatures, Pass, TextFeatures
         >>> image = ImageFeatures(torch.eye(2)[None], grid=(1, 2), pooled=torch.ones(1, 2))
-        >>> text = TextFeatures(torch.ones(1, 1, 2), torch.tensor([[3.0, 5.0]]), torch.ones(1, 1) > 0)
+        >>> sentence = torch.tensor([[3.0, 5.0]])
+        >>> text = TextFeatures(torch.ones(1, 1, 2), sentence, torch.ones(1, 1) > 0)
         >>> plain = Pass(torch.zeros(1, 1, 1, 2), image, text, None, ())
         >>> rank_tokens("dot", "image", plain, None, torch.zeros(1, 2))
         tensor([[3., 5.]])

@@ -6,7 +6,8 @@ A :class:`Segmenter` runs a model once plainly and again with some tokens masked
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ class ImageFeatures(NamedTuple):
     Attributes:
         local: one vector a patch, ``(B, N, C)``, in row-major order of ``grid``.
         grid: rows and columns of the patches, ``h * w == N``.
-        pooled: one vector a picture, ``(B, C)``, in the space of the words; None where there is none.
+        pooled: one vector a picture, ``(B, C)``, in the space of the words; None where there is
+            none.
         maps: what the neck takes, anything.
     """
 
@@ -71,11 +73,13 @@ class Pass(NamedTuple):
 class Segmenter(Protocol):
     """A model as masked self-distillation sees it. Implementations are ``nn.Module``."""
 
-    taps: dict[str, EmbeddingTap]
-    """Where masks enter, by modality, ``"image"`` and ``"text"``."""
+    @property
+    def taps(self) -> Mapping[str, EmbeddingTap]:
+        """Where masks enter, by modality, ``"image"`` and ``"text"``."""
 
-    reruns: dict[str, str]
-    """What a masked pass of a modality computes and what it reuses, in words."""
+    @property
+    def reruns(self) -> Mapping[str, str]:
+        """What a masked pass of a modality computes and what it reuses, in words."""
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model exactly as if it were not wrapped."""
@@ -84,12 +88,29 @@ class Segmenter(Protocol):
         """Run the model and keep what the masked passes need."""
 
     def masked(
-        self, plain: Pass, image: TokenMask | None = None, text: TokenMask | None = None
+        self,
+        plain: Pass,
+        image: TokenMask | None = None,
+        text: TokenMask | None = None,
+        **parts: nn.Module,
     ) -> Tensor:
-        """Return the logits ``(B, 1, H, W)`` with tokens masked, computing only what changes."""
+        """Return the logits ``(B, 1, H, W)`` with tokens masked, computing only what changes.
+
+        ``parts`` are the ``neck`` and ``decoder`` of a branch that does not share them.
+        """
 
     def release(self) -> Any:
         """Take every hook off and return the model as it came."""
+
+
+class Encoder(Protocol):
+    """What :class:`Triple` asks of an encoder."""
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Encode pictures ``(B, 3, H, W)``."""
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """Encode sentences ``(B, L)``."""
 
 
 class Triple(nn.Module):
@@ -120,7 +141,7 @@ class Triple(nn.Module):
         True
     """
 
-    reruns: ClassVar = {
+    reruns: ClassVar[Mapping[str, str]] = {
         "image": "runs encode_image, neck and decoder again; reuses the sentence's features",
         "text": "runs encode_text, neck and decoder again; reuses the picture's features",
     }
@@ -159,7 +180,7 @@ class Triple(nn.Module):
                 path,
                 find_module(encoder, path, argument),
             )
-        self.encoder = encoder
+        self.encoder = cast(Encoder, encoder)
         self.neck = neck
         self.decoder = decoder
         self.taps = {
@@ -185,9 +206,7 @@ class Triple(nn.Module):
         plain: Pass,
         image: TokenMask | None = None,
         text: TokenMask | None = None,
-        *,
-        neck: nn.Module | None = None,
-        decoder: nn.Module | None = None,
+        **parts: nn.Module,
     ) -> Tensor:
         """Encode again only what is masked, then decode (Eq. 5 and 8).
 
@@ -195,8 +214,8 @@ class Triple(nn.Module):
             plain: the plain pass of the same batch, whose features are reused.
             image: patches to mask, None to reuse the picture's features.
             text: words to mask, None to reuse the sentence's features.
-            neck: takes the place of the triple's own (``share_weights=False``).
-            decoder: takes the place of the triple's own.
+            parts: ``neck`` and ``decoder`` that take the place of the triple's own
+                (``share_weights=False``).
 
         Returns:
             Logits ``(B, 1, H, W)``.
@@ -209,15 +228,15 @@ class Triple(nn.Module):
         if text is not None:
             with self.taps["text"].masking(text):
                 text_features = self.encoder.encode_text(tokens)
-        return self._decode(
-            image_features, text_features, neck or self.neck, decoder or self.decoder
-        )
+        neck, decoder = parts.get("neck", self.neck), parts.get("decoder", self.decoder)
+        return self._decode(image_features, text_features, neck, decoder)
 
     def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Take both hooks off and return ``(encoder, neck, decoder)``, the very objects."""
+        encoder = cast(nn.Module, self.encoder)
         for tap in self.taps.values():
-            tap.remove(find_module(self.encoder, tap.path, "path"))
-        return self.encoder, self.neck, self.decoder
+            tap.remove(find_module(encoder, tap.path, "path"))
+        return encoder, self.neck, self.decoder
 
     @staticmethod
     def _decode(

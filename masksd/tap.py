@@ -56,7 +56,9 @@ class EmbeddingTap:
 
     def __init__(self, module: nn.Module, path: str) -> None:
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
-            raise ValueError(f"{path} is tapped already: unwrap() the first wrapper before a second")
+            raise ValueError(
+                f"{path} is tapped already: unwrap() the first wrapper before a second"
+            )
         self.path = path
         self.width, self._channel_dim = _width_and_channel_dim(module, path)
         self._pending: TokenMask | None = None
@@ -82,17 +84,20 @@ class EmbeddingTap:
         try:
             yield
             if mask is not None and not self._fired:
-                raise RuntimeError(f"{self.path} did not run in the masked pass: nothing was masked")
+                raise RuntimeError(
+                    f"{self.path} did not run in the masked pass: nothing was masked"
+                )
         finally:
             self._pending = None
             self._fired = False
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+        """Take part in the module's forward, as a forward hook does."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Recomputed by gradient checkpointing: the mask of that pass is no longer known here.
+            # Recomputed by gradient checkpointing: the mask of that pass is not known any more.
             raise RuntimeError(
-                f"{self.path} ran during backward, inside a gradient-checkpointed region, where its "
-                "mask is gone and gradients would be wrong: checkpoint the layers after it instead"
+                f"{self.path} ran during backward, inside a gradient-checkpointed region, where "
+                "its mask is gone and gradients would be wrong: checkpoint the layers after it"
             )
         mask = self._pending
         if mask is None:

@@ -60,7 +60,10 @@ def test_the_preset_is_the_best_row_of_the_paper():
         (lambda: MaskingConfig(token="position", positions=0), "positions must be a positive"),
         (lambda: DistillConfig(lambda_text=-1), "lambda_text must be a finite number, 0 or more"),
         (lambda: DistillConfig(dice_weight=float("nan")), "dice_weight must be a finite number"),
-        (lambda: DistillConfig(target="truth"), "unknown target 'truth'; did you mean 'ground_truth'"),
+        (
+            lambda: DistillConfig(target="truth"),
+            "unknown target 'truth'; did you mean 'ground_truth'",
+        ),
         (lambda: DistillConfig(seed=0.5), "seed must be an integer, got 0.5"),
         (lambda: DistillConfig(image=0.5), "image must be a MaskingConfig or None, got 0.5"),
         (

@@ -38,9 +38,7 @@ def test_evaluation_is_the_bare_triple_bit_for_bit():
     bare.load_state_dict(sd.segmenter.state_dict())
     encoder, neck, decoder = bare.release()
     picture, sentence = encoder.encode_image(images), encoder.encode_text(tokens)
-    expected = decoder(
-        neck(picture.maps, sentence.pooled), sentence.local, sentence.attention_mask
-    )
+    expected = decoder(neck(picture.maps, sentence.pooled), sentence.local, sentence.attention_mask)
     sd.eval()
     assert torch.equal(sd(images, tokens), expected)
     assert torch.equal(sd(images, tokens, target=target), expected)
@@ -92,9 +90,8 @@ def test_running_statistics_move_as_in_one_plain_pass_in_every_mode():
 
 def test_running_statistics_are_restored_when_the_pass_fails():
     norm = nn.BatchNorm1d(2)
-    with pytest.raises(ZeroDivisionError), frozen_statistics(norm):
-        assert not norm.track_running_stats
-        _ = 1 / 0
+    with pytest.raises(ValueError, match="expected 2D or 3D input"), frozen_statistics(norm):
+        norm(torch.zeros(2))
     assert norm.track_running_stats
 
 
@@ -251,12 +248,12 @@ def test_preview_shows_the_next_step_and_changes_nothing():
 # It composes
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_compiles_to_one_graph_and_never_again(share):
+@pytest.mark.parametrize(("share", "backend"), [(True, "inductor"), (False, "aot_eager")])
+def test_compiles_to_one_graph_and_never_again(share, backend):
     torch._dynamo.reset()  # graphs of other tests' models are not ours to count
     config = DistillConfig(image=IMAGE, text=TEXT, share_weights=share)
     sd, eager = wrapped(config), wrapped(config)
-    compiled = torch.compile(sd, fullgraph=True)
+    compiled = torch.compile(sd, fullgraph=True, backend=backend)
     images, tokens, target = make_batch()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
@@ -414,7 +411,9 @@ def test_a_space_that_is_not_shared_says_what_is_possible():
     encoder.encode_text = without_pooled
     neck.forward = lambda maps, sentence: maps
     sd = CrossModalMaskedSelfDistill(encoder, neck, decoder)
-    with pytest.raises(ValueError, match="'dot' of image .* Possible here: 'random', 'ground_truth'"):
+    with pytest.raises(
+        ValueError, match=r"'dot' of image .* Possible here: 'random', 'ground_truth'"
+    ):
         sd(images, tokens)
 
 

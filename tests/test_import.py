@@ -7,10 +7,20 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "transformers timm accelerate torchmetrics torchvision matplotlib PIL pycocotools safetensors "
-    "tyro tqdm huggingface_hub"
-).split()
+HEAVY = {
+    "transformers",
+    "timm",
+    "accelerate",
+    "torchmetrics",
+    "torchvision",
+    "matplotlib",
+    "PIL",
+    "pycocotools",
+    "safetensors",
+    "tyro",
+    "tqdm",
+    "huggingface_hub",
+}
 SCRIPT = """
 import sys
 import torch  # what torch itself brings along is not ours

@@ -53,5 +53,7 @@ def test_errors_name_what_came():
         segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"target must be .* with B=2, got \(3, 4, 4\)"):
         segmentation_loss(logits, torch.zeros(3, 4, 4))
-    with pytest.raises(ValueError, match=r"main_logits must be \(2, 1, 4, 4\) .* got \(2, 1, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"main_logits must be \(2, 1, 4, 4\) .* got \(2, 1, 8, 8\)"
+    ):
         consistency_loss(logits, torch.zeros(2, 1, 8, 8))

@@ -280,7 +280,10 @@ def test_runs_on_the_meta_device():
         ({"selection": "botom"}, "unknown selection 'botom'; did you mean 'bottom'"),
         ({"rounding": "flor"}, "unknown rounding 'flor'; did you mean 'floor'"),
         ({"count": "word"}, "unknown count 'word'; did you mean 'words'"),
-        ({"implementation": "naive"}, "unknown implementation 'naive'; Known: 'fused', 'reference'"),
+        (
+            {"implementation": "naive"},
+            "unknown implementation 'naive'; Known: 'fused', 'reference'",
+        ),
         ({"noise": torch.zeros(2, 4)}, r"noise must be \(2, 3\) as scores are, got \(2, 4\)"),
         ({"noise": torch.zeros(2, 3).int()}, "noise must have a floating dtype, got torch.int32"),
         ({"valid": torch.ones(2, 3)}, r"valid must be bool \(2, 3\) .* got torch.float32"),

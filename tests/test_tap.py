@@ -67,11 +67,14 @@ def test_a_module_that_does_not_run_or_runs_twice_is_an_error():
     words = nn.Embedding(5, 3)
     tap = tapped(words)
     mask = TokenMask(torch.ones(1, 2, dtype=torch.bool), torch.zeros(3))
-    with pytest.raises(RuntimeError, match="embed did not run in the masked pass"), tap.masking(mask):
+    with (
+        pytest.raises(RuntimeError, match="embed did not run in the masked pass"),
+        tap.masking(mask),
+    ):
         pass
+    twice = nn.Sequential(words, nn.Flatten(0), nn.Linear(6, 2), nn.ReLU())
     with pytest.raises(RuntimeError, match="embed ran twice in one masked pass"), tap.masking(mask):
-        words(torch.tensor([[1, 2]]))
-        words(torch.tensor([[1, 2]]))
+        words(twice(torch.tensor([[1, 2]])).long()[None])
     words(torch.tensor([[1, 2]]))  # and it recovers
 
 

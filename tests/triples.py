@@ -15,7 +15,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Linear(width, 3 * width)
-        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(self.norm(x)).chunk(3, dim=-1)
@@ -42,7 +44,9 @@ class TwoTowers(nn.Module):
 
     def finish_image(self, embedded: Tensor, grid: tuple[int, int]) -> ImageFeatures:
         local = self.image_projection(self.image_blocks(embedded + self.patch_positions))
-        return ImageFeatures(local, grid, local.mean(1), maps=local.transpose(1, 2).unflatten(2, grid))
+        return ImageFeatures(
+            local, grid, local.mean(1), maps=local.transpose(1, 2).unflatten(2, grid)
+        )
 
     def finish_text(self, embedded: Tensor, tokens: Tensor) -> TextFeatures:
         local = self.text_projection(self.text_blocks(embedded + self.word_positions))

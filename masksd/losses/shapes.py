@@ -44,7 +44,5 @@ def with_channel(target: Tensor, batch: int) -> Tensor:
     if target.ndim == 3:
         target = target[:, None]
     if target.ndim != 4 or target.shape[:2] != (batch, 1):
-        raise ValueError(
-            f"target must be (B, h, w) or (B, 1, h, w) with B={batch}, got {shape}"
-        )
+        raise ValueError(f"target must be (B, h, w) or (B, 1, h, w) with B={batch}, got {shape}")
     return target

@@ -41,8 +41,7 @@ def correlate(
     kernel = _kernel(implementation)
     if local.ndim != 3 or pooled.ndim != 2 or local.shape[::2] != pooled.shape:
         raise ValueError(
-            "local must be (B, N, C) and pooled (B, C), "
-            f"got {_shape(local)} and {_shape(pooled)}"
+            f"local must be (B, N, C) and pooled (B, C), got {_shape(local)} and {_shape(pooled)}"
         )
     for name, tensor in (("local", local), ("pooled", pooled)):
         _check_floating(name, tensor)
@@ -64,8 +63,9 @@ def select_tokens(
 ) -> Tensor:
     """Draw the tokens to mask: a share of the most relevant ones (Sec. III-B).
 
-    Of the ``n`` tokens that may be masked, the ``T = ceil(top_k * n)`` of highest score are kept and
-    about ``ratio * T`` of these, those of lowest noise, are masked. Equal scores keep their order.
+    Of the ``n`` tokens that may be masked, the ``T = ceil(top_k * n)`` of highest score are kept,
+    and about ``ratio * T`` of these, those of lowest noise, are masked. Equal scores keep their
+    order.
 
     Args:
         scores: relevance ``(B, N)``, any floating dtype. A token of score NaN is never masked; the

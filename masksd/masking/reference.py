@@ -54,9 +54,10 @@ def select_tokens(
             draw = sum(float(u) for u in noise[row]) % 1.0
             masked = whole + (draw < share - whole)
         sign = -1.0 if selection == "top" else 1.0
-        tokens.sort(key=lambda i, row=row: sign * float(scores[row, i]))  # Python's sort is stable
+        ranks, draws = (sign * scores[row]).tolist(), noise[row].tolist()
+        tokens.sort(key=ranks.__getitem__)  # Python's sort is stable
         candidates = tokens[:kept]
-        candidates.sort(key=lambda i, row=row: float(noise[row, i]))
+        candidates.sort(key=draws.__getitem__)
         for i in candidates[:masked]:
             mask[row, i] = True
     return mask
