@@ -304,7 +304,7 @@ def test_selection_says_what_is_wrong(call, message):
 def test_the_others_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"local must be \(B, N, C\) and pooled \(B, C\), got"):
         correlate(torch.zeros(2, 3, 4), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="pooled must have a floating dtype, got torch.int64"):
+    with pytest.raises(ValueError, match=r"pooled must have a floating dtype, got torch.int64"):
         correlate(torch.zeros(2, 3, 4), torch.zeros(2, 4).long())
     embeddings, mask = torch.zeros(2, 3, 4), torch.zeros(2, 3).bool()
     with pytest.raises(ValueError, match=r"mask must be bool \(2, 3\) .* got torch.bool \(3, 2\)"):

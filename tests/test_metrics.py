@@ -1,13 +1,11 @@
-"""The scores equal plain Python over fractions, for any batching and number of processes."""
+"""The scores equal plain Python over fractions, for any batching (processes: test_evaluator)."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,29 +93,3 @@ def test_wrong_masks_are_refused() -> None:
     scores.update(mask[:0], mask[:0])
     with pytest.raises(ValueError, match="no sample was scored"):
         scores.compute()
-
-
-def _score_shares(rank: int, world: int, cases: list[list[Sample]], folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
-    for samples in cases:
-        scores = SegmentationScores()
-        prediction, truth = batch(samples)
-        scores.update(prediction[rank::world], truth[rank::world])
-        torch.save(scores.compute(), f"{folder}/{len(samples)}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    cases: list[list[Sample]] = []
-    for count in (1, 7):  # with one sample, the second process has none
-        pixels = torch.rand(count, 2, 10, generator=generator) > 0.4
-        cases.append([(prediction, truth) for prediction, truth in pixels.tolist()])
-    torch.multiprocessing.spawn(_score_shares, (2, cases, str(tmp_path)), nprocs=2)
-    for samples in cases:
-        one = SegmentationScores()
-        one.update(*batch(samples))
-        for rank in range(2):
-            assert torch.load(tmp_path / f"{len(samples)}-{rank}.pt") == one.compute()
