@@ -115,7 +115,7 @@ class MaskedBranch(nn.Module):
         token_mask = TokenMask(mask, self._token(mask.shape[1]), grid)
         image, text = (token_mask, None) if grid else (None, token_mask)
         with frozen_statistics(segmenter, self):
-            logits = segmenter.masked(plain, image, text, **self.parts)
+            logits = segmenter.masked(plain, image, text, **dict(self.parts.items()))
         if self.config.target == "main":
             loss = consistency_loss(logits, plain.logits, self.config.detach_target)
         elif target is None:

@@ -234,7 +234,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             )
 
     def _named_branches(self) -> dict[str, MaskedBranch]:
-        return cast(dict[str, MaskedBranch], dict(self.branches.items()))
+        return cast("dict[str, MaskedBranch]", dict(self.branches.items()))
 
     def _attached(self) -> Triple:
         if self.segmenter is None:

@@ -1,0 +1,245 @@
+"""The command line: ``masksd train | evaluate | predict | data shapes``.
+
+Options are made from the config dataclasses. An error of the user is one line on stderr and exit
+code 2; ``MASKSD_TRACEBACK=1`` shows where it was raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from masksd.config import DistillConfig
+from masksd.engine.config import DataConfig, TrainConfig, TrainingError
+from masksd.engine.options import checked, command, unchecked
+
+BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
+CHECKPOINT = Path("runs/shapes-easy/checkpoint")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the entry point of the ``masksd`` program.
+
+    Args:
+        arguments: of the command line, without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        The exit code: 0, or 2 after an error of the user. Wrong options and ``--help`` leave by
+        ``SystemExit``, as command lines do.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        _let_threads_sleep(arguments)
+    arguments = list(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            _parse(arguments).run()
+        except (ValueError, OSError, TrainingError) as error:
+            if os.environ.get("MASKSD_TRACEBACK"):
+                raise
+            print(f"masksd: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("masksd: interrupted", file=sys.stderr)
+            return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Find what an expression refers to in a picture; write an overlay and the mask as PNG.
+
+    Attributes:
+        image: a JPEG, PNG, WEBP or BMP file.
+        expression: what to find, as in "the red circle".
+        checkpoint: folder that training wrote.
+        output: the overlay, a PNG; none takes IMAGE-prediction.png in the working folder. The mask
+            goes beside it, as ...-mask.png.
+        threshold: probability above which a pixel belongs to the object, in [0, 1]; none takes the
+            checkpoint's.
+        device: cpu, cuda, cuda:1; none takes a GPU where there is one.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional]
+    expression: Annotated[str, tyro.conf.Positional]
+    checkpoint: Path = CHECKPOINT
+    output: Path | None = None
+    threshold: float | None = None
+    device: str | None = None
+
+    def run(self) -> None:
+        """Predict and write."""
+        import numpy as np
+        from PIL import Image
+
+        from masksd.engine.figures import overlay, save_picture
+        from masksd.engine.predictor import Predictor
+
+        output = self.output or Path(f"{self.image.stem}-prediction.png")
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"output {output} must end in .png")
+        if not output.parent.is_dir():
+            raise ValueError(f"output {output}: there is no folder {output.parent}; make it first")
+        if output.resolve() == self.image.resolve():
+            raise ValueError(f"output {output} is the picture itself; choose another --output")
+        predictor = Predictor.from_checkpoint(self.checkpoint, _device(self.device))
+        predictor.set_image(self.image)
+        mask, _ = predictor.predict(self.expression, self.threshold)
+        mask_output = output.with_name(f"{output.stem}-mask.png")
+        save_picture(Image.fromarray(mask.astype(np.uint8) * 255), mask_output)
+        save_picture(overlay(typing.cast(Image.Image, predictor.picture), mask), output)
+        print(f"{output} and {mask_output.name}: {mask.sum()} pixels ({mask.mean():.1%}) found")
+
+
+def _train(options: Any) -> None:
+    """Train a model with CM-MaskSD and score it; with no option at all, in minutes on a CPU.
+
+    Attributes:
+        preset: named values of the distill options: cm-masksd.
+        branches: the masked branches that are on.
+    """
+    from masksd.engine.evaluator import format_table
+    from masksd.engine.trainer import train
+
+    default = TrainConfig(distill=DistillConfig.preset(options.preset))
+    config = checked(default, options.config)
+    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+    result = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{config.data.title()}, {config.eval_split}, per cent, at the original size")
+        print(format_table(result.scores))
+        skipped = f", {result.skipped} steps skipped" if result.skipped else ""
+        print(f"{result.folder}: {config.steps} steps in {result.seconds:.0f} s{skipped}")
+
+
+def _evaluate(options: Any) -> None:
+    """Score a checkpoint with the right sentence, another object's, and none.
+
+    Attributes:
+        checkpoint: folder that training wrote.
+        split: to score on: val, testA, testB.
+        limit: expressions scored, evenly spread over the split; 0 scores all.
+        threshold: probability above which a pixel belongs to the object, in [0, 1]; none takes the
+            checkpoint's.
+        batch_size: pictures a forward pass.
+        device: cpu, cuda, cuda:1; none takes a GPU where there is one.
+        progress: show progress bars.
+    """
+    from masksd.engine.checkpoints import load_checkpoint
+    from masksd.engine.evaluator import evaluate_all, format_table
+    from masksd.engine.sources import open_split
+
+    data = checked(DataConfig(), options.data)
+    checkpoint = load_checkpoint(options.checkpoint, _device(options.device))
+    dataset = open_split(
+        data,
+        options.split,
+        checkpoint.tokenizer,
+        checkpoint.config.image_size,
+        progress=options.progress,
+    )
+    scores = evaluate_all(
+        checkpoint,
+        dataset,
+        threshold=options.threshold,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        progress=options.progress,
+    )
+    print(f"{data.title()}, {options.split}, per cent, at the original size")
+    print(format_table(scores))
+
+
+def _data(options: Any) -> None:
+    """Generate a data set in refer format: masksd data shapes.
+
+    Attributes:
+        kind: what to generate.
+        output: folder; none takes the one in the cache that training uses.
+    """
+    from masksd.data.shapes import ShapesConfig, build_shapes
+    from masksd.engine.sources import shapes_folder
+
+    config = checked(ShapesConfig(), options.config)
+    print(build_shapes(options.output or shapes_folder(config), config))
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Parse; values are checked later, so that a wrong one is one line and not a box."""
+    from masksd.data.shapes import ShapesConfig
+
+    # the preset decides the defaults that the other options show and replace
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset", nargs="?", default="cm-masksd")
+    preset = early.parse_known_args(arguments)[0].preset or "cm-masksd"
+    training = unchecked(TrainConfig(distill=DistillConfig.preset(preset)))
+    branches = Literal["both", "lmvsd", "vmlsd", "none"]
+    path = Path | None
+    train = command(_train, config=training, preset=(str, preset), branches=(branches, "both"))
+    evaluate = command(
+        _evaluate,
+        data=unchecked(DataConfig()),
+        checkpoint=(Path, CHECKPOINT),
+        split=(str, "val"),
+        limit=(int, 0),
+        threshold=(float | None, None),
+        batch_size=(int, 64),
+        device=(str | None, None),
+        progress=(bool, True),
+    )
+    kind = Annotated[Literal["shapes"], tyro.conf.Positional]
+    shapes = unchecked(ShapesConfig())
+    data = command(_data, kind=(kind, dataclasses.MISSING), config=shapes, output=(path, None))
+    return tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "evaluate": evaluate, "predict": Predict, "data": data},
+        prog="masksd",
+        description="Cross-modality masked self-distillation for referring image segmentation.",
+        args=arguments,
+    )
+
+
+def _let_threads_sleep(arguments: list[str]) -> None:
+    """Start the program again with compute threads that sleep, not spin, while they wait.
+
+    Spinning threads make a training step 50 times slower as soon as another program takes a core.
+    OpenMP reads the setting while torch is imported, which is before this; so set it and start
+    over, unless the user or a launcher has chosen.
+    """
+    chosen = "OMP_WAIT_POLICY" in os.environ or os.environ.get("OMP_NUM_THREADS") == "1"
+    if sys.platform != "linux" or chosen or "RANK" in os.environ:
+        return
+    if arguments[:1] in (["train"], ["evaluate"]) and not {"-h", "--help"} & set(arguments):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if name is not None and name.startswith("cuda") and not gpu:
+        raise ValueError(f"device {name!r} is asked for, but torch finds no CUDA GPU; use cpu")
+    try:
+        return str(torch.device(name or ("cuda" if gpu else "cpu")))
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...") from None
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"masksd: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction on files: what the command line runs."""

@@ -1,0 +1,75 @@
+"""Randomness by key: every draw is a function of a seed and of what it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+def keyed_seed(*key: int | str) -> int:
+    """Hash a key to a seed of 63 bits, the same on every machine and in every process.
+
+    Example:
+        >>> keyed_seed(0, "dropout", 1) == keyed_seed(0, "dropout", 1)
+        True
+        >>> keyed_seed(0, "dropout", 1) == keyed_seed(0, "dropout", 2)
+        False
+    """
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def keyed_randomness(device: torch.device) -> Iterator[None]:
+    """Give torch's random streams back afterwards; on a CPU, allow deterministic algorithms only.
+
+    Args:
+        device: that computes; on a GPU some gradients have no deterministic algorithm.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with keyed_randomness(torch.device("cpu")):
+        ...     _ = torch.manual_seed(5)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    was = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            if device.type == "cpu":
+                torch.use_deterministic_algorithms(True)
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was, warn_only=warned)
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation of the items that depends on (seed, epoch) alone.
+
+    Args:
+        size: number of items.
+        seed: of the run.
+
+    Attributes:
+        epoch: set it before iterating.
+
+    Example:
+        >>> sampler = EpochSampler(4, seed=0)
+        >>> sorted(sampler) == [0, 1, 2, 3] and list(sampler) == list(sampler)
+        True
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(keyed_seed(self.seed, "order", self.epoch))
+        yield from torch.randperm(self.size, generator=generator).tolist()

@@ -1,0 +1,218 @@
+"""The training loop: steps, what is logged, what is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from masksd.data.transforms import normalize
+from masksd.distill import CrossModalMaskedSelfDistill
+from masksd.engine.checkpoints import Checkpoint, save_checkpoint
+from masksd.engine.config import TrainConfig, TrainingError
+from masksd.engine.evaluator import evaluate, evaluate_all, spread_indices
+from masksd.engine.examples import example_rows
+from masksd.engine.figures import draw_curves, draw_sheet
+from masksd.engine.keys import EpochSampler, keyed_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from masksd.data.refer import ReferDataset
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters for the optimiser: biases, norms and tokens ``(C,)`` do not decay.
+
+    Args:
+        module: all of its trainable parameters are taken, once each.
+        weight_decay: for those of two and more dimensions.
+
+    Example:
+        >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3), 0.1)]
+        [1, 1]
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class Run:
+    """A run under way: :meth:`fit` trains, :meth:`finish` saves, scores and draws.
+
+    Args:
+        config: of the run.
+        accelerator: device, processes and precision.
+        checkpoint: the fresh model with its tokenizer; trained in place.
+        training: the split to train on.
+        scoring: the split to score on.
+        folder: of the run; exists.
+
+    Attributes:
+        sd: the wrapper around the model.
+        done: steps taken.
+        skipped: of these, with a gradient that was not finite.
+        records: the training lines of ``metrics.jsonl``.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        checkpoint: Checkpoint,
+        training: ReferDataset,
+        scoring: ReferDataset,
+        folder: Path,
+    ) -> None:
+        self.config, self.accelerator, self.folder = config, accelerator, folder
+        self.checkpoint, self.training, self.scoring = checkpoint, training, scoring
+        model: Any = checkpoint.model
+        model.to(accelerator.device).train()
+        self.sd = CrossModalMaskedSelfDistill(
+            model.encoder, model.neck, model.decoder, config.distill
+        ).to(accelerator.device)
+        self.sampler = EpochSampler(len(training), config.seed)
+        loader = DataLoader(
+            training,
+            batch_size=config.batch_size,
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=config.workers,
+            # without one of its own the loader draws from the global stream
+            generator=torch.Generator().manual_seed(keyed_seed(config.seed, "workers")),
+        )
+        optimizer = torch.optim.AdamW(parameter_groups(self.sd, config.weight_decay), lr=config.lr)
+        self.wrapped, self.optimizer, self.loader = accelerator.prepare(self.sd, optimizer, loader)
+        self.done = self.skipped = 0
+        self.records: list[dict[str, Any]] = []
+
+    def fit(self) -> None:
+        """Take all steps."""
+        from tqdm import tqdm
+
+        config, accelerator = self.config, self.accelerator
+        main = accelerator.is_main_process
+        steps = range(1, config.steps + 1)
+        every = config.evaluate_every
+        shown = main and config.progress
+        bar = tqdm(total=config.steps, desc="train", unit="step", disable=not shown)
+        window: list[Tensor] = []
+        bad: list[list[int]] = []
+        since = time.perf_counter()
+        with bar:
+            for step, batch in zip(steps, self._batches(), strict=False):
+                values, finite = self._step(step, batch)
+                window.append(values)
+                self.done = step
+                bad = [] if finite else [*bad, batch["index"].tolist()]
+                self.skipped += not finite
+                if len(bad) >= config.max_bad_steps:
+                    raise TrainingError(
+                        f"the gradient was not finite in {len(bad)} steps in a row, up to step "
+                        f"{step}; the last one had the training items {bad[-1]}; lower --lr, or "
+                        "look at these items"
+                    )
+                bar.update()
+                if step % config.log_every == 0 or step == config.steps:
+                    self._log(step, window, time.perf_counter() - since)
+                    bar.set_postfix(loss=self.records[-1]["loss"])
+                    window, since = [], time.perf_counter()
+                if every and step % every == 0 and step < config.steps:
+                    scores = evaluate(self.checkpoint, self.scoring, **self._scoring_options())
+                    self._write({"step": step, "scores": {"own": scores}})
+                    self._save()
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        epoch = 0
+        while True:
+            self.sampler.epoch = epoch
+            self.training.set_epoch(epoch)
+            yield from self.loader
+            epoch += 1
+
+    def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
+        """Take one step; return losses and gradient norm, and whether the norm was finite."""
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(keyed_seed(config.seed, "dropout", step, accelerator.process_index))
+        self.rate = config.learning_rate(step - 1 - self.skipped)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        images = normalize(batch["image"], self.checkpoint.config.mean, self.checkpoint.config.std)
+        out = self.wrapped(images, batch["tokens"], target=batch["target"].float())
+        accelerator.backward(out.loss)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_norm)
+        finite = bool(torch.isfinite(norm))  # the same on every process: gradients are averaged
+        if finite or accelerator.scaler is not None:  # a loss scaler skips and learns by itself
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_names = list(out.losses)
+        values = [out.loss, *out.losses.values(), norm]
+        return torch.stack([value.detach().float() for value in values]), finite
+
+    def _log(self, step: int, window: list[Tensor], seconds: float) -> None:
+        values = self.accelerator.reduce(torch.stack(window).mean(dim=0), reduction="mean")
+        # JSON has no NaN
+        loss, *losses, norm = (v if math.isfinite(v) else None for v in values.tolist())
+        pictures = len(window) * self.config.batch_size * self.accelerator.num_processes
+        self._write(
+            {
+                "step": step,
+                "loss": loss,
+                "losses": dict(zip(self.loss_names, losses, strict=True)),
+                "grad_norm": norm,
+                "lr": self.rate,
+                "skipped": self.skipped,
+                "pictures_per_second": round(pictures / seconds, 2),
+            }
+        )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if "loss" in record:
+            self.records.append(record)
+        if self.accelerator.is_main_process:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _scoring_options(self) -> dict[str, Any]:
+        return {
+            "limit": self.config.eval_samples,
+            "batch_size": self.config.eval_batch_size,
+            "progress": self.config.progress and self.accelerator.is_main_process,
+        }
+
+    def _save(self) -> None:
+        """Write the checkpoint: the host for use, and what only going on with the run needs."""
+        if self.accelerator.is_main_process:
+            config = dataclasses.replace(self.checkpoint.config, step=self.done)
+            state = {f"distill.{k}": v for k, v in self.sd.branches.state_dict().items()}
+            state["distill.step"] = self.sd.step
+            state["skipped"] = torch.tensor(self.skipped)
+            for name, parameter in self.sd.named_parameters():
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    state[f"optimizer.{name}.{key}"] = value
+            save_checkpoint(
+                self.folder / "checkpoint", self.checkpoint._replace(config=config), state
+            )
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> dict[str, dict[str, float]]:
+        """Save, score with every kind of sentence, and draw."""
+        self._save()
+        scores = evaluate_all(self.checkpoint, self.scoring, **self._scoring_options())
+        self._write({"step": self.done, "scores": scores})
+        if self.accelerator.is_main_process:
+            chosen = spread_indices(len(self.scoring), self.config.sheet_rows)
+            rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
+            draw_curves(self.records, self.folder / "curves.png")
+            draw_sheet(rows, self.folder / "sheet.png")
+        return scores

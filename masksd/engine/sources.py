@@ -1,0 +1,146 @@
+"""From a config to data and model: generated shapes or a folder, a tokenizer, a fresh model."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from masksd.data.refer import Encoder, ReferDataset
+from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.data.tokenizers import load_tokenizer
+from masksd.data.transforms import CLIP_MEAN, CLIP_STD
+from masksd.engine.checkpoints import Checkpoint, CheckpointConfig
+from masksd.engine.config import DataConfig, TrainConfig, cache_folder
+from masksd.models import create_model
+
+
+def find_root(data: DataConfig, progress: bool = True) -> Path:
+    """Return the folder of the data, after generating shapes where none is named.
+
+    Args:
+        data: what to open.
+        progress: show a bar while generating.
+
+    Raises:
+        ValueError: an unknown level or variant.
+        DataError: the folder does not exist.
+    """
+    if data.data_root is not None:
+        return data.data_root
+    shapes = shapes_config(data)
+    return build_shapes(shapes_folder(shapes), shapes, progress=progress)
+
+
+def shapes_folder(shapes: ShapesConfig) -> Path:
+    """Return the place of generated shapes in the cache folder, one for each config.
+
+    Example:
+        >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
+        'shapes-hard-10-300-300-300-96px-seed0'
+    """
+    pictures = "-".join(map(str, shapes.pictures().values()))
+    name = f"shapes-{shapes.level}{shapes.variant}-{pictures}-{shapes.size}px-seed{shapes.seed}"
+    return cache_folder() / name
+
+
+def shapes_config(data: DataConfig) -> ShapesConfig:
+    """Return the configuration of the shapes that are generated.
+
+    Example:
+        >>> shapes_config(DataConfig(level="medium", pictures=10)).train
+        10
+    """
+    default = ShapesConfig()
+    train = default.train if data.pictures is None else data.pictures
+    return ShapesConfig(level=data.level, variant=data.variant, train=train)
+
+
+def open_split(
+    data: DataConfig,
+    split: str,
+    tokenizer: Encoder,
+    image_size: int,
+    *,
+    train_items: str | None = None,
+    seed: int = 0,
+    cache: bool = True,
+    progress: bool = True,
+) -> ReferDataset:
+    """Open a split.
+
+    Args:
+        data: where it lies.
+        split: ``"train"``, ``"val"``, ``"testA"``, ``"testB"``.
+        tokenizer: turns sentences into ids.
+        image_size: side of the squared input, pixels.
+        train_items: ``"refs"`` or ``"sentences"`` to train on it; None to score on it.
+        seed: of the sentences drawn.
+        cache: keep decoded pictures in memory.
+        progress: show a bar while generating shapes.
+
+    Raises:
+        ValueError: an unknown name, or data that are missing or damaged.
+    """
+    return ReferDataset(
+        find_root(data, progress),
+        data.name,
+        split,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        split_by=data.split_by,
+        images=data.images,
+        text=data.text,
+        train_items=train_items or "sentences",
+        training=train_items is not None,
+        seed=seed,
+        cache=cache,
+    )
+
+
+def build_model(config: TrainConfig) -> Checkpoint:
+    """Build the tokenizer and the model of a run; weights are drawn from torch's global stream.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        The model in train mode, at step 0.
+
+    Raises:
+        ValueError: an unknown model or tokenizer, or weights that cannot be had.
+
+    Example:
+        >>> checkpoint = build_model(TrainConfig(max_length=9))
+        >>> checkpoint.config.image_size, checkpoint.model.config.max_length
+        (64, 9)
+    """
+    name = config.tokenizer or ("shapes" if config.data.name == "shapes" else "clip")
+    tokenizer = load_tokenizer(name, config.max_length)
+    overrides: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "end_token": tokenizer.end_token,
+    }
+    if not config.pretrained:  # CLIP's table of positions has a length of its own
+        overrides["max_length"] = config.max_length
+    for option in ("dropout", "image_size"):
+        if getattr(config, option) is not None:
+            overrides[option] = getattr(config, option)
+    model = create_model(config.model, config.pretrained, **overrides)
+    return Checkpoint(
+        CheckpointConfig(
+            model=config.model,
+            model_config=dataclasses.asdict(model.config),
+            image_size=model.config.image_size,
+            max_length=config.max_length,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            threshold=config.threshold,
+            distill=dataclasses.asdict(config.distill),
+            step=0,
+            version=version("masksd"),
+        ),
+        model,
+        tokenizer,
+    )

@@ -1,0 +1,136 @@
+"""Training: data, model and method from one config into one folder.
+
+Every draw is keyed: the order of the data by (seed, epoch), a drawn sentence by (seed, epoch,
+item), dropout by (seed, step, process), masks by the wrapper's own (seed, step, position in the
+batch). So a run on a CPU repeats bit for bit, and no random state has to be stored to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from masksd.engine.config import TrainConfig
+from masksd.engine.keys import keyed_randomness, keyed_seed
+from masksd.engine.loop import Run
+from masksd.engine.sources import build_model, open_split
+
+FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a training run leaves.
+
+    Attributes:
+        folder: of the run.
+        checkpoint: folder of the checkpoint in it.
+        scores: by kind of sentence, ``"own"``, ``"other"``, ``"none"``; see ``evaluate_all``.
+        skipped: steps whose gradient was not finite.
+        seconds: wall time of the whole run.
+    """
+
+    folder: Path
+    checkpoint: Path
+    scores: dict[str, dict[str, float]]
+    skipped: int
+    seconds: float
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train a model with masked self-distillation and score it.
+
+    The folder of the run receives ``config.json``, ``metrics.jsonl`` (one JSON object a line),
+    ``curves.png``, ``sheet.png`` and ``checkpoint/``. Run under ``torchrun`` it trains on every
+    process; the first one writes.
+
+    Args:
+        config: everything.
+
+    Returns:
+        The scores and where everything lies.
+
+    Raises:
+        ValueError: a config that cannot be run, an existing folder, or damaged data; nothing has
+            been written into the folder then.
+        TrainingError: too many steps in a row had a gradient that is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     run = train(TrainConfig(output=Path(file.name)))
+        Traceback (most recent call last):
+        ValueError: output ... is a file; choose another --output
+    """
+    start = time.perf_counter()
+    folder = config.output_folder()
+    check_output(folder, config.overwrite)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
+    with keyed_randomness(accelerator.device):
+        torch.manual_seed(keyed_seed(config.seed, "weights"))
+        checkpoint = build_model(config)
+        with accelerator.main_process_first():  # which generates the data, where needed
+            training, scoring = (
+                open_split(
+                    config.data,
+                    split,
+                    checkpoint.tokenizer,
+                    checkpoint.config.image_size,
+                    train_items=items,
+                    seed=config.seed,
+                    cache=config.cache,
+                    progress=config.progress,
+                )
+                for split, items in (
+                    (config.train_split, config.train_items),
+                    (config.eval_split, None),
+                )
+            )
+        wanted = config.batch_size * accelerator.num_processes
+        if len(training) < wanted:
+            raise ValueError(
+                f"split {config.train_split!r} has {len(training)} items, one step takes {wanted}; "
+                "lower --batch-size or name a larger split"
+            )
+        if accelerator.is_main_process:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+        run = Run(config, accelerator, checkpoint, training, scoring, folder)
+        run.fit()
+        scores = run.finish()
+    seconds = time.perf_counter() - start
+    return RunResult(folder, folder / "checkpoint", scores, run.skipped, seconds)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` unless a run may be written here.
+
+    Args:
+        folder: of the new run.
+        overwrite: whether an older run may be replaced; anything else never is.
+
+    Example:
+        >>> check_output(Path("nothing/here"), overwrite=False)
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; choose another --output")
+    strange = sorted({path.name for path in folder.iterdir()} - set(FILES))
+    strange = [name for name in strange if not name.startswith(".checkpoint.")]
+    if strange:
+        raise ValueError(
+            f"output {folder} holds {strange[0]!r}, which no run writes; choose another --output"
+        )
+    if not overwrite and any(folder.iterdir()):
+        raise ValueError(
+            f"output {folder} holds a run already; choose another --output or pass --overwrite"
+        )

@@ -1,0 +1,180 @@
+"""A checkpoint is whole and right, or it is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from masksd.engine.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+)
+from masksd.engine.config import TrainConfig
+from masksd.engine.files import verify_folder, write_folder
+from masksd.engine.sources import build_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(TrainConfig(dropout=0.0))
+
+
+def test_round_trip_is_exact_and_keeps_host_keys(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    state = {"moment": torch.arange(3.0), "steps": torch.tensor(7)}
+    folder = save_checkpoint(tmp_path / "one", checkpoint, state)
+    loaded = load_checkpoint(folder)
+    assert loaded.config == checkpoint.config
+    assert not loaded.model.training
+    assert load_file(folder / "model.safetensors").keys() == checkpoint.model.state_dict().keys()
+    for key, value in checkpoint.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value), key
+    sentence = "the red circle"
+    assert torch.equal(loaded.tokenizer.encode(sentence), checkpoint.tokenizer.encode(sentence))
+    restored = load_training_state(folder)
+    assert restored.keys() == state.keys()
+    assert all(torch.equal(restored[key], state[key]) for key in state)
+
+
+def test_same_content_gives_the_same_bytes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first, second = (save_checkpoint(tmp_path / name, checkpoint) for name in ("a", "b"))
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert [path.as_posix() for path in names if path.suffix == ".safetensors"] == [
+        "model.safetensors"
+    ]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_files_are_readable_as_the_umask_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_checkpoint(tmp_path / "one", checkpoint)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
+def test_saving_again_replaces_and_leaves_nothing_beside(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "one", checkpoint, {"old": torch.zeros(1)})
+    save_checkpoint(tmp_path / "one", checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    with pytest.raises(ValueError, match=r"has no training\.safetensors"):
+        load_training_state(tmp_path / "one")
+
+
+def test_failure_while_writing_keeps_the_older_one(tmp_path: Path) -> None:
+    def good(folder: Path) -> None:
+        (folder / "a").write_text("old")
+
+    def bad(folder: Path) -> None:
+        (folder / "a").write_text("new")
+        raise OSError("disk full")
+
+    write_folder(tmp_path / "one", good)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "one", bad)
+    assert (verify_folder(tmp_path / "one") / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from masksd.engine import files
+
+place, wanted = sys.argv[1], int(sys.argv[2])
+count = 0
+original = Path.rename
+
+def rename(self, target):
+    global count
+    if count == wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
+    count += 1
+    return original(self, target)
+
+files.write_folder(place, lambda folder: (folder / "a").write_text("old"))
+Path.rename, count = rename, 0
+files.write_folder(place, lambda folder: (folder / "a").write_text("new"))
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_killed_between_renames_leaves_a_whole_one(tmp_path: Path, renames: int) -> None:
+    place = tmp_path / "one"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(place), str(renames)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    if renames == 0:
+        assert (verify_folder(place) / "a").read_text() == "old"
+    else:  # the older one is out of the way, and the error says where
+        with pytest.raises(ValueError, match=r"interrupted.*complete at .*\.one\.previous"):
+            verify_folder(place)
+        assert (verify_folder(tmp_path / ".one.previous") / "a").read_text() == "old"
+    write_folder(place, lambda folder: (folder / "a").touch())
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest", "format"])
+def test_damage_is_named(checkpoint: Checkpoint, tmp_path: Path, damage: str) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    weights, manifest = folder / "model.safetensors", folder / "manifest.json"
+    data = bytearray(weights.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        expected = r"damaged: model\.safetensors"
+    elif damage == "cut":
+        weights.write_bytes(data[:-5])
+        expected = r"damaged: model\.safetensors \(\d+ bytes\)"
+    elif damage == "remove":
+        weights.unlink()
+        expected = r"incomplete: model\.safetensors is missing"
+    elif damage == "manifest":
+        manifest.write_text('{"files": []}')
+        expected = r"manifest\.json is damaged"
+    else:
+        config = json.loads((folder / "checkpoint.json").read_text())
+
+        def newer(place: Path) -> None:
+            (place / "checkpoint.json").write_text(json.dumps({**config, "format": 99}))
+            (place / "model.safetensors").write_bytes(data)
+
+        write_folder(folder, newer)
+        expected = "has format 99, this masksd reads 1"
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_checkpoint_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint at .*/nothing: give the folder"):
+        load_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"is not a checkpoint: it has no manifest"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path / "checkpoint", checkpoint)
+    with pytest.raises(ValueError, match=r"did you mean .*/checkpoint\?"):
+        load_checkpoint(tmp_path)
+
+
+def test_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = write_folder(tmp_path / "one", lambda place: (place / "a").touch())
+    entry = {"bytes": 1, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps({"files": {"../secret": entry}}))
+    with pytest.raises(ValueError, match=r"incomplete: \.\./secret is missing"):
+        verify_folder(folder)

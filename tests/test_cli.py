@@ -1,0 +1,230 @@
+"""The program as users run it: results, one-line errors, and nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masksd.cli import main
+from masksd.data.shapes import ShapesConfig, build_shapes
+
+Done = subprocess.CompletedProcess[str]
+SMALL = ("--steps", "3", "--batch-size", "2", "--eval-samples", "4", "--sheet-rows", "2", "--cpu")
+
+
+def masksd(folder: Path, *arguments: str | Path, **environment: str) -> Done:
+    """Run the program in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "masksd.cli", *map(str, arguments)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "MASKSD_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "100",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a run and a picture."""
+    folder = tmp_path_factory.mktemp("place")
+    shapes = ShapesConfig(train=4, val=2, test_a=1, test_b=1)
+    build_shapes(folder / "data", shapes, progress=False)
+    strict = {"PYTHONWARNINGS": "error"}
+    done = masksd(folder, "train", "--data-root", "data", "--output", "runs/one", *SMALL, **strict)
+    assert done.returncode == 0, done.stderr
+    Image.new("RGB", (60, 40), (200, 190, 180)).save(folder / "picture.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "train.log").write_text(done.stdout + done.stderr)
+    return folder
+
+
+def everything(folder: Path) -> list[tuple[Path, int]]:
+    return sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
+    log = (place / "train.log").read_text()
+    header, *rows = [line for line in log.splitlines() if "mIoU" in line or "sentence  " in line]
+    assert header.split() == ["mIoU", "oIoU", *(f"Pr@0.{n}" for n in range(5, 10)), "samples"]
+    assert [row.split("  ")[0] for row in rows[:3]] == [
+        "the right sentence",
+        "another object's sentence",
+        "no sentence",
+    ]
+    assert "3/3" in log
+    assert "loss=" in log
+    assert (place / "runs/one/sheet.png").exists()
+
+
+def test_evaluate_repeats_the_scores_of_the_run(place: Path) -> None:
+    options = ("--data-root", "data", "--limit", "4", "--device", "cpu", "--no-progress")
+    done = masksd(place, "evaluate", "--checkpoint", "runs/one/checkpoint", *options)
+    assert done.returncode == 0, done.stderr
+    last = json.loads((place / "runs/one/metrics.jsonl").read_text().splitlines()[-1])
+    row = next(line for line in done.stdout.splitlines() if line.startswith("the right"))
+    assert row.split()[3] == f"{100 * last['scores']['own']['mIoU']:.2f}"
+
+
+def test_predict_writes_overlay_and_mask(place: Path) -> None:
+    checkpoint = ("--checkpoint", "runs/one/checkpoint", "--device", "cpu", "--threshold", "0")
+    done = masksd(place, "predict", "picture.png", "the red dirigible", *checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "masksd: warning: the model does not know 'dirigible'\n"
+    assert done.stdout.startswith("picture-prediction.png and picture-prediction-mask.png: 2400")
+    with Image.open(place / "picture-prediction-mask.png") as mask:
+        assert np.asarray(mask).shape == (40, 60)
+        assert (np.asarray(mask) == 255).all()
+    with Image.open(place / "picture-prediction.png") as overlay:
+        assert overlay.size == (60, 40)
+
+
+def test_data_shapes_writes_the_folder_it_names(tmp_path: Path) -> None:
+    counts = ("--train", "2", "--val", "1", "--test-a", "1", "--test-b", "1")
+    done = masksd(tmp_path, "data", "shapes", "--output", "made", "--level", "hard", *counts)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "made"
+    assert len(list((tmp_path / "made/images").iterdir())) == 5
+
+
+TRAIN = ("train", "--data-root", "data", "--output", "runs/two", *SMALL)
+PREDICT = ("predict", "--checkpoint", "runs/one/checkpoint", "--output", "out.png")
+ERRORS = {
+    "missing data folder": (("train", "--data-root", "nowhere", "--output", "runs/two"), "nowhere"),
+    "unknown level of data": (("data", "shapes", "--level", "hrad"), "did you mean 'hard'?"),
+    "existing run": (("train", "--data-root", "data", "--output", "runs/one"), "--overwrite"),
+    "unknown model": ((*TRAIN, "--model", "clip_cris_tny"), "did you mean 'clip_cris_tiny'?"),
+    "unknown preset": ((*TRAIN, "--preset", "cm-maskd"), "did you mean 'cm-masksd'?"),
+    "unknown level": (("train", "--level", "eesy", "--output", "runs/two"), "did you mean 'easy'?"),
+    "ratio": ((*TRAIN, "--distill.image.ratio", "1.5"), "ratio must be a number in [0, 1]"),
+    "no steps": ((*TRAIN, "--steps", "0"), "steps must be a whole number of at least 1, got 0"),
+    "data not generated": (("train", "--name", "refcoco"), "name the folder"),
+    "empty expression": ((*PREDICT, "picture.png", ""), "the expression is empty"),
+    "unknown words": ((*PREDICT, "picture.png", "zeppelin"), "knows no word of 'zeppelin'"),
+    "unreadable image": ((*PREDICT, "text.png", "the red circle"), "text.png"),
+    "missing image": ((*PREDICT, "nothing.png", "the red circle"), "nothing.png: no such file"),
+    "picture as output": (
+        ("predict", "picture.png", "circle", "--output", "picture.png"),
+        "itself",
+    ),
+    "no such folder": (("predict", "picture.png", "red", "--output", "a/b.png"), "no folder a"),
+    "missing checkpoint": (("predict", "picture.png", "red"), "no checkpoint at runs/shapes-easy"),
+    "evaluate nothing": (("evaluate",), "no checkpoint at runs/shapes-easy/checkpoint"),
+    "unknown split": (
+        (
+            "evaluate",
+            "--checkpoint",
+            "runs/one/checkpoint",
+            "--data-root",
+            "data",
+            "--split",
+            "vall",
+        ),
+        "did you mean 'val'?",
+    ),
+    "unknown device": (
+        (*PREDICT, "picture.png", "circle", "--device", "gpu"),
+        "unknown device 'gpu'; use cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_line_and_write_nothing(
+    place: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = ERRORS[name]
+    before = everything(place)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MASKSD_CACHE", str(place / "cache"))
+    assert main(arguments) == 2  # in this process: starting torch 20 times would take a minute
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    [line] = printed.err.splitlines()
+    assert line.startswith("masksd: error: ")
+    assert expected in line
+    assert everything(place) == before
+
+
+def test_program_leaves_with_code_2_and_one_line(place: Path) -> None:
+    before = everything(place)
+    done = masksd(place, "train", "--data-root", "data", "--output", "runs/one")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "masksd: error: output runs/one holds a run already; choose another --output or pass "
+        "--overwrite\n"
+    )
+    assert everything(place) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep their own waiting")
+def test_waiting_threads_sleep_in_training(place: Path) -> None:
+    shown = {"OMP_NUM_THREADS": "2", "OMP_DISPLAY_ENV": "TRUE"}  # OpenMP says how it was started
+    done = masksd(place, *TRAIN, "--model", "nothing", **shown)
+    policies = [line for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
+    assert "PASSIVE" in policies[-1]
+    assert done.stderr.count("masksd: error: unknown model 'nothing'") == 1
+    assert done.returncode == 2
+    done = masksd(place, *TRAIN, "--model", "nothing", OMP_WAIT_POLICY="ACTIVE", **shown)
+    assert "PASSIVE" not in done.stderr  # the user's choice stays
+
+
+def test_unknown_option_is_named_with_the_nearest(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(place)
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as left:
+        main([*TRAIN, "--distill.image.ration", "0.5"])
+    assert left.value.code == 2
+    printed = capfd.readouterr()
+    assert "Unrecognized options: --distill.image.ration" in printed.err
+    assert "--distill.image.ratio FLOAT" in printed.err
+    assert everything(place) == before
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKSD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown model 'nothing'"):
+        main([*TRAIN, "--model", "nothing"])
+
+
+def test_help_shows_units_and_defaults(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--help"])
+    assert left.value.code == 0
+    text = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "side of the squared input, pixels" in text
+    assert "--lr FLOAT peak learning rate of AdamW. (default: 0.001)" in text
+    assert "--distill.image.ratio FLOAT share of those that is masked, in [0, 1]" in text
+    assert "--level STR" in text
+
+
+def test_branches_turn_the_method_off(place: Path, tmp_path: Path) -> None:
+    options = ("--data-root", place / "data", "--output", "plain", "--no-progress", *SMALL)
+    done = masksd(tmp_path, "train", "--branches", "lmvsd", *options)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    assert config["distill"]["text"] is None
+    assert config["distill"]["image"]["ratio"] == 0.25
+    first = json.loads((tmp_path / "plain/metrics.jsonl").read_text().splitlines()[0])
+    assert first["losses"].keys() == {"seg", "lmvsd"}

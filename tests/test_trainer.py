@@ -1,0 +1,223 @@
+"""Training from files to files: repeats bit for bit, skips bad steps, refuses before writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from masksd import DistillConfig
+from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.engine.checkpoints import load_checkpoint, load_training_state
+from masksd.engine.config import DataConfig, TrainConfig, TrainingError
+from masksd.engine.keys import EpochSampler
+from masksd.engine.loop import parameter_groups
+from masksd.engine.trainer import RunResult, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    shapes = ShapesConfig(train=12, val=4, test_a=1, test_b=1)
+    root = build_shapes(tmp_path_factory.mktemp("data") / "shapes", shapes, progress=False)
+    return DataConfig(data_root=root)
+
+
+def settings(data: DataConfig, output: Path, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        data=data,
+        steps=10,
+        batch_size=4,
+        warmup=2,
+        log_every=5,
+        eval_samples=6,
+        sheet_rows=2,
+        output=output,
+        progress=False,
+        cpu=True,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def lines(run: RunResult) -> list[dict[str, Any]]:
+    """Read metrics.jsonl without its timings."""
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in one.items() if k != "pictures_per_second"} for one in records]
+
+
+@pytest.fixture(scope="module")
+def run(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return train(settings(data, tmp_path_factory.mktemp("runs") / "one"))
+
+
+def test_run_writes_everything(run: RunResult) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint"}
+    assert json.loads((run.folder / "config.json").read_text())["distill"]["lambda_image"] == 0.75
+    first, second, last = lines(run)
+    assert [first["step"], second["step"], last["step"]] == [5, 10, 10]
+    weighted = first["losses"]["seg"] + 0.75 * first["losses"]["lmvsd"]
+    assert first["loss"] == pytest.approx(weighted + 0.1 * first["losses"]["vmlsd"], rel=1e-5)
+    assert last["scores"] == run.scores
+    assert run.scores.keys() == {"own", "other", "none"}
+    for path in (run.folder / "curves.png", run.folder / "sheet.png"):
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def test_checkpoint_holds_the_host_and_what_resuming_needs(run: RunResult) -> None:
+    checkpoint = load_checkpoint(run.checkpoint)
+    assert checkpoint.config.step == 10
+    assert checkpoint.config.distill == dataclasses.asdict(DistillConfig())
+    state = load_training_state(run.checkpoint)
+    assert int(state["distill.step"]) == 10
+    assert int(state["skipped"]) == 0
+    tokens = [key for key in state if key.startswith("distill.") and key.endswith(".token")]
+    assert sorted(tokens) == ["distill.lmvsd.token", "distill.vmlsd.token"]
+    moments = [key for key in state if key.endswith(".exp_avg")]
+    trained = len(list(checkpoint.model.parameters())) + len(tokens)
+    assert len(moments) == trained
+    for token in ("lmvsd", "vmlsd"):  # the optimiser has them
+        assert f"optimizer.branches.{token}.token.exp_avg" in moments
+
+
+def test_run_repeats_bit_for_bit_and_leaves_the_global_stream(
+    data: DataConfig, run: RunResult, tmp_path: Path
+) -> None:
+    torch.manual_seed(123)  # must not matter, and must not be moved
+    before = torch.get_rng_state()
+    again = train(settings(data, tmp_path / "two"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert lines(again) == lines(run)
+    files = [path.relative_to(run.checkpoint) for path in run.checkpoint.rglob("*.*")]
+    assert len(files) >= 5
+    for name in files:
+        assert (again.checkpoint / name).read_bytes() == (run.checkpoint / name).read_bytes(), name
+    assert (again.folder / "sheet.png").read_bytes() == (run.folder / "sheet.png").read_bytes()
+
+
+def test_another_seed_is_another_run(data: DataConfig, run: RunResult, tmp_path: Path) -> None:
+    other = train(settings(data, tmp_path / "two", seed=1, steps=5))
+    assert lines(other)[0]["loss"] != lines(run)[0]["loss"]
+
+
+def test_plain_training_has_no_branch_and_evaluates_on_the_way(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    plain = DistillConfig(image=None, text=None)
+    run = train(settings(data, tmp_path / "two", steps=4, evaluate_every=2, distill=plain))
+    records = lines(run)
+    assert [record["step"] for record in records] == [2, 4, 4]
+    assert records[0]["scores"].keys() == {"own"}
+    assert records[1]["losses"].keys() == {"seg"}
+    assert not any(key.endswith(".token") for key in load_training_state(run.checkpoint))
+
+
+def test_steps_without_a_finite_gradient_are_skipped(data: DataConfig, tmp_path: Path) -> None:
+    """A first step of 1e30 breaks the weights; all later gradients are not finite."""
+    broken = settings(data, tmp_path / "two", lr=1e30, warmup=0, log_every=1, steps=5)
+    run = train(broken)
+    records = [record for record in lines(run) if "loss" in record]
+    assert run.skipped == records[-1]["skipped"] >= 3
+    assert records[-1]["loss"] is None  # JSON has no NaN
+    rates = {record["lr"] for record in records[-3:]}
+    assert len(rates) == 1  # the schedule stands still, too
+    moments = load_training_state(run.checkpoint)
+    taken = {int(value) for key, value in moments.items() if key.endswith(".step")}
+    assert broken.steps - run.skipped in taken
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_items(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = settings(data, tmp_path / "two", lr=1e30, warmup=0, max_bad_steps=2)
+    with pytest.raises(TrainingError, match=r"2 steps in a row.*items \[\d+, \d+, \d+, \d+\]"):
+        train(config)
+
+
+def test_existing_output_is_kept_unless_overwritten(
+    data: DataConfig, run: RunResult, tmp_path: Path
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.folder.rglob("*"))
+    with pytest.raises(ValueError, match="holds a run already; choose another --output or pass"):
+        train(settings(data, run.folder))
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.folder.rglob("*")) == before
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds 'thesis\.tex', which no run writes"):
+        train(settings(data, tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_overwrite_replaces_a_run(data: DataConfig, tmp_path: Path) -> None:
+    output = tmp_path / "two"
+    train(settings(data, output, steps=2))
+    train(settings(data, output, steps=1, overwrite=True))
+    assert json.loads((output / "config.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": "clip_cris_tny"}, "did you mean 'clip_cris_tiny'"),
+        ({"train_split": "trian"}, "did you mean 'train'"),
+        ({"batch_size": 1000}, r"has \d+ items, one step takes 1000; lower --batch-size"),
+        ({"image_size": 60}, "60 must be a multiple of"),
+        ({"pretrained": True}, "no pretrained weights for 'clip_cris_tiny'"),
+        ({"tokenizer": "shape"}, "did you mean 'shapes'"),
+    ],
+)
+def test_wrong_runs_write_nothing(
+    data: DataConfig, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        train(settings(data, tmp_path / "two", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"lr": math.inf}, "lr must be a finite number above 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite, 0 or more"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0"),
+        ({"threshold": 1.5}, r"threshold must be a number in \[0, 1\]"),
+        ({"mixed_precision": "fp15"}, "did you mean 'fp16'"),
+        ({"train_items": "ref"}, "did you mean 'refs'"),
+    ],
+)
+def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        TrainConfig(**changes)
+
+
+def test_data_that_are_not_generated_need_a_folder() -> None:
+    with pytest.raises(ValueError, match="'refcoco' is not generated; name the folder"):
+        DataConfig(name="refcoco")
+
+
+def test_every_parameter_is_in_one_group_and_vectors_do_not_decay() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    module[1].weight.requires_grad_(False)
+    decayed, plain = parameter_groups(module, 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
+    assert [tuple(p.shape) for p in plain["params"]] == [(4,), (4,)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        sampler = EpochSampler(50, seed)
+        sampler.epoch = epoch
+        orders[seed, epoch] = list(sampler)
+        assert list(sampler) == orders[seed, epoch]
+        assert sorted(orders[seed, epoch]) == list(range(50))
+    assert len({tuple(order) for order in orders.values()}) == 3
