@@ -77,8 +77,8 @@ def count(name: str, image_size: int, tokens: int, batch: int) -> list[dict[str,
                     "tokens": tokens,
                     "batch": batch,
                     "provider": provider,
-                    "forward_gmac": round(forward, 4),
-                    "step_gmac": round(giga_multiply_adds(lambda s=step: s().backward()), 4),
+                    "forward_gmac": round(forward, 6),
+                    "step_gmac": round(giga_multiply_adds(lambda s=step: s().backward()), 6),
                 }
             )
         host = rows[0]

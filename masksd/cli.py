@@ -37,10 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after an error of the user. Wrong options and ``--help`` leave by
         ``SystemExit``, as command lines do.
     """
-    if arguments is None:
-        arguments = sys.argv[1:]
-        _let_threads_sleep(arguments)
-    arguments = list(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
@@ -208,21 +205,6 @@ def _parse(arguments: list[str]) -> Any:
         description="Cross-modality masked self-distillation for referring image segmentation.",
         args=arguments,
     )
-
-
-def _let_threads_sleep(arguments: list[str]) -> None:
-    """Start the program again with compute threads that sleep, not spin, while they wait.
-
-    Spinning threads make a training step 50 times slower as soon as another program takes a core.
-    OpenMP reads the setting while torch is imported, which is before this; so set it and start
-    over, unless the user or a launcher has chosen.
-    """
-    chosen = "OMP_WAIT_POLICY" in os.environ or os.environ.get("OMP_NUM_THREADS") == "1"
-    if sys.platform != "linux" or chosen or "RANK" in os.environ:
-        return
-    if arguments[:1] in (["train"], ["evaluate"]) and not {"-h", "--help"} & set(arguments):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _device(name: str | None) -> str:

@@ -45,6 +45,6 @@ def check_fraction(what: str, got: float) -> None:
     Example:
         >>> check_fraction("ratio", 0.25)
     """
-    # A tuple of types, as torch 2.6 does not compile the union.
+    # A tuple of types, which torch 2.7 compiles and a union it does not.
     if not isinstance(got, (int, float)) or isinstance(got, bool) or not 0.0 <= got <= 1.0:
         raise ValueError(f"{what} must be a number in [0, 1], got {got!r}")

@@ -102,6 +102,18 @@ def test_extremes():
     assert select(0.5, 1.0, valid=only, count="sequence") == [0, 0, 0, 1]
 
 
+def test_strides_do_not_matter_and_the_same_noise_draws_the_same_mask():
+    scores, noise = torch.randn(9, 4), torch.rand(9, 4)
+    valid = torch.rand(9, 4) < 0.8
+    strided = select_tokens(scores.T, 0.5, 0.5, noise=noise.T, valid=valid.T)
+    whole = select_tokens(
+        scores.T.contiguous(), 0.5, 0.5, noise=noise.T.contiguous(), valid=valid.T.contiguous()
+    )
+    assert torch.equal(strided, whole)
+    again = select_tokens(scores.T, 0.5, 0.5, noise=noise.T, valid=valid.T)
+    assert torch.equal(strided, again)
+
+
 def test_equal_scores_and_equal_noise_keep_their_order():
     flat = torch.zeros(1, 6)
     assert select_tokens(flat, 0.5, 0.4, noise=flat)[0].int().tolist() == [1, 0, 0, 0, 0, 0]

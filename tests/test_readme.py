@@ -38,3 +38,9 @@ def test_links_to_files_are_not_broken() -> None:
     for path in TEXTS:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_tables_of_the_benchmarks_are_those_of_the_csv_files() -> None:
+    from benchmarks.tables import README, render
+
+    assert render(README.read_text()) == README.read_text()

@@ -153,8 +153,8 @@ class TrainConfig:
     max_length: int = 17
     image_size: int | None = None
     batch_size: int = 32
-    steps: int = 700
-    lr: float = 1e-3
+    steps: int = 500
+    lr: float = 2e-3
     warmup: int = 50
     weight_decay: float = 0.01
     clip_norm: float = 1.0

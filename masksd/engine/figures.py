@@ -75,7 +75,7 @@ def overlay(
             f"mask is {mask.shape} and picture {pixels.shape[:2]} (H, W); resize the mask"
         )
     tint = np.asarray(colour, dtype=np.float32)
-    shown = np.where(mask[..., None], 0.5 * pixels + 0.5 * tint, 0.6 * pixels + 0.4 * 255)
+    shown = np.where(mask[..., None], 0.7 * pixels + 0.3 * tint, 0.5 * pixels + 0.5 * 255)
     shown[_edge(mask)] = tint
     return Image.fromarray(shown.round().astype(np.uint8))
 

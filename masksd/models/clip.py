@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.masking_utils import create_causal_mask
@@ -251,7 +252,7 @@ def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
         >>> as_map(torch.arange(6).reshape(1, 6, 1), (2, 3)).tolist()
         [[[[0, 1, 2], [3, 4, 5]]]]
     """
-    return patches.transpose(1, 2).unflatten(2, grid)
+    return rearrange(patches, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:

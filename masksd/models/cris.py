@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from masksd.errors import check_fraction
@@ -293,10 +294,10 @@ class Decoder(nn.Module):
             Logits ``(B, 1, 4h, 4w)``.
         """
         height, width = fused.features.shape[2:]
-        pixels = fused.features.flatten(2).transpose(1, 2)  # (B, h*w, D)
+        pixels = rearrange(fused.features, "b d h w -> b (h w) d")
         positions = sine_positions(height, width, pixels.shape[2], pixels)
         words = self.words(words)
         for layer in self.layers:
             pixels = layer(pixels, positions, words, valid)
-        features = self.norm(pixels).transpose(1, 2).unflatten(2, (height, width))
+        features = rearrange(self.norm(pixels), "b (h w) d -> b d h w", h=height, w=width)
         return self.head(features, fused.sentence)

@@ -1,0 +1,62 @@
+"""Run ``masksd train`` as it stands, and keep its scores: ``benchmarks/default_run.csv``.
+
+    python benchmarks/default_run.py [--seeds 0 1 2]
+
+Every row is one whole run in a folder that is removed afterwards, data generation included. The row
+"another object's sentence" is the same model, given the sentence of another object of the picture;
+the closer it is to the first, the less the words matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+import masksd
+from masksd.engine.config import TrainConfig
+from masksd.engine.evaluator import format_table
+from masksd.engine.trainer import train
+
+CSV = Path(__file__).with_name("default_run.csv")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    for seed in parser.parse_args().seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MASKSD_CACHE"] = f"{folder}/cache"  # so that generating is timed as well
+            config = TrainConfig(seed=seed, output=Path(folder) / "run")
+            result = train(config)
+        print(format_table(result.scores))
+        rows = [
+            {
+                "seed": seed,
+                "model": config.model,
+                "steps": config.steps,
+                "sentence": sentence,
+                **{name: round(value, 4) for name, value in scores.items()},
+                "seconds": round(result.seconds, 1),
+                "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "masksd": masksd.__version__,
+            }
+            for sentence, scores in result.scores.items()
+        ]
+        new = not CSV.exists()
+        with CSV.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

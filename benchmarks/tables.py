@@ -1,0 +1,92 @@
+"""Write the tables of ``benchmarks/README.md`` from the CSV files; no figure there is typed.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+README = FOLDER / "README.md"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (FOLDER / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def step_cost() -> str:
+    """The newest rows of each model and size."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in read("step_cost"):
+        key = row["model"], row["image_size"], row["tokens"]
+        groups.setdefault(key, {})[row["provider"]] = row
+    tables = []
+    for (model, size, tokens), rows in groups.items():
+        share = float(rows["host"]["d"])
+        table = markdown(
+            ["provider", "forward, G", "× host", "forward and backward, G", "× host"],
+            [
+                [
+                    provider,
+                    f"{float(row['forward_gmac']):.2f}",
+                    f"{float(row['forward_ratio']):.3f}",
+                    f"{float(row['step_gmac']):.2f}",
+                    f"{float(row['step_ratio']):.3f}",
+                ]
+                for provider, row in rows.items()
+            ],
+        )
+        tables.append(
+            f"`{model}`, {size} px, {tokens} tokens, a picture; d = {share:.3f}, "
+            f"2 + d = {2 + share:.3f}, torch {rows['host']['torch']}:\n\n{table}"
+        )
+    return "\n\n".join(tables)
+
+
+def default_run() -> str:
+    rows = read("default_run")
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    kinds = {
+        "own": "the right sentence",
+        "other": "another object's sentence",
+        "none": "no sentence",
+    }
+    table = []
+    for kind, name in kinds.items():
+        of_kind = [row for row in rows if row["sentence"] == kind]
+        line = [name]
+        for metric in ("mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"):
+            line.append(" / ".join(f"{100 * float(row[metric]):.1f}" for row in of_kind))
+        table.append(line)
+    own = [row for row in rows if row["sentence"] == "own"]
+    seconds = [float(row["seconds"]) for row in own]
+    first = own[0]
+    return (
+        markdown(["sentence", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"], table)
+        + f"\n\nSeeds {', '.join(seeds)}; {first['steps']} steps; whole run, with generating and "
+        f"drawing: {min(seconds):.0f} to {max(seconds):.0f} s, median "
+        f"{statistics.median(seconds):.0f} s, on {first['device']}, torch {first['torch']}."
+    )
+
+
+def render(text: str) -> str:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    for table in (step_cost, default_run):
+        pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- end -->)"
+        body = table()
+        text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text()))
