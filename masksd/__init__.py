@@ -9,6 +9,7 @@ from masksd.config import DistillConfig as DistillConfig
 from masksd.config import MaskingConfig as MaskingConfig
 from masksd.distill import CrossModalMaskedSelfDistill as CrossModalMaskedSelfDistill
 from masksd.distill import DistillOutput as DistillOutput
+from masksd.hosts import Taps as Taps
 from masksd.losses import consistency_loss as consistency_loss
 from masksd.losses import segmentation_loss as segmentation_loss
 from masksd.segmenter import ImageFeatures as ImageFeatures

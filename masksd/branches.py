@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -53,11 +54,13 @@ class MaskedBranch(nn.Module):
         config: the distillation's configuration; ``config.image`` or ``config.text`` is this one's.
         width: channels of the embedding that is masked.
         parts: a neck and a decoder of its own, for ``share_weights=False``.
+        shared_space: what relevance ``"auto"`` goes by.
 
     Attributes:
         token: the learnable mask token, ``(C,)`` or ``(positions, C)``, first drawn from
             N(0, 0.02) by the config's seed.
         weight: the loss weight λ, a 0-d buffer that a trainer may change.
+        relevance: who ranks, ``"auto"`` resolved.
 
     Example:
         >>> MaskedBranch("text", DistillConfig(), width=8).token.shape
@@ -73,6 +76,7 @@ class MaskedBranch(nn.Module):
         config: DistillConfig,
         width: int,
         parts: dict[str, nn.Module] | None = None,
+        shared_space: bool = True,
     ) -> None:
         super().__init__()
         masking, weight = (
@@ -85,6 +89,10 @@ class MaskedBranch(nn.Module):
         self.modality = modality
         self.config = config
         self.masking: MaskingConfig = masking
+        self.relevance: str = masking.relevance
+        if masking.relevance == "auto":
+            without = "prediction" if modality == "image" else "random"
+            self.relevance = "dot" if shared_space else without
         rows = masking.positions or 1
         uniform = keyed_noise(
             rows, width, seed=config.seed, step=0, stream=_STREAMS["token", modality]
@@ -96,13 +104,20 @@ class MaskedBranch(nn.Module):
         self.parts = nn.ModuleDict(parts or {})
 
     def forward(
-        self, segmenter: Segmenter, plain: Pass, target: Tensor | None, step: Tensor, first: int
+        self,
+        segmenter: Segmenter,
+        plain: Pass,
+        ranking: Pass,
+        target: Tensor | None,
+        step: Tensor,
+        first: int,
     ) -> BranchOutput:
         """Rank, draw, run the masked pass and compare.
 
         Args:
             segmenter: the model.
             plain: its plain pass.
+            ranking: the pass that ranks: the plain one, or its projection.
             target: the truth, for what needs it.
             step: 0-d int64, keys the draw.
             first: global position in the batch of the first sample here.
@@ -110,7 +125,7 @@ class MaskedBranch(nn.Module):
         Raises:
             ValueError: the truth is needed and missing, or the tokens do not fit.
         """
-        mask, relevance = self.draw(plain, target, step, first)
+        mask, relevance = self.draw(ranking, target, step, first)
         grid = plain.image.grid if self.modality == "image" else None
         token_mask = TokenMask(mask, self._token(mask.shape[1]), grid)
         image, text = (token_mask, None) if grid else (None, token_mask)
@@ -129,30 +144,32 @@ class MaskedBranch(nn.Module):
         self, plain: Pass, target: Tensor | None, step: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
         """Rank the tokens and draw those to mask: ``(mask (B, N) bool, relevance (B, N))``."""
-        local, valid = (
-            (plain.image.local, None)
-            if self.modality == "image"
-            else (plain.text.local, plain.text.valid)
+        if self.modality == "image":
+            valid, tokens = None, plain.image.grid[0] * plain.image.grid[1]
+        else:
+            valid, tokens = plain.text.valid, plain.text.valid.shape[1]
+        noise = partial(
+            keyed_noise,
+            plain.logits.shape[0],
+            tokens,
+            seed=self.config.seed,
+            step=step,
+            first=first,
+            device=plain.logits.device,
         )
-
-        def noise(purpose: str) -> Tensor:
-            return keyed_noise(
-                local.shape[0],
-                local.shape[1],
-                seed=self.config.seed,
-                step=step,
-                first=first,
-                stream=_STREAMS[purpose, self.modality],
-                device=local.device,
-            )
-
-        masking = self.masking
-        relevance = rank_tokens(masking.relevance, self.modality, plain, target, noise("rank"))
+        masking, modality = self.masking, self.modality
+        relevance = rank_tokens(
+            self.relevance,
+            modality,
+            plain,
+            target,
+            partial(noise, stream=_STREAMS["rank", modality]),
+        )
         mask = select_tokens(
             relevance,
             masking.top_k,
             masking.ratio,
-            noise=noise("select"),
+            noise=noise(stream=_STREAMS["select", modality]),
             valid=valid,
             selection=masking.selection,
             rounding=masking.rounding,

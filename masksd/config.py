@@ -10,7 +10,10 @@ from typing import Any, Literal
 from masksd.errors import check_choice, check_fraction, unknown_name
 from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
 
-RELEVANCE = {"image": ("dot", "random", "ground_truth"), "text": ("dot", "random")}
+RELEVANCE = {
+    "image": ("auto", "dot", "prediction", "projection", "random", "ground_truth"),
+    "text": ("auto", "dot", "projection", "random"),
+}
 """Who may rank the tokens of which modality; see :mod:`masksd.relevance`."""
 
 
@@ -22,8 +25,11 @@ class MaskingConfig:
         top_k: share of the tokens, by relevance, that passes the filter, in [0, 1] (``K``).
         ratio: share of those that is masked, in [0, 1] (``α``).
         selection: keep the ``"top"`` or the ``"bottom"`` of the ranking.
-        relevance: who ranks: ``"dot"`` product with the other modality's vector (the paper),
-            ``"random"``, or, patches only and for study, ``"ground_truth"``.
+        relevance: who ranks: ``"dot"`` product with the other modality's vector (the paper, for a
+            host whose patches and words share a space); ``"projection"``, the same after a learned
+            linear map, trained by text-to-pixel alignment; ``"random"``; patches only: the model's
+            own ``"prediction"``, or, for study, the ``"ground_truth"``. ``"auto"`` is dot where the
+            space is shared, else prediction for patches and random for words.
         rounding: ``"nearest"``, ``"stochastic"``, ``"floor"`` or ``"ceil"``; see
             :func:`masksd.masking.select_tokens`.
         count: the tokens that ``top_k`` is a share of: the real ``"words"`` or the padded
@@ -44,7 +50,7 @@ class MaskingConfig:
     top_k: float = 0.5
     ratio: float = 0.25
     selection: Literal["top", "bottom"] = "top"
-    relevance: Literal["dot", "random", "ground_truth"] = "dot"
+    relevance: Literal["auto", "dot", "prediction", "projection", "random", "ground_truth"] = "auto"
     rounding: Literal["nearest", "stochastic", "floor", "ceil"] = "nearest"
     count: Literal["words", "sequence"] = "words"
     token: Literal["shared", "position"] = "shared"

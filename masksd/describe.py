@@ -37,7 +37,7 @@ def describe(
         lines += [
             f"  {name.upper()}: masks {masking.ratio:.0%} of the {masking.selection} "
             f"{masking.top_k:.0%} of {'patches' if branch.modality == 'image' else 'words'} "
-            f"by {masking.relevance!r} relevance, weight {branch.weight.item():.3g}",
+            f"by {branch.relevance!r} relevance, weight {branch.weight.item():.3g}",
             f"    enters at {tap.path} (width {tap.width})",
             f"    {segmenter.reruns[branch.modality]}",
         ]
@@ -68,7 +68,7 @@ def _costs(
     # Only relevance by ground truth needs a target; an empty one costs the same.
     target = torch.zeros_like(plain.logits)
     added = {
-        name: _multiply_adds(partial(branch, segmenter, plain, target, step, 0))[0]
+        name: _multiply_adds(partial(branch, segmenter, plain, plain, target, step, 0))[0]
         for name, branch in branches.items()
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,7 +12,10 @@ from torch import Tensor, nn
 from masksd.branches import NAMES, MaskedBranch
 from masksd.config import DistillConfig
 from masksd.describe import describe
+from masksd.hosts import Taps, segmenter_for
+from masksd.hosts.example import evaluating, try_out
 from masksd.losses import segmentation_loss
+from masksd.relevance import Projection
 from masksd.segmenter import Segmenter, Triple
 
 
@@ -24,9 +26,9 @@ class DistillOutput(NamedTuple):
         loss: the whole of Eq. 9, 0-d; None where there is no target and the host has no loss of its
             own: add ``distill_loss`` to yours.
         losses: the terms of Eq. 9, unweighted and 0-d: ``"seg"``, ``"lmvsd"``, ``"vmlsd"``, those
-            that there are.
-        distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, 0-d.
-        logits: the main branch, ``(B, 1, H, W)``, before the sigmoid.
+            that there are; and ``"align"`` with relevance ``"projection"``.
+        distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, and ``align`` where there is one, 0-d.
+        logits: the main branch, ``(B, 1 or 2, H, W)``.
         masks: bool, the tokens that were replaced: ``"lmvsd"`` ``(B, N)``, ``"vmlsd"`` ``(B, L)``.
         relevance: the scores that the filter saw, as ``masks``.
         host_output: what the host returned in its plain pass.
@@ -58,6 +60,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches;
             None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+        example: ``(images, tokens)``, which relevance ``"projection"`` finds its widths with.
 
     Attributes:
         config: the configuration, which never changes.
@@ -97,31 +100,94 @@ class CrossModalMaskedSelfDistill(nn.Module):
         *,
         image_embedding: str | None = None,
         text_embedding: str | None = None,
+        example: tuple[Any, ...] | None = None,
     ) -> None:
-        super().__init__()
-        if config is not None and not isinstance(config, DistillConfig):
-            raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
-        self.config = config = config or DistillConfig()
-        modalities = [m for m in NAMES if getattr(config, m) is not None]
+        config = checked_config(config)
         # Copied before the hooks: what a branch owns shall not write into the host's taps.
-        parts = {
-            m: None if config.share_weights else copy.deepcopy({"neck": neck, "decoder": decoder})
-            for m in modalities
-        }
-        segmenter = Triple(
+        parts: dict[str, dict[str, nn.Module]] = {}
+        if not config.share_weights:
+            parts = {m: copy.deepcopy({"neck": neck, "decoder": decoder}) for m in NAMES}
+        triple = Triple(
             encoder, neck, decoder, image_embedding=image_embedding, text_embedding=text_embedding
         )
-        self.segmenter: Triple | None = segmenter
+        self._set_up(triple, config, parts, example)
+
+    @classmethod
+    def wrap(
+        cls,
+        host: nn.Module,
+        config: DistillConfig | None = None,
+        *,
+        taps: Taps | None = None,
+        text_encoder: nn.Module | None = None,
+        example: tuple[Any, ...] | None = None,
+    ) -> CrossModalMaskedSelfDistill:
+        """Wrap a whole model that nobody wrote for this.
+
+        Args:
+            host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg), or any with
+                ``taps``. It is not changed: hooks are registered, once, and nothing else.
+            config: the method's choices; None takes the paper's.
+            taps: where the host does what; None asks the recipes.
+            text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then
+                takes the ids.
+            example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
+                widths that the modules do not say; the random state is kept.
+
+        Returns:
+            The wrapper; ``sd(*args, **kwargs)`` takes what the host takes.
+
+        Raises:
+            ValueError: the host is not recognised or a tap does not match; it has not been touched
+                then.
+
+        Example:
+            >>> from masksd.hosts import Taps
+            >>> host = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 1, 1))
+            >>> sd = CrossModalMaskedSelfDistill.wrap(
+            ...     host, DistillConfig(text=None), taps=Taps("0", images=0, tokens=0))
+            >>> sd(torch.zeros(1, 3, 32, 32), target=torch.zeros(1, 32, 32)).masks["lmvsd"].shape
+            torch.Size([1, 16])
+            >>> sd.unwrap() is host
+            True
+        """
+        config = checked_config(config)
+        self = cls.__new__(cls)
+        self._set_up(segmenter_for(host, config, taps, text_encoder, example), config, {}, example)
+        return self
+
+    def _set_up(
+        self,
+        segmenter: Segmenter,
+        config: DistillConfig,
+        parts: dict[str, dict[str, nn.Module]],
+        example: tuple[Any, ...] | None,
+    ) -> None:
+        """Finish the construction around a segmenter whose hooks are in place."""
+        nn.Module.__init__(self)
+        self.config = config
+        self.segmenter: Segmenter | None = segmenter
         self.branches = nn.ModuleDict(
             {
-                NAMES[m]: MaskedBranch(m, config, segmenter.taps[m].width, parts[m])
-                for m in modalities
+                name: MaskedBranch(
+                    modality,
+                    config,
+                    segmenter.taps[modality].width,
+                    parts.get(modality),
+                    segmenter.shared_space,
+                )
+                for modality, name in NAMES.items()
+                if getattr(config, modality) is not None
             }
         )
+        kinds = [branch.relevance for branch in self._named_branches().values()]
+        self.projection = projection_for(segmenter, example) if "projection" in kinds else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        weight = next(encoder.parameters(), None)
+        weight = next(cast(nn.Module, segmenter).parameters(), None)
         if weight is not None:
-            self.branches.to(device=weight.device)
+            for module in (self.branches, self.projection):
+                if module is not None:
+                    module.to(device=weight.device)
             self.step = self.step.to(weight.device)
 
     def forward(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> Any:
@@ -171,6 +237,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         target: Tensor | None,
     ) -> DistillOutput:
         plain = segmenter.plain(*args, **kwargs)
+        target = plain.target if target is None else target
         losses: dict[str, Tensor] = {}
         if plain.loss is not None:
             losses["seg"] = plain.loss
@@ -179,10 +246,23 @@ class CrossModalMaskedSelfDistill(nn.Module):
 
         masks, relevance = {}, {}
         distill_loss = plain.logits.new_zeros(())
+        ranking = plain
+        if self.projection is not None:
+            if target is None:
+                raise ValueError(
+                    "relevance 'projection' needs a target: call sd(..., target=masks)"
+                )
+            ranking = self.projection(plain)
+            losses["align"] = distill_loss = self.projection.loss(ranking, target)
         first = _first_position(plain.logits.shape[0])
         for name, branch in self._named_branches().items():
             losses[name], masks[name], relevance[name] = branch(
-                segmenter, plain, target, self.step, first
+                segmenter,
+                plain,
+                ranking if branch.relevance == "projection" else plain,
+                target,
+                self.step,
+                first,
             )
             distill_loss = distill_loss + branch.weight * losses[name]
 
@@ -203,13 +283,14 @@ class CrossModalMaskedSelfDistill(nn.Module):
             >>> len(sd.distill_parameters())
             2
         """
-        return list(self.branches.parameters())
+        own = list(self.branches.parameters())
+        return own if self.projection is None else [*own, *self.projection.parameters()]
 
     def unwrap(self) -> Any:
         """Take every hook off and return the model as it came; this object is used up then.
 
         Returns:
-            ``(encoder, neck, decoder)``, the very objects.
+            ``(encoder, neck, decoder)``, or the host: the very objects.
         """
         host = self._attached().release()
         self.segmenter = None
@@ -236,31 +317,41 @@ class CrossModalMaskedSelfDistill(nn.Module):
     def _named_branches(self) -> dict[str, MaskedBranch]:
         return cast("dict[str, MaskedBranch]", dict(self.branches.items()))
 
-    def _attached(self) -> Triple:
+    def _attached(self) -> Segmenter:
         if self.segmenter is None:
             raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
         return self.segmenter
 
 
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part back into the mode it was in.
+def checked_config(config: DistillConfig | None) -> DistillConfig:
+    """Return the config, or the paper's for None.
+
+    Raises:
+        ValueError: something else than a :class:`masksd.DistillConfig`.
 
     Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluating(model):
-        ...     [layer.training for layer in model]
-        [False, False]
-        >>> [layer.training for layer in model]
-        [True, False]
+        >>> checked_config(None) == DistillConfig()
+        True
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    if config is not None and not isinstance(config, DistillConfig):
+        raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
+    return config or DistillConfig()
+
+
+def projection_for(segmenter: Segmenter, example: tuple[Any, ...] | None) -> Projection:
+    """Build the learned relevance for the widths that an example shows; hooks go if it fails."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(segmenter.release)  # unless all goes well
+        if example is None:
+            raise ValueError("relevance 'projection' needs example=(…), to see the widths")
+        plain = try_out(cast(nn.Module, segmenter), segmenter.plain, example)
+        if plain.image.local is None or plain.text.pooled is None:
+            raise ValueError(
+                "relevance 'projection' needs features of patches and of the sentence: name them "
+                "with Taps(patches=…, sentence=…)"
+            )
+        stack.pop_all()
+    return Projection(plain.image.local.shape[-1], plain.text.pooled.shape[-1])
 
 
 def _first_position(batch: int) -> int:

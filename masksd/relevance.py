@@ -2,25 +2,73 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable
 
-from masksd.losses.shapes import with_channel
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masksd.losses.alignment import alignment_loss
+from masksd.losses.shapes import foreground, in_full_precision, with_channel
 from masksd.masking import correlate
 from masksd.segmenter import Pass
 
 
+class Projection(nn.Module):
+    """Linear maps of patches and words into a shared space, for hosts that have none.
+
+    They see detached features and are trained by :func:`masksd.losses.alignment_loss` alone, so the
+    host never feels them.
+
+    Args:
+        patches: width of the patches' features.
+        words: width of the words' and the sentence's features.
+        space: width of the shared space.
+
+    Example:
+        >>> Projection(patches=8, words=6, space=4).patches.weight.shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, patches: int, words: int, space: int = 256) -> None:
+        super().__init__()
+        self.patches = nn.Linear(patches, space)
+        self.words = nn.Linear(words, space)
+
+    def forward(self, plain: Pass) -> Pass:
+        """Return the pass in the shared space, where the picture's vector is its mean patch."""
+        local, pooled = plain.image.local, plain.text.pooled
+        if local is None or pooled is None:
+            raise ValueError("relevance 'projection' needs features of patches and of the sentence")
+        patches = self.patches(local.detach())
+        words = None if plain.text.local is None else self.words(plain.text.local.detach())
+        return plain._replace(
+            image=plain.image._replace(local=patches, pooled=patches.mean(1)),
+            text=plain.text._replace(local=words, pooled=self.words(pooled.detach())),
+        )
+
+    def loss(self, projected: Pass, target: Tensor) -> Tensor:
+        """Return the alignment loss of a projected pass, 0-d."""
+        local, pooled = projected.image.local, projected.text.pooled
+        if local is None or pooled is None:
+            raise ValueError("the pass was not projected")
+        return alignment_loss(local, pooled, target, projected.image.grid)
+
+
 def rank_tokens(
-    kind: str, modality: str, plain: Pass, target: Tensor | None, noise: Tensor
+    kind: str,
+    modality: str,
+    plain: Pass,
+    target: Tensor | None,
+    noise: Callable[[], Tensor],
 ) -> Tensor:
     """Score every patch or word for the correlation filter (Sec. III-B).
 
     Args:
-        kind: ``"dot"``, ``"random"`` or ``"ground_truth"``.
+        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"random"`` or ``"ground_truth"``.
         modality: ``"image"`` or ``"text"``.
-        plain: the plain pass, whose features rank.
+        plain: the plain pass, whose features rank; for ``"projection"``, projected.
         target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
-        noise: uniform ``(B, N)``, which ``"random"`` uses.
+        noise: gives uniform numbers ``(B, N)``, for ``"random"``.
 
     Returns:
         Scores ``(B, N)``, at least float32.
@@ -35,30 +83,35 @@ def rank_tokens(
         >>> sentence = torch.tensor([[3.0, 5.0]])
         >>> text = TextFeatures(torch.ones(1, 1, 2), sentence, torch.ones(1, 1) > 0)
         >>> plain = Pass(torch.zeros(1, 1, 1, 2), image, text, None, ())
-        >>> rank_tokens("dot", "image", plain, None, torch.zeros(1, 2))
+        >>> rank_tokens("dot", "image", plain, None, lambda: torch.zeros(1, 2))
         tensor([[3., 5.]])
     """
     if kind == "random":
-        return noise
+        return noise()
+    if kind == "prediction":
+        share = foreground(in_full_precision(plain.logits)).sigmoid()
+        return F.adaptive_avg_pool2d(share, plain.image.grid).flatten(1)
     if kind == "ground_truth":
-        return _share_of_truth(plain, target)
+        if target is None:
+            raise ValueError("relevance 'ground_truth' needs a target: call sd(..., target=masks)")
+        truth = with_channel(target, batch=plain.logits.shape[0])
+        return F.adaptive_avg_pool2d(truth.float(), plain.image.grid).flatten(1)
+    return _dot(kind, modality, plain)
+
+
+def _dot(kind: str, modality: str, plain: Pass) -> Tensor:
+    """``p_i = w_global · v_i`` (Eq. 3) or ``q_i = v_global · w_i`` (Eq. 6)."""
     image = modality == "image"
     local = plain.image.local if image else plain.text.local
     pooled = plain.text.pooled if image else plain.image.pooled
-    other = "text" if image else "image"
-    if pooled is None or pooled.shape[-1] != local.shape[-1]:
-        came = "no pooled vector" if pooled is None else f"one of width {pooled.shape[-1]}"
-        possible = "'random', 'ground_truth'" if image else "'random'"
+    if local is None or pooled is None or pooled.shape[-1] != local.shape[-1]:
+        came = [
+            "nothing" if part is None else f"width {part.shape[-1]}" for part in (local, pooled)
+        ]
+        possible = "'prediction', 'random', 'ground_truth'" if image else "'random'"
         raise ValueError(
-            f"relevance 'dot' of {modality} needs a pooled vector of {other} in the space of its "
-            f"tokens, width {local.shape[-1]}; got {came}. Possible here: {possible}"
+            f"relevance {kind!r} of {modality} needs its tokens and a pooled vector of "
+            f"{'text' if image else 'image'} in one space; got {came[0]} and {came[1]}. "
+            f"Possible here: {possible}"
         )
     return correlate(local, pooled)
-
-
-def _share_of_truth(plain: Pass, target: Tensor | None) -> Tensor:
-    """The share of each patch that the truth covers."""
-    if target is None:
-        raise ValueError("relevance 'ground_truth' needs a target: call sd(..., target=masks)")
-    truth = with_channel(target, batch=plain.image.local.shape[0])
-    return F.adaptive_avg_pool2d(truth.float(), plain.image.grid).flatten(1)

@@ -18,14 +18,15 @@ class ImageFeatures(NamedTuple):
     """What an image encoder returns (``V_local, v_global`` of Eq. 1).
 
     Attributes:
-        local: one vector a patch, ``(B, N, C)``, in row-major order of ``grid``.
+        local: one vector a patch, ``(B, N, C)``, in row-major order of ``grid``; None where a host
+            has none to rank by.
         grid: rows and columns of the patches, ``h * w == N``.
         pooled: one vector a picture, ``(B, C)``, in the space of the words; None where there is
             none.
         maps: what the neck takes, anything.
     """
 
-    local: Tensor
+    local: Tensor | None
     grid: tuple[int, int]
     pooled: Tensor | None = None
     maps: Any = None
@@ -35,7 +36,7 @@ class TextFeatures(NamedTuple):
     """What a text encoder returns (``W_local, w_global`` of Eq. 1).
 
     Attributes:
-        local: one vector a token, ``(B, L, C)``.
+        local: one vector a token, ``(B, L, C)``; None where a host has none to rank by.
         pooled: one vector a sentence, ``(B, C)``, in the space of the patches; None where there is
             none.
         valid: bool ``(B, L)``, True for real words only: no start, end or padding token. Only
@@ -44,7 +45,7 @@ class TextFeatures(NamedTuple):
             and end tokens belong here); None means ``valid``.
     """
 
-    local: Tensor
+    local: Tensor | None
     pooled: Tensor | None
     valid: Tensor
     attention_mask: Tensor | None = None
@@ -54,12 +55,14 @@ class Pass(NamedTuple):
     """One plain pass through a segmenter: what it found, and what a masked pass can reuse.
 
     Attributes:
-        logits: ``(B, 1, H, W)``, before the sigmoid.
+        logits: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of background and
+            foreground before the softmax.
         image: the picture's features.
         text: the sentence's features.
         host_output: what the model itself returned.
         inputs: what the model was given, to run a part of it again.
         loss: the model's own segmentation loss, 0-d, where it computes one.
+        target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if it was.
     """
 
     logits: Tensor
@@ -68,6 +71,7 @@ class Pass(NamedTuple):
     host_output: Any
     inputs: tuple[Any, ...]
     loss: Tensor | None = None
+    target: Tensor | None = None
 
 
 class Segmenter(Protocol):
@@ -76,6 +80,10 @@ class Segmenter(Protocol):
     @property
     def taps(self) -> Mapping[str, EmbeddingTap]:
         """Where masks enter, by modality, ``"image"`` and ``"text"``."""
+
+    @property
+    def shared_space(self) -> bool:
+        """Whether patches, words and pooled vectors live in one space, so that dots rank."""
 
     @property
     def reruns(self) -> Mapping[str, str]:
@@ -141,6 +149,7 @@ class Triple(nn.Module):
         True
     """
 
+    shared_space = True
     reruns: ClassVar[Mapping[str, str]] = {
         "image": "runs encode_image, neck and decoder again; reuses the sentence's features",
         "text": "runs encode_text, neck and decoder again; reuses the picture's features",

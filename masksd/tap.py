@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,17 @@ class EmbeddingTap:
 
     Args:
         module: the embedding: a convolution (its output is ``(B, C, h, w)``) or an embedding,
-            linear or layer norm (``(B, N, C)`` or ``(B, h, w, C)``).
+            linear or layer norm (``(B, N, C)`` or ``(B, h, w, C)``); or any module, with ``width``.
         path: its dotted path, for messages.
+        width: channels ``C``, for a module that does not say.
+        channels_first: whether an output of four dimensions is ``(B, C, h, w)``; None asks the
+            module, or, where it does not say, the shape of its output.
+        prefix: tokens of ``(B, N, C)`` that come before the patches (a class token), never masked.
 
     Attributes:
         width: channels ``C`` of the embedding.
+        positions: the output's shape without batch, channels and prefix, when it last ran in a
+            pass; None before.
 
     Raises:
         ValueError: a module whose width is not known, or one that is tapped already.
@@ -54,13 +60,31 @@ class EmbeddingTap:
         >>> tap.remove(words)
     """
 
-    def __init__(self, module: nn.Module, path: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        path: str,
+        *,
+        width: int | None = None,
+        channels_first: bool | None = None,
+        prefix: int = 0,
+    ) -> None:
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
             raise ValueError(
                 f"{path} is tapped already: unwrap() the first wrapper before a second"
             )
         self.path = path
-        self.width, self._channel_dim = _width_and_channel_dim(module, path)
+        known = _known_layout(module)
+        if known is None and width is None:
+            raise ValueError(
+                f"{path} is a {type(module).__name__}, whose width and layout are not known; name "
+                "the Conv2d, Embedding, Linear or LayerNorm that makes the embeddings, or state "
+                "its width"
+            )
+        self.width: int = known[0] if width is None and known else width or 0
+        self._channels_first = known[1] if channels_first is None and known else channels_first
+        self._prefix = prefix
+        self.positions: tuple[int, ...] | None = None
         self._pending: TokenMask | None = None
         self._fired = False
 
@@ -70,8 +94,7 @@ class EmbeddingTap:
 
     def remove(self, module: nn.Module) -> None:
         """Take the hook off ``module``; on one without it, nothing happens."""
-        for key in [k for k, hook in module._forward_hooks.items() if hook is self]:
-            del module._forward_hooks[key]
+        _remove_hook(module, self)
 
     @contextlib.contextmanager
     def masking(self, mask: TokenMask | None) -> Iterator[None]:
@@ -99,6 +122,11 @@ class EmbeddingTap:
                 f"{self.path} ran during backward, inside a gradient-checkpointed region, where "
                 "its mask is gone and gradients would be wrong: checkpoint the layers after it"
             )
+        channel_dim = self._channel_dim(output)
+        positions = list(output.shape)
+        positions.pop(channel_dim)
+        positions[1] -= self._prefix
+        self.positions = tuple(positions[1:])
         mask = self._pending
         if mask is None:
             return output
@@ -107,10 +135,97 @@ class EmbeddingTap:
                 f"{self.path} ran twice in one masked pass: name a module that embeds once a pass"
             )
         self._fired = True
-        positions = list(output.shape)
-        positions.pop(self._channel_dim)
-        where, token = _on_positions(mask, positions[1:], self.path)
-        return apply_mask(output, where, token, self._channel_dim)
+        where, token = _on_positions(mask, self.positions, self.path)
+        if not self._prefix:
+            return apply_mask(output, where, token, channel_dim)
+        masked = apply_mask(output[:, self._prefix :], where, token)
+        return torch.cat([output[:, : self._prefix], masked], dim=1)
+
+    def _channel_dim(self, output: Tensor) -> int:
+        """Say which dimension holds the channels, or refuse to guess."""
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{self.path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), "
+                f"got {came}; name the module that makes them"
+            )
+        if output.ndim == 3:
+            fits = [-1] if output.shape[-1] == self.width else []
+        elif self._channels_first is not None:
+            fits = [1] if self._channels_first else [-1]
+        else:
+            fits = [dim for dim in (1, -1) if output.shape[dim] == self.width]
+        if len(fits) != 1 or output.shape[fits[0]] != self.width:
+            raise ValueError(
+                f"{self.path} gives {tuple(output.shape)}, where the {self.width} channels are "
+                f"{'in two places' if len(fits) > 1 else 'nowhere to be found'}; state width and "
+                "channels_first"
+            )
+        return fits[0]
+
+
+class Recorder:
+    """A forward hook that keeps what a module was given and what it returned, while it is told to.
+
+    Args:
+        path: dotted path of the module, for messages.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> recorder = Recorder("layer")
+        >>> recorder.attach(layer)
+        >>> with recorder.recording():
+        ...     _ = layer(torch.zeros(1, 2))
+        ...     arguments, output = recorder.taken()
+        >>> output.shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._active = False
+        self._call: tuple[tuple[Any, ...], Any] | None = None
+
+    def attach(self, module: nn.Module) -> None:
+        """Put the hook on ``module``."""
+        module.register_forward_hook(self)
+
+    def remove(self, module: nn.Module) -> None:
+        """Take the hook off ``module``; on one without it, nothing happens."""
+        _remove_hook(module, self)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep the call that happens inside, and forget it at the end."""
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+            self._call = None
+
+    def taken(self) -> tuple[tuple[Any, ...], Any]:
+        """Return arguments and output of the call.
+
+        Raises:
+            RuntimeError: the module exists but did not run.
+        """
+        if self._call is None:
+            raise RuntimeError(
+                f"{self.path} exists, but did not run in this pass; name a module that does"
+            )
+        return self._call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take part in the module's forward, as a forward hook does."""
+        if not self._active:
+            return
+        if self._call is not None:
+            raise RuntimeError(
+                f"{self.path} ran twice in one pass; name a module that runs once, or the one "
+                "around it"
+            )
+        self._call = (args, output)
 
 
 def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
@@ -143,29 +258,32 @@ def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     return module
 
 
-def _width_and_channel_dim(module: nn.Module, path: str) -> tuple[int, int]:
+def _remove_hook(module: nn.Module, hook: object) -> None:
+    for key in [k for k, other in module._forward_hooks.items() if other is hook]:
+        del module._forward_hooks[key]
+
+
+def _known_layout(module: nn.Module) -> tuple[int, bool] | None:
+    """Width, and whether channels come first, of modules that say so."""
     if isinstance(module, nn.Conv2d):
-        return module.out_channels, 1
+        return module.out_channels, True
     if isinstance(module, nn.Embedding):
-        return module.embedding_dim, -1
+        return module.embedding_dim, False
     if isinstance(module, nn.Linear):
-        return module.out_features, -1
+        return module.out_features, False
     if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[-1], -1
-    raise ValueError(
-        f"{path} is a {type(module).__name__}, whose width and layout are not known; name the "
-        "Conv2d, Embedding, Linear or LayerNorm that makes the embeddings"
-    )
+        return module.normalized_shape[-1], False
+    return None
 
 
-def _on_positions(mask: TokenMask, positions: list[int], path: str) -> tuple[Tensor, Tensor]:
+def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tuple[Tensor, Tensor]:
     """Lay the mask, and a token a position, out as the embedding is, by nearest neighbour."""
     hidden, token, grid = mask
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token
     if len(positions) != 2 or grid is None:
         raise ValueError(
-            f"{path} embeds {tuple(positions)} positions, the mask has {hidden.shape[1]}"
+            f"{path} embeds {positions} positions, the mask has {hidden.shape[1]}"
             + (f" on a grid of {grid}" if grid else "")
         )
     (rows, columns), (height, width) = grid, positions

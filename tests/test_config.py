@@ -68,7 +68,7 @@ def test_the_preset_is_the_best_row_of_the_paper():
         (lambda: DistillConfig(image=0.5), "image must be a MaskingConfig or None, got 0.5"),
         (
             lambda: DistillConfig(text=MaskingConfig(relevance="ground_truth")),
-            "relevance 'ground_truth' cannot rank the tokens of text; possible: 'dot', 'random'",
+            "relevance 'ground_truth' cannot rank the tokens of text; possible: 'auto', 'dot'",
         ),
         (lambda: DistillConfig.preset("cm-maskds"), "unknown preset .*did you mean 'cm-masksd'"),
         (lambda: DistillConfig.from_json("{"), "the distillation config is not JSON"),

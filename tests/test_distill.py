@@ -412,7 +412,7 @@ def test_a_space_that_is_not_shared_says_what_is_possible():
     neck.forward = lambda maps, sentence: maps
     sd = CrossModalMaskedSelfDistill(encoder, neck, decoder)
     with pytest.raises(
-        ValueError, match=r"'dot' of image .* Possible here: 'random', 'ground_truth'"
+        ValueError, match=r"'dot' of image .* Possible here: 'prediction', 'random'"
     ):
         sd(images, tokens)
 

@@ -49,7 +49,7 @@ def test_losses_are_taken_in_float32_from_half_precision_logits():
 
 def test_errors_name_what_came():
     logits = torch.zeros(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"logits must be \(B, 1, H, W\), got \(2, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"logits must be \(B, 1 or 2, H, W\), got \(2, 3, 4, 4\)"):
         segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"target must be .* with B=2, got \(3, 4, 4\)"):
         segmentation_loss(logits, torch.zeros(3, 4, 4))

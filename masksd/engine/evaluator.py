@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksd.data.transforms import normalize
-from masksd.distill import evaluating
 from masksd.engine.checkpoints import Checkpoint
 from masksd.errors import check_choice, check_fraction
+from masksd.hosts.example import evaluating
 
 if TYPE_CHECKING:
     from masksd.data.refer import ReferDataset

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from masksd.data.pictures import read_picture
 from masksd.data.transforms import resize_picture
-from masksd.distill import evaluating
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
 from masksd.engine.evaluator import predict_logits, resize_probabilities
 from masksd.errors import check_fraction
+from masksd.hosts.example import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.losses.shapes import check_logits, in_full_precision
+from masksd.losses.shapes import check_logits, foreground, in_full_precision
 
 
 def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = True) -> Tensor:
     """Binary cross-entropy of a masked branch against the main branch's probabilities (Eq. 9).
 
     Args:
-        logits: the masked branch, ``(B, 1, H, W)``, before the sigmoid.
-        main_logits: the main branch, the same shape; its sigmoid is the target.
+        logits: the masked branch, ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of
+            background and foreground before the softmax.
+        main_logits: the main branch, the same shape; its probabilities are the target. For two
+            channels this is the cross-entropy of one softmax against the other.
         detach_target: keep the gradient out of the main branch. The paper does not say.
 
     Returns:
@@ -34,7 +36,7 @@ def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = 
             f"main_logits must be {tuple(logits.shape)} as logits are, "
             f"got {tuple(main_logits.shape)}"
         )
-    target = in_full_precision(main_logits).sigmoid()
+    target = foreground(in_full_precision(main_logits)).sigmoid()
     if detach_target:
         target = target.detach()
-    return F.binary_cross_entropy_with_logits(in_full_precision(logits), target)
+    return F.binary_cross_entropy_with_logits(foreground(in_full_precision(logits)), target)

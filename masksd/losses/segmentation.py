@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.losses.shapes import check_logits, in_full_precision, with_channel
+from masksd.losses.shapes import check_logits, foreground, in_full_precision, with_channel
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) -> Tensor:
@@ -15,7 +15,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) 
     with linear sums and one for smoothing); both terms are means over the batch.
 
     Args:
-        logits: ``(B, 1, H, W)``, before the sigmoid.
+        logits: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of background and
+            foreground before the softmax; the loss of two channels is their cross-entropy.
         target: truth in [0, 1], bool, integer or floating, ``(B, h, w)`` or ``(B, 1, h, w)`` at any
             size: it is resized to the logits by nearest neighbour.
         dice_weight: weight of the Dice term, 0 or more.
@@ -33,7 +34,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) 
         tensor(True)
     """
     check_logits("logits", logits)
-    logits = in_full_precision(logits)
+    logits = foreground(in_full_precision(logits))
     truth = resize_target(target, logits)
     loss = F.binary_cross_entropy_with_logits(logits, truth)
     if dice_weight:

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def check_logits(name: str, logits: Tensor) -> None:
-    """Raise a ``ValueError`` unless ``logits`` are ``(B, 1, H, W)``.
+    """Raise a ``ValueError`` unless ``logits`` are ``(B, 1, H, W)`` or ``(B, 2, H, W)``.
 
     Example:
         >>> check_logits("logits", torch.zeros(2, 1, 4, 4))
     """
-    if logits.ndim != 4 or logits.shape[1] != 1:
-        raise ValueError(f"{name} must be (B, 1, H, W), got {tuple(logits.shape)}")
+    if logits.ndim != 4 or logits.shape[1] not in (1, 2):
+        raise ValueError(f"{name} must be (B, 1 or 2, H, W), got {tuple(logits.shape)}")
 
 
 def in_full_precision(logits: Tensor) -> Tensor:
@@ -24,6 +24,21 @@ def in_full_precision(logits: Tensor) -> Tensor:
         torch.float32
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """Return the logit of the foreground against the background, ``(B, 1, H, W)``.
+
+    A softmax over two channels is the sigmoid of their difference, the second being foreground.
+
+    Args:
+        logits: ``(B, 1, H, W)``, or ``(B, 2, H, W)`` of background and foreground.
+
+    Example:
+        >>> foreground(torch.tensor([[[[1.0]], [[3.0]]]])).item()
+        2.0
+    """
+    return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
 
 
 def with_channel(target: Tensor, batch: int) -> Tensor:

@@ -1,0 +1,153 @@
+"""Tensors of other people's models, brought into the shapes of the seam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pick(output: Any, path: str, field: str) -> Any:
+    """Take the part of an output that a path names after its colon.
+
+    Args:
+        output: of a module: a tensor, tuple, list, dictionary or object.
+        path: ``"module.path:KEY"``, ``":KEY"``; without a colon, the output itself.
+        field: the user's name for it, for messages.
+
+    Raises:
+        ValueError: no such part, or the output is no tensor and no part is named.
+
+    Example:
+        >>> pick({"out": 3}, "head:out", "logits"), pick((1, 2), ":1", "loss")
+        (3, 2)
+    """
+    _, colon, key = path.partition(":")
+    if not colon:
+        if isinstance(output, Tensor):
+            return output
+        raise ValueError(
+            f"{field}: {path or 'the host'} returns a {type(output).__name__}; say which part with "
+            f"{path + ':KEY'!r}{_parts(output)}"
+        )
+    if isinstance(output, tuple | list) and key.lstrip("-").isdigit():
+        if -len(output) <= int(key) < len(output):
+            return output[int(key)]
+    elif isinstance(output, dict):
+        if key in output:
+            return output[key]
+    elif hasattr(output, key):
+        return getattr(output, key)
+    raise ValueError(f"{field}: no part {key!r} in a {type(output).__name__}{_parts(output)}")
+
+
+def _parts(output: Any) -> str:
+    if isinstance(output, dict):
+        return f" (it has {', '.join(map(repr, output))})"
+    if isinstance(output, tuple | list):
+        return f" (it has 0 to {len(output) - 1})"
+    return ""
+
+
+def as_logits(logits: Any) -> Tensor:
+    """Return logits as ``(B, 1 or 2, H, W)``.
+
+    Args:
+        logits: that, or ``(B, H, W)``.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> as_logits(torch.zeros(2, 4, 4)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    if isinstance(logits, Tensor) and logits.ndim == 3:
+        return logits[:, None]
+    if isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[1] in (1, 2):
+        return logits
+    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise ValueError(f"logits must be (B, 1 or 2, H, W) or (B, H, W), got {came}")
+
+
+def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -> tuple[int, int]:
+    """Return rows and columns of the grid that patches are ranked and drawn on.
+
+    Args:
+        positions: of the image embedding: ``(h, w)`` or ``(N,)``.
+        images: ``(B, 3, H, W)``.
+        cell: side of a cell in pixels; None takes the embedding's own patches where they are 8
+            pixels or more, else 32.
+
+    Raises:
+        ValueError: the embedding did not run, or its patches do not lie on a grid of the picture.
+
+    Example:
+        >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
+        (15, 15)
+        >>> cells((600,), torch.zeros(1, 3, 320, 480), None)  # patches of 16
+        (20, 30)
+    """
+    if positions is None:
+        raise ValueError("the image embedding exists, but did not run in this pass")
+    height, width = images.shape[-2:]
+    if len(positions) == 1:
+        rows = round((positions[0] * height / width) ** 0.5)
+        if rows < 1 or positions[0] % rows or rows * width != positions[0] // rows * height:
+            raise ValueError(
+                f"the image embedding has {positions[0]} tokens, which are no grid of a picture of "
+                f"{height}x{width}; state prefix, or tap the module before tokens are added"
+            )
+        return rows, positions[0] // rows  # tokens in a row cannot be masked in larger cells
+    if cell is None:
+        cell = 1 if height // positions[0] >= 8 else 32
+    return min(positions[0], max(1, height // cell)), min(positions[1], max(1, width // cell))
+
+
+def as_tokens(patches: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """Return features of patches as ``(B, N, C)`` on the grid.
+
+    Args:
+        patches: ``(B, prefix + N, C)``, or a map ``(B, C, h, w)`` of any size, which is averaged.
+        grid: rows and columns wanted.
+        prefix: tokens before the patches.
+
+    Raises:
+        ValueError: tokens of another number.
+
+    Example:
+        >>> as_tokens(torch.zeros(1, 5, 4, 4), (2, 2), 0).shape
+        torch.Size([1, 4, 5])
+    """
+    if patches.ndim == 4:
+        return F.adaptive_avg_pool2d(patches, grid).flatten(2).transpose(1, 2)
+    local = patches[:, prefix:]
+    if patches.ndim != 3 or local.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"patches must be (B, {grid[0] * grid[1]}, C) after {prefix} prefix tokens, or "
+            f"(B, C, h, w), got {tuple(patches.shape)}"
+        )
+    return local
+
+
+def bert_words(ids: Tensor) -> Tensor:
+    """Mark real words among BERT's ids: not padding (0) nor a special token (100 to 103).
+
+    Example:
+        >>> bert_words(torch.tensor([[101, 2417, 4418, 102, 0]])).tolist()
+        [[False, True, True, False, False]]
+    """
+    return (ids != 0) & ((ids < 100) | (ids > 103))
+
+
+def clip_words(ids: Tensor) -> Tensor:
+    """Mark real words among CLIP's ids: strictly between start and the end, the largest id.
+
+    Example:
+        >>> clip_words(torch.tensor([[49406, 320, 736, 49407, 0]])).tolist()
+        [[False, True, True, False, False]]
+    """
+    position = torch.arange(ids.shape[1], device=ids.device)
+    return (position > 0) & (position < ids.argmax(1, keepdim=True))

@@ -1,0 +1,304 @@
+"""Any model as a segmenter: named modules are tapped, and a masked pass runs all of it again."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from masksd.errors import unknown_name
+from masksd.hosts.layout import as_logits, as_tokens, cells, pick
+from masksd.segmenter import ImageFeatures, Pass, TextFeatures
+from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where a host does what, by dotted module paths and arguments of its ``forward``.
+
+    A path may end in ``:KEY``, for a module whose output is a tuple, a list, a dictionary or an
+    object: the index, key or attribute of the tensor. ``":KEY"`` alone is the host's own output.
+
+    Attributes:
+        image_embedding: module that embeds patches, or any early map of the picture; its output is
+            where patches are masked.
+        text_embedding: module that embeds words, before positions; None for a host whose text
+            branch is off.
+        logits: module whose output is the mask's logits, ``(B, 1 or 2, H, W)`` or ``(B, H, W)``,
+            with their gradient; ``""`` is the host's output.
+        images: argument with the pictures ``(B, 3, H, W)``: a position or a name.
+        tokens: argument with the ids ``(B, L)``.
+        valid: the real words, which may be masked: an argument (nonzero is real), or a callable of
+            the ids that returns bool ``(B, L)``, such as :func:`masksd.hosts.bert_words`. Required
+            for the text branch: it is never guessed.
+        target: argument with the truth, where the host takes it.
+        loss: where in the host's output its own loss is, as ``":2"`` or ``":loss"``; None where it
+            computes none.
+        patches: module whose output describes the patches, for relevance by dot or projection.
+        sentence: module whose output is the sentence's vector ``(B, C)``.
+        words: module whose output describes the words, ``(B, L, C)``.
+        image_vector: module whose output is the picture's vector ``(B, C)``.
+        shared_space: whether those four live in one space, so that their dots mean something.
+        cell: side in pixels of the cells that are masked together; None takes the patches of the
+            image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin).
+        image_width: channels of the image embedding, where the module does not say.
+        text_width: channels of the text embedding, where the module does not say.
+        channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``, where
+            neither module nor width says.
+        prefix: tokens of the image embedding before the patches, such as a class token.
+
+    Example:
+        >>> Taps("backbone.patch_embed", "bert.embeddings.word_embeddings", valid="mask").cell
+    """
+
+    image_embedding: str
+    text_embedding: str | None = None
+    logits: str = ""
+    images: int | str = 0
+    tokens: int | str = 1
+    valid: int | str | Callable[[Tensor], Tensor] | None = None
+    target: int | str | None = None
+    loss: str | None = None
+    patches: str | None = None
+    sentence: str | None = None
+    words: str | None = None
+    image_vector: str | None = None
+    shared_space: bool = False
+    cell: int | None = None
+    image_width: int | None = None
+    text_width: int | None = None
+    channels_first: bool | None = None
+    prefix: int = 0
+
+
+RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
+
+
+class TapSegmenter(nn.Module):
+    """A host as :class:`masksd.Segmenter`, by hooks on named modules, registered once.
+
+    Args:
+        host: any module.
+        taps: where it does what. Everything is checked before the first hook is registered.
+
+    Raises:
+        ValueError: a path or an argument that does not match, with the nearest name.
+
+    Example:
+        >>> host = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 1, 1))
+        >>> segmenter = TapSegmenter(host, Taps("0", images="input", tokens="input"))
+        >>> segmenter.plain(torch.zeros(1, 3, 32, 16)).image.grid
+        (4, 2)
+        >>> segmenter.release() is host
+        True
+    """
+
+    def __init__(self, host: nn.Module, taps: Taps) -> None:
+        super().__init__()
+        check_wrappable(host)
+        self._arguments = Arguments(host)
+        for field in ("images", "tokens", "target"):
+            self._arguments.check(field, getattr(taps, field))
+        if not callable(taps.valid):
+            self._arguments.check("valid", taps.valid)
+        modules = {}
+        for field in ("image_embedding", "text_embedding", *RECORDED):
+            path = getattr(taps, field)
+            path = None if path is None else path.partition(":")[0]
+            if path:
+                modules[field] = find_module(host, path, field)
+        self.taps = {
+            "image": EmbeddingTap(
+                modules["image_embedding"],
+                taps.image_embedding,
+                width=taps.image_width,
+                channels_first=taps.channels_first,
+                prefix=taps.prefix,
+            )
+        }
+        if taps.text_embedding is not None:
+            if taps.valid is None:
+                raise ValueError(
+                    "valid is not known: name the argument that marks real words, or pass a "
+                    "callable of the ids, such as masksd.hosts.bert_words"
+                )
+            self.taps["text"] = EmbeddingTap(
+                modules["text_embedding"], taps.text_embedding, width=taps.text_width
+            )
+        self._recorders = {
+            field: Recorder(getattr(taps, field).partition(":")[0])
+            for field in RECORDED
+            if field in modules
+        }
+        self.where = taps
+        self.wrapped = host
+        for field, recorder in self._recorders.items():
+            recorder.attach(modules[field])
+        for modality, tap in self.taps.items():
+            tap.attach(modules[f"{modality}_embedding"])
+
+    @property
+    def shared_space(self) -> bool:
+        """Whether the taps say that dots rank."""
+        return self.where.shared_space
+
+    @property
+    def reruns(self) -> dict[str, str]:
+        """A masked pass reuses nothing: it is not known what depends on what."""
+        return dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
+
+    def host(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the host exactly as if it were not wrapped."""
+        return self.wrapped(*args, **kwargs)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Pass:
+        """Run the host once and take what the taps name."""
+        taps = self.where
+        with contextlib.ExitStack() as stack:
+            for recorder in self._recorders.values():
+                stack.enter_context(recorder.recording())
+            output = self.wrapped(*args, **kwargs)
+            found = {
+                field: pick(recorder.taken()[1], getattr(taps, field), field)
+                for field, recorder in self._recorders.items()
+            }
+        logits = as_logits(
+            found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
+        )
+        images = self._arguments.get(taps.images, args, kwargs)
+        grid = cells(self.taps["image"].positions, images, taps.cell)
+        patches = found.get("patches")
+        local = None if patches is None else as_tokens(patches, grid, taps.prefix)
+        return Pass(
+            logits,
+            ImageFeatures(local, grid, found.get("image_vector")),
+            TextFeatures(
+                found.get("words"), found.get("sentence"), self._valid(args, kwargs, logits)
+            ),
+            host_output=output,
+            inputs=(args, kwargs),
+            loss=None if taps.loss is None else pick(output, taps.loss, "loss"),
+            target=None if taps.target is None else self._arguments.get(taps.target, args, kwargs),
+        )
+
+    def masked(
+        self,
+        plain: Pass,
+        image: TokenMask | None = None,
+        text: TokenMask | None = None,
+        **parts: nn.Module,
+    ) -> Tensor:
+        """Run the whole host again with tokens masked; it owns its neck and decoder."""
+        args, kwargs = plain.inputs
+        with masking(self.taps, image, text):
+            recorder = self._recorders.get("logits")
+            if recorder is None:
+                return as_logits(pick(self.wrapped(*args, **kwargs), self.where.logits, "logits"))
+            with recorder.recording():
+                self.wrapped(*args, **kwargs)
+                return as_logits(pick(recorder.taken()[1], self.where.logits, "logits"))
+
+    def release(self) -> nn.Module:
+        """Take every hook off and return the host, the very object."""
+        hooks: list[EmbeddingTap | Recorder] = [*self.taps.values(), *self._recorders.values()]
+        for module in self.wrapped.modules():
+            for hook in hooks:
+                hook.remove(module)
+        return self.wrapped
+
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
+        valid = self.where.valid
+        if valid is None:  # the text branch is off
+            return torch.ones(logits.shape[0], 0, dtype=torch.bool, device=logits.device)
+        if callable(valid):
+            return valid(self._arguments.get(self.where.tokens, args, kwargs))
+        real: Tensor = self._arguments.get(valid, args, kwargs) != 0
+        return real.flatten(1)  # some hosts take (B, L, 1)
+
+
+class Arguments:
+    """The arguments of a host's ``forward``, by position or by name.
+
+    Args:
+        host: module.
+
+    Example:
+        >>> Arguments(nn.Bilinear(2, 2, 1)).get("input2", ("a", "b"), {})
+        'b'
+    """
+
+    def __init__(self, host: nn.Module) -> None:
+        parameters = inspect.signature(host.forward).parameters.values()
+        self._open = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+        self._names = [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        self._keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        self._host = type(host).__name__
+
+    def check(self, field: str, which: int | str | None) -> None:
+        """Raise a ``ValueError`` unless ``forward`` takes this argument."""
+        names = [*self._names, *self._keywords]
+        if which is None or self._open:
+            return
+        if isinstance(which, int) and not 0 <= which < len(self._names):
+            raise ValueError(
+                f"{field}={which} is no position of {self._host}.forward({', '.join(names)})"
+            )
+        if isinstance(which, str) and which not in names:
+            raise unknown_name(f"{field}: {self._host}.forward has no argument", which, names)
+
+    def get(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the argument of a call.
+
+        Raises:
+            ValueError: the call did not bring it.
+        """
+        if isinstance(which, int):
+            position, name = which, self._names[which] if which < len(self._names) else None
+        else:
+            position = self._names.index(which) if which in self._names else len(args)
+            name = which
+        if position < len(args):
+            return args[position]
+        if name is None or kwargs.get(name) is None:
+            raise ValueError(f"this call of {self._host} brought no argument {which!r}")
+        return kwargs[name]
+
+
+@contextlib.contextmanager
+def masking(
+    taps: dict[str, EmbeddingTap], image: TokenMask | None, text: TokenMask | None
+) -> Iterator[None]:
+    """Mask what is given while the host runs inside."""
+    with contextlib.ExitStack() as stack:
+        for modality, mask in (("image", image), ("text", text)):
+            if mask is not None:
+                stack.enter_context(taps[modality].masking(mask))
+        yield
+
+
+def check_wrappable(host: nn.Module) -> None:
+    """Refuse a host that is compiled or distributed already: hooks would be ignored there.
+
+    Raises:
+        ValueError: with the order to use.
+    """
+    if not isinstance(host, nn.Module):
+        raise ValueError(f"host must be an nn.Module, got {type(host).__name__}")
+    if type(host).__name__ == "OptimizedModule" or host._compiled_call_impl is not None:
+        raise ValueError(
+            "host is compiled, and hooks added now would be ignored: wrap the bare model first, "
+            "then torch.compile(sd)"
+        )
+    distributed = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    if isinstance(host, distributed) or type(host).__name__.startswith("FSDP"):
+        raise ValueError(
+            f"host is wrapped in {type(host).__name__}: wrap the bare model first, then distribute "
+            "sd, so that all passes run inside one forward"
+        )
