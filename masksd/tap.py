@@ -74,7 +74,7 @@ class EmbeddingTap:
                 f"{path} is tapped already: unwrap() the first wrapper before a second"
             )
         self.path = path
-        known = _known_layout(module)
+        known = known_layout(module)
         if known is None and width is None:
             raise ValueError(
                 f"{path} is a {type(module).__name__}, whose width and layout are not known; name "
@@ -263,7 +263,7 @@ def _remove_hook(module: nn.Module, hook: object) -> None:
         del module._forward_hooks[key]
 
 
-def _known_layout(module: nn.Module) -> tuple[int, bool] | None:
+def known_layout(module: nn.Module) -> tuple[int, bool] | None:
     """Width, and whether channels come first, of modules that say so."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, True
