@@ -61,8 +61,8 @@ def _by_recipe(host: nn.Module, text_encoder: nn.Module | None) -> Segmenter:
             return recipe.segmenter(host, text_encoder)
     parts = ", ".join(name for name, _ in host.named_children()) or "none"
     raise ValueError(
-        f"{type(host).__name__} is no host that a recipe knows (CRIS, LAVT, CLIPSeg); its parts are "
-        f"{parts}. Name where it does what: wrap(host, taps=masksd.Taps(image_embedding=..., "
+        f"{type(host).__name__} is no host that a recipe knows (CRIS, LAVT, CLIPSeg); its parts "
+        f"are {parts}. Name where it does what: wrap(host, taps=masksd.Taps(image_embedding=..., "
         "text_embedding=..., logits=..., valid=...))"
     )
 
