@@ -53,6 +53,7 @@ def describe(
         for modules in ([cast(nn.Module, segmenter)], branches.values())
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
+    lines += [f"  note: {note}" for note in getattr(segmenter, "notes", ())]  # few have any
     if example is not None:
         lines.append(_costs(segmenter, branches, example))
     return "\n".join(lines)

@@ -39,11 +39,18 @@ class Projection(nn.Module):
         local, pooled = plain.image.local, plain.text.pooled
         if local is None or pooled is None:
             raise ValueError("relevance 'projection' needs features of patches and of the sentence")
-        patches = self.patches(local.detach())
-        words = None if plain.text.local is None else self.words(plain.text.local.detach())
+        dtype = self.patches.weight.dtype
+        patches = self.patches(local.detach().to(dtype))
+        words = plain.text.local
+        if words is not None and words.shape[-1] != pooled.shape[-1]:
+            raise ValueError(
+                f"relevance 'projection' needs words as wide as the sentence, {pooled.shape[-1]}, "
+                f"got {words.shape[-1]}"
+            )
+        words = None if words is None else self.words(words.detach().to(dtype))
         return plain._replace(
             image=plain.image._replace(local=patches, pooled=patches.mean(1)),
-            text=plain.text._replace(local=words, pooled=self.words(pooled.detach())),
+            text=plain.text._replace(local=words, pooled=self.words(pooled.detach().to(dtype))),
         )
 
     def loss(self, projected: Pass, target: Tensor) -> Tensor:

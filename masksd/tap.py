@@ -124,6 +124,11 @@ class EmbeddingTap:
             )
         channel_dim = self._channel_dim(output)
         positions = list(output.shape)
+        if self._prefix and output.ndim == 4:
+            raise ValueError(
+                f"{self.path} gives a map {tuple(output.shape)}, which has no tokens before its "
+                f"patches; leave prefix={self._prefix} out"
+            )
         positions.pop(channel_dim)
         positions[1] -= self._prefix
         self.positions = tuple(positions[1:])
@@ -263,8 +268,8 @@ def _remove_hook(module: nn.Module, hook: object) -> None:
         del module._forward_hooks[key]
 
 
-def known_layout(module: nn.Module) -> tuple[int, bool] | None:
-    """Width, and whether channels come first, of modules that say so."""
+def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
+    """Width, and whether channels come first (None: see the output), of modules that say so."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, True
     if isinstance(module, nn.Embedding):
@@ -272,7 +277,8 @@ def known_layout(module: nn.Module) -> tuple[int, bool] | None:
     if isinstance(module, nn.Linear):
         return module.out_features, False
     if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[-1], False
+        # Its subclasses for maps (timm's LayerNorm2d) put the channels first.
+        return module.normalized_shape[-1], False if type(module) is nn.LayerNorm else None
     return None
 
 

@@ -39,6 +39,46 @@ def test_consistency_is_the_cross_entropy_against_the_main_mask(detach):
     assert (main.grad is None) == detach
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_two_channels_are_compared_by_soft_cross_entropy(detach):
+    logits = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    main = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    loss = consistency_loss(logits, main, detach)
+    expected = -(main.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    wanted = torch.autograd.grad(expected, (logits, main))
+    loss.backward()
+    torch.testing.assert_close(logits.grad, wanted[0], rtol=1e-12, atol=1e-16)
+    if detach:
+        assert main.grad is None
+    else:
+        torch.testing.assert_close(main.grad, wanted[1], rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.3])
+def test_two_channels_are_one_channel_of_the_difference(dice):
+    logits = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    truth = torch.rand(3, 4, 4) > 0.5
+    difference = logits[:, 1:] - logits[:, :1]
+    loss = segmentation_loss(logits, truth, dice)
+    torch.testing.assert_close(loss, segmentation_loss(difference, truth, dice), rtol=0, atol=0)
+    if not dice:
+        by_class = torch.nn.functional.cross_entropy(logits, truth.long())
+        torch.testing.assert_close(loss, by_class, rtol=1e-12, atol=0)
+    other = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        consistency_loss(logits, other),
+        consistency_loss(difference, other[:, 1:] - other[:, :1]),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_two_channels_against_one_are_refused():
+    with pytest.raises(ValueError, match=r"main_logits must be \(2, 2, 4, 4\)"):
+        consistency_loss(torch.zeros(2, 2, 4, 4), torch.zeros(2, 1, 4, 4))
+
+
 def test_losses_are_taken_in_float32_from_half_precision_logits():
     logits = torch.randn(2, 1, 64, 64)
     half = logits.bfloat16()

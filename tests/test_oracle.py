@@ -126,6 +126,14 @@ def test_loss_and_every_gradient_equal_the_oracle(options):
         assert branch.token.grad.norm() > 0, name
 
 
+@pytest.mark.parametrize("target", [("main", True), ("main", False), ("ground_truth", True)])
+@pytest.mark.parametrize("dice", [0.0, 0.7])
+def test_two_channels_equal_the_oracle(target, dice):
+    sd = wrap("both", True, target, ("prediction", "dot"), "shared", dice)
+    sd.segmenter.decoder.head = torch.nn.ConvTranspose2d(8, 2, 2, stride=2).double()
+    assert differences(sd, double_batch()) == []
+
+
 DEFAULT = ("both", True, ("main", True), ("dot", "dot"), "shared", 0.0)
 
 

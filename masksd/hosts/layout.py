@@ -14,7 +14,8 @@ def pick(output: Any, path: str, field: str) -> Any:
 
     Args:
         output: of a module: a tensor, tuple, list, dictionary or object.
-        path: ``"module.path:KEY"``, ``":KEY"``; without a colon, the output itself.
+        path: ``"module.path:KEY"``, ``":KEY"``, ``":KEY:KEY"`` of what is nested; without a colon,
+            the output itself.
         field: the user's name for it, for messages.
 
     Raises:
@@ -24,21 +25,27 @@ def pick(output: Any, path: str, field: str) -> Any:
         >>> pick({"out": 3}, "head:out", "logits"), pick((1, 2), ":1", "loss")
         (3, 2)
     """
-    _, colon, key = path.partition(":")
-    if not colon:
+    _, *keys = path.split(":")
+    if not keys:
         if isinstance(output, Tensor):
             return output
         raise ValueError(
             f"{field}: {path or 'the host'} returns a {type(output).__name__}; say which part with "
             f"{path + ':KEY'!r}{_parts(output)}"
         )
+    for key in keys:
+        output = _part(output, key, field)
+    return output
+
+
+def _part(output: Any, key: str, field: str) -> Any:
     if isinstance(output, tuple | list) and key.lstrip("-").isdigit():
         if -len(output) <= int(key) < len(output):
             return output[int(key)]
-    elif isinstance(output, dict):
-        if key in output:
-            return output[key]
-    elif hasattr(output, key):
+    elif isinstance(output, dict) and key in output:
+        return output[key]
+    # transformers' outputs are dictionaries without the fields that are None.
+    elif type(output) not in (dict, list, tuple) and hasattr(output, key):
         return getattr(output, key)
     raise ValueError(f"{field}: no part {key!r} in a {type(output).__name__}{_parts(output)}")
 
@@ -106,22 +113,75 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
     return min(positions[0], max(1, height // cell)), min(positions[1], max(1, width // cell))
 
 
-def as_tokens(patches: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+def as_loss(loss: Any) -> Tensor | None:
+    """Return a host's own loss as 0-d; None where it computed none this time.
+
+    Raises:
+        ValueError: something else than one number.
+
+    Example:
+        >>> as_loss(torch.ones(1)).ndim
+        0
+    """
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss must be one number, got {came}")
+    return loss.reshape(())
+
+
+def channels_first(shape: tuple[int, ...], picture: tuple[int, int]) -> bool | None:
+    """Tell ``(B, C, h, w)`` from ``(B, h, w, C)``: h and w are the picture's, divided alike.
+
+    Args:
+        shape: of a map.
+        picture: height and width of the picture.
+
+    Returns:
+        None where both or neither can be.
+
+    Example:
+        >>> channels_first((2, 96, 16, 24), (64, 96)), channels_first((2, 16, 24, 96), (64, 96))
+        (True, False)
+    """
+    height, width = picture
+    first, last = (abs(h * width - w * height) for h, w in (shape[2:], shape[1:3]))
+    for slack in (1, max(height, width)):  # divided exactly; or rounded, by less than a cell
+        if first < slack or last < slack:
+            return None if first < slack and last < slack else first < slack
+    return None
+
+
+def as_tokens(
+    patches: Tensor,
+    grid: tuple[int, int],
+    prefix: int,
+    picture: tuple[int, int] | None = None,
+) -> Tensor:
     """Return features of patches as ``(B, N, C)`` on the grid.
 
     Args:
         patches: ``(B, prefix + N, C)``, or a map ``(B, C, h, w)`` of any size, which is averaged.
         grid: rows and columns wanted.
         prefix: tokens before the patches.
+        picture: height and width of the picture, where the map may be ``(B, h, w, C)`` as well.
 
     Raises:
-        ValueError: tokens of another number.
+        ValueError: tokens of another number, or a map whose channels may be in two places.
 
     Example:
         >>> as_tokens(torch.zeros(1, 5, 4, 4), (2, 2), 0).shape
         torch.Size([1, 4, 5])
     """
     if patches.ndim == 4:
+        first = True if picture is None else channels_first(tuple(patches.shape), picture)
+        if first is None:
+            raise ValueError(
+                f"patches is {tuple(patches.shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
+                f"pictures of {picture[0]}x{picture[1]}; name a module that gives (B, N, C)"
+            )
+        patches = patches if first else patches.permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(patches, grid).flatten(2).transpose(1, 2)
     local = patches[:, prefix:]
     if patches.ndim != 3 or local.shape[1] != grid[0] * grid[1]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
 from masksd.hosts.example import try_out
+from masksd.hosts.layout import channels_first
 from masksd.hosts.taps import Arguments, Taps, TapSegmenter, check_wrappable
 from masksd.segmenter import Segmenter
 from masksd.tap import Recorder, find_module, known_layout
@@ -43,8 +43,10 @@ def segmenter_for(
         return _by_recipe(host, text_encoder)
     if text_encoder is not None:
         raise ValueError("text_encoder is for recipes; with taps, wrap one module that runs both")
+    if not isinstance(taps, Taps):
+        raise ValueError(f"taps must be a masksd.Taps, got {type(taps).__name__}")
     if config.text is None:
-        taps = dataclasses.replace(taps, text_embedding=None)
+        taps = dataclasses.replace(taps, text_embedding=None, valid=None)
     elif taps.text_embedding is None:
         raise ValueError(
             "text_embedding is not known: name the module that embeds the words, or turn the text "
@@ -81,25 +83,27 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
         try:
             with recorder.recording():
                 try_out(host, host, example)
-                shape = recorder.taken()[1].shape
+                output = recorder.taken()[1]
         finally:
             recorder.remove(module)
-        images = Arguments(host).get(taps.images, example, {}) if len(shape) == 4 else None
-        channels = 1 if images is not None and _channels_first(shape, images, path) else -1
-        taps = dataclasses.replace(taps, **{width: shape[channels]})
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"{field}: {path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), "
+                f"got {came}; name the module that makes them"
+            )
+        shape = tuple(output.shape)
+        if len(shape) != 4:
+            taps = dataclasses.replace(taps, **{width: shape[-1]})
+            continue
+        first = taps.channels_first
+        if first is None:
+            rows, columns = Arguments(host).get(taps.images, example, {}).shape[-2:]
+            first = channels_first(shape, (rows, columns))
+            if first is None:
+                raise ValueError(
+                    f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
+                    f"pictures of {rows}x{columns}; state image_width and channels_first"
+                )
+        taps = dataclasses.replace(taps, channels_first=first, **{width: shape[1 if first else -1]})
     return taps
-
-
-def _channels_first(shape: torch.Size, images: Tensor, path: str) -> bool:
-    """Tell ``(B, C, h, w)`` from ``(B, h, w, C)``: h and w are the picture's, divided alike."""
-    height, width = images.shape[-2:]
-    fits = {
-        first: height % h == 0 and width % w == 0 and height // h == width // w
-        for first, (h, w) in ((True, shape[2:]), (False, shape[1:3]))
-    }
-    if fits[True] == fits[False]:
-        raise ValueError(
-            f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for pictures "
-            f"of {height}x{width}; state image_width and channels_first"
-        )
-    return fits[True]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.errors import unknown_name
-from masksd.hosts.layout import as_logits, as_tokens, cells, pick
+from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
 from masksd.segmenter import ImageFeatures, Pass, TextFeatures
 from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
 
@@ -21,8 +21,9 @@ from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
 class Taps:
     """Where a host does what, by dotted module paths and arguments of its ``forward``.
 
-    A path may end in ``:KEY``, for a module whose output is a tuple, a list, a dictionary or an
-    object: the index, key or attribute of the tensor. ``":KEY"`` alone is the host's own output.
+    All paths but the two embeddings' may end in ``:KEY``, for a module whose output is a tuple, a
+    list, a dictionary or an object: the index, key or attribute of the tensor, ``:KEY:KEY`` where
+    they are nested. ``":KEY"`` alone is a part of the host's own output.
 
     Attributes:
         image_embedding: module that embeds patches, or any early map of the picture; its output is
@@ -36,7 +37,7 @@ class Taps:
         valid: the real words, which may be masked: an argument (nonzero is real), or a callable of
             the ids that returns bool ``(B, L)``, such as :func:`masksd.hosts.bert_words`. Required
             for the text branch: it is never guessed.
-        target: argument with the truth, where the host takes it.
+        target: argument with the truth, where the host takes it; a call may leave it out.
         loss: where in the host's output its own loss is, as ``":2"`` or ``":loss"``; None where it
             computes none.
         patches: module whose output describes the patches, for relevance by dot or projection.
@@ -109,9 +110,11 @@ class TapSegmenter(nn.Module):
         modules = {}
         for field in ("image_embedding", "text_embedding", *RECORDED):
             path = getattr(taps, field)
-            path = None if path is None else path.partition(":")[0]
-            if path:
+            if field in RECORDED:
+                path = path.partition(":")[0] if isinstance(path, str) else path
+            if path or field == "image_embedding":
                 modules[field] = find_module(host, path, field)
+                check_not_compiled(host, modules[field], path)
         self.taps = {
             "image": EmbeddingTap(
                 modules["image_embedding"],
@@ -159,6 +162,8 @@ class TapSegmenter(nn.Module):
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
         taps = self.where
+        for tap in self.taps.values():
+            tap.positions = None
         with contextlib.ExitStack() as stack:
             for recorder in self._recorders.values():
                 stack.enter_context(recorder.recording())
@@ -167,13 +172,29 @@ class TapSegmenter(nn.Module):
                 field: pick(recorder.taken()[1], getattr(taps, field), field)
                 for field, recorder in self._recorders.items()
             }
+        for tap in self.taps.values():
+            if tap.positions is None:
+                raise RuntimeError(
+                    f"{tap.path} exists, but did not run in this pass; name a module that does"
+                )
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
         images = self._arguments.get(taps.images, args, kwargs)
+        if not isinstance(images, Tensor) or images.ndim < 4:
+            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images={taps.images!r} must be pictures (B, 3, H, W), got {came}")
         grid = cells(self.taps["image"].positions, images, taps.cell)
         patches = found.get("patches")
-        local = None if patches is None else as_tokens(patches, grid, taps.prefix)
+        picture = (images.shape[-2], images.shape[-1])
+        local = None if patches is None else as_tokens(patches, grid, taps.prefix, picture)
+        for field, dims, shape in (
+            ("sentence", 2, "(B, C)"),
+            ("image_vector", 2, "(B, C)"),
+            ("words", 3, "(B, L, C)"),
+        ):
+            if field in found and found[field].ndim != dims:
+                raise ValueError(f"{field} must be {shape}, got {tuple(found[field].shape)}")
         return Pass(
             logits,
             ImageFeatures(local, grid, found.get("image_vector")),
@@ -182,8 +203,8 @@ class TapSegmenter(nn.Module):
             ),
             host_output=output,
             inputs=(args, kwargs),
-            loss=None if taps.loss is None else pick(output, taps.loss, "loss"),
-            target=None if taps.target is None else self._arguments.get(taps.target, args, kwargs),
+            loss=None if taps.loss is None else as_loss(pick(output, taps.loss, "loss")),
+            target=None if taps.target is None else self._arguments.find(taps.target, args, kwargs),
         )
 
     def masked(
@@ -193,15 +214,25 @@ class TapSegmenter(nn.Module):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Run the whole host again with tokens masked; it owns its neck and decoder."""
+        """Run the whole host again with tokens masked; it owns its neck and decoder.
+
+        Raises:
+            ValueError: the logits carry no gradient, so that nothing would be learned from them.
+        """
         args, kwargs = plain.inputs
-        with masking(self.taps, image, text):
-            recorder = self._recorders.get("logits")
-            if recorder is None:
-                return as_logits(pick(self.wrapped(*args, **kwargs), self.where.logits, "logits"))
-            with recorder.recording():
-                self.wrapped(*args, **kwargs)
-                return as_logits(pick(recorder.taken()[1], self.where.logits, "logits"))
+        recorder = self._recorders.get("logits")
+        recording = recorder.recording() if recorder else contextlib.nullcontext()
+        with masking(self.taps, image, text), recording:
+            output = self.wrapped(*args, **kwargs)
+            output = recorder.taken()[1] if recorder else output
+        logits = as_logits(pick(output, self.where.logits, "logits"))
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            raise ValueError(
+                f"logits: {self.where.logits or 'what the host returns'} carries no gradient; name "
+                "the module inside that makes them, before the host detaches them (and outside a "
+                "reentrant checkpoint)"
+            )
+        return logits
 
     def release(self) -> nn.Module:
         """Take every hook off and return the host, the very object."""
@@ -216,9 +247,16 @@ class TapSegmenter(nn.Module):
         if valid is None:  # the text branch is off
             return torch.ones(logits.shape[0], 0, dtype=torch.bool, device=logits.device)
         if callable(valid):
-            return valid(self._arguments.get(self.where.tokens, args, kwargs))
-        real: Tensor = self._arguments.get(valid, args, kwargs) != 0
-        return real.flatten(1)  # some hosts take (B, L, 1)
+            real: Tensor = valid(self._arguments.get(self.where.tokens, args, kwargs))
+        else:
+            real = self._arguments.get(valid, args, kwargs) != 0
+        real = real.flatten(1)  # some hosts take (B, L, 1)
+        if real.dtype != torch.bool or len(real) != len(logits):
+            raise ValueError(
+                f"valid must be bool (B, L) with B={len(logits)}, True for real words, got "
+                f"{real.dtype} {tuple(real.shape)}"
+            )
+        return real
 
 
 class Arguments:
@@ -259,6 +297,13 @@ class Arguments:
         Raises:
             ValueError: the call did not bring it.
         """
+        found = self.find(which, args, kwargs)
+        if found is None:
+            raise ValueError(f"this call of {self._host} brought no argument {which!r}")
+        return found
+
+    def find(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the argument of a call, None where the call did not bring it."""
         if isinstance(which, int):
             position, name = which, self._names[which] if which < len(self._names) else None
         else:
@@ -266,9 +311,7 @@ class Arguments:
             name = which
         if position < len(args):
             return args[position]
-        if name is None or kwargs.get(name) is None:
-            raise ValueError(f"this call of {self._host} brought no argument {which!r}")
-        return kwargs[name]
+        return None if name is None else kwargs.get(name)
 
 
 @contextlib.contextmanager
@@ -283,6 +326,24 @@ def masking(
         yield
 
 
+def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
+    """Refuse to tap what lies inside a part of the host that is compiled already.
+
+    Raises:
+        ValueError: with the order to use.
+    """
+    for part in host.modules():
+        if _is_compiled(part) and any(inside is module for inside in part.modules()):
+            raise ValueError(
+                f"{path} lies in a part of the host that is compiled, and hooks added now would be "
+                "ignored: wrap the bare model first, then torch.compile(sd)"
+            )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
 def check_wrappable(host: nn.Module) -> None:
     """Refuse a host that is compiled or distributed already: hooks would be ignored there.
 
@@ -291,7 +352,7 @@ def check_wrappable(host: nn.Module) -> None:
     """
     if not isinstance(host, nn.Module):
         raise ValueError(f"host must be an nn.Module, got {type(host).__name__}")
-    if type(host).__name__ == "OptimizedModule" or host._compiled_call_impl is not None:
+    if _is_compiled(host):
         raise ValueError(
             "host is compiled, and hooks added now would be ignored: wrap the bare model first, "
             "then torch.compile(sd)"

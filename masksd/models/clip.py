@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from transformers.masking_utils import create_causal_mask
 
+from masksd.models.clip_text import checkpoint_layers, sentence_parts, text_states
 from masksd.segmenter import ImageFeatures, TextFeatures
 
 
@@ -144,35 +144,10 @@ class ClipEncoder(nn.Module):
         Raises:
             ValueError: not ``(B, L)`` int64, or longer than the tower has positions.
         """
-        longest = self.text.config.max_position_embeddings
-        if tokens.ndim != 2 or tokens.dtype != torch.int64:
-            raise ValueError(
-                f"tokens must be int64 and (B, L), got {tokens.dtype} {tuple(tokens.shape)}"
-            )
-        if not 1 <= tokens.shape[1] <= longest:
-            raise ValueError(
-                f"tokens are {tokens.shape[1]} long, the text tower takes 1...{longest}; truncate "
-                "them in the tokenizer or build the model with a larger max_length"
-            )
-        hidden = self.text.embeddings(input_ids=tokens)  # (B, L, C)
-        causal = create_causal_mask(
-            config=self.text.config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-        )
-        for layer in self.text.encoder.layers:
-            hidden = layer(hidden, causal, is_causal=True)
-        local = self.text_projection(self.text.final_layer_norm(hidden))  # (B, L, P)
-
-        is_end = tokens == self.end_token
-        ends_before = is_end.cumsum(1) - is_end.long()
-        attention_mask = ends_before == 0
-        first_end = is_end & attention_mask
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        valid = attention_mask & ~first_end & (position > 0)
-        end = first_end.long().argmax(1)[:, None, None]  # (B, 1, 1)
-        pooled = local.gather(1, end.expand(-1, 1, local.shape[2])).squeeze(1)
+        hidden = text_states(self.text, tokens)
+        local = self.text_projection(hidden)  # (B, L, P)
+        valid, attention_mask, end = sentence_parts(tokens, self.end_token)
+        pooled = local.gather(1, end[:, None, None].expand(-1, 1, local.shape[2])).squeeze(1)
         return TextFeatures(local, pooled, valid, attention_mask)
 
     def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
@@ -184,12 +159,8 @@ class ClipEncoder(nn.Module):
         Args:
             **kwargs: handed to ``torch.utils.checkpoint``; ``use_reentrant=False`` by default.
         """
-        options = {"use_reentrant": False, **kwargs}
         for tower in (self.vision, self.text):
-            if hasattr(tower, "activation_checkpointing_enable"):  # its name in newer versions
-                tower.activation_checkpointing_enable(options)
-            else:
-                tower.gradient_checkpointing_enable(options)
+            checkpoint_layers(tower, **kwargs)
 
     def load_clip(self, source: str | Path) -> None:
         """Take the weights of a CLIP model in the format of ``transformers``.

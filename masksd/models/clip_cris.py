@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_model
-from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from masksd.errors import check_choice, check_fraction, unknown_name
+from masksd.errors import check_choice, check_fraction
+from masksd.models.base import CrisModel, ModelConfig
 from masksd.models.clip import ClipEncoder
 from masksd.models.cris import Decoder, Neck
 from masksd.models.text_to_pixel import NORMS
@@ -23,7 +16,7 @@ ATTENTION = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
-class ClipCrisConfig:
+class ClipCrisConfig(ModelConfig):
     """All sizes and options of :class:`ClipCris`; the defaults are those of ``clip_cris_vit_b16``.
 
     Attributes:
@@ -89,10 +82,7 @@ class ClipCrisConfig:
     prior: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.type == "int"):
-            value, least = getattr(self, name), -1 if name == "end_token" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+        self.check_integers()
         check_choice("activation", self.activation, ("quick_gelu", "gelu"))
         check_choice("attention", self.attention, ATTENTION)
         check_choice("norm", self.norm, NORMS)
@@ -109,33 +99,10 @@ class ClipCrisConfig:
                     f"{size} {getattr(self, size)} must be a multiple of {unit} "
                     f"{getattr(self, unit)}"
                 )
-        if self.end_token >= self.vocab_size:
-            raise ValueError(
-                f"end_token {self.end_token} must be below vocab_size {self.vocab_size}; -1 stands "
-                "for the largest id"
-            )
-        if self.end_token == -1:
-            object.__setattr__(self, "end_token", self.vocab_size - 1)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClipCrisConfig:
-        """Build a config from a dictionary such as ``config.json`` holds.
-
-        Raises:
-            ValueError: a name that is no field ("did you mean ..."), or a wrong value.
-
-        Example:
-            >>> ClipCrisConfig.from_dict({"dropout": 0.2}).dropout
-            0.2
-        """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown_name("model option", name, known)
-        return cls(**values)
+        self.settle_end_token()
 
 
-class ClipCris(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type: ignore[call-arg]
+class ClipCris(CrisModel):
     """Segment the object that a sentence names.
 
     ``logits = decoder(neck(image.maps, text.pooled), text.local, text.attention_mask)`` with
@@ -156,6 +123,8 @@ class ClipCris(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type:
         >>> model(torch.zeros(1, 3, 64, 64), tokens).shape
         torch.Size([1, 1, 32, 32])
     """
+
+    config_class = ClipCrisConfig
 
     def __init__(self, config: ClipCrisConfig) -> None:
         super().__init__()
@@ -207,80 +176,3 @@ class ClipCris(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type:
             norm=config.norm,
             prior=config.prior,
         )
-
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Predict.
-
-        Args:
-            images: ``(B, 3, H, W)``, floating, normalised by CLIP's mean and standard deviation;
-                H and W multiples of ``config.patch_size``.
-            tokens: ``(B, L)`` int64; start token, words, ``config.end_token``, any padding.
-
-        Returns:
-            Logits ``(B, 1, h, w)`` with ``h = 4 * H / patch_size``; positive is foreground.
-
-        Raises:
-            ValueError: wrong dtype, shape or size.
-        """
-        image = self.encoder.encode_image(images)
-        text = self.encoder.encode_text(tokens)
-        return self.decoder(self.neck(image.maps, text.pooled), text.local, text.attention_mask)
-
-    def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
-        """Recompute the towers' layers in backward; see :class:`masksd.models.clip.ClipEncoder`."""
-        self.encoder.gradient_checkpointing_enable(**kwargs)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> ClipCris:
-        """Load what ``save_pretrained(folder)`` or ``push_to_hub(name)`` wrote.
-
-        Every tensor must fit; pickled weights are never read.
-
-        Args:
-            source: a folder, or a name on the Hugging Face Hub.
-            **options: for a download, those of ``huggingface_hub.hf_hub_download``: ``revision``,
-                ``cache_dir``, ``token``, ``local_files_only``, ``force_download``.
-
-        Returns:
-            The model in eval mode, on the CPU.
-
-        Raises:
-            ValueError: there is no such model, it cannot be downloaded, or its files are of
-                something else.
-
-        Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> from masksd.models import create_model
-            >>> with TemporaryDirectory() as folder:
-            ...     _ = create_model("clip_cris_tiny", dropout=0.2).save_pretrained(folder)
-            ...     ClipCris.from_pretrained(folder).config.dropout
-            0.2
-        """
-
-        def get(name: str) -> Path:
-            if Path(source).is_dir():
-                return Path(source) / name
-            return Path(hf_hub_download(str(source), name, **options))
-
-        try:
-            values = json.loads(get("config.json").read_text())
-            weights = get("model.safetensors")
-            weights.stat()
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
-            raise ValueError(
-                f"no model at {str(source)!r}: neither a folder with config.json and "
-                "model.safetensors (as save_pretrained writes them), nor a name in the Hugging "
-                f"Face cache, nor to be downloaded; get it with `hf download {source}` where there "
-                "is a network"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"config.json of {str(source)!r} is no JSON: {error}") from error
-        model = cls(ClipCrisConfig.from_dict(values))
-        try:
-            load_model(model, weights)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"model.safetensors of {str(source)!r} does not hold the weights that its "
-                f"config.json describes: {error}"
-            ) from error
-        return model.eval()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksd.errors import unknown_name
 
 if TYPE_CHECKING:  # building a model loads transformers, listing the names does not
     from masksd.models.clip_cris import ClipCris
+    from masksd.models.cris_resnet import ResNetCris
+    from masksd.models.lavt import Lavt
 
-Builder = Callable[..., "ClipCris"]
+Builder = Callable[..., Any]
 _BUILDERS: dict[str, Builder] = {}
 
 
@@ -45,12 +48,12 @@ def list_models() -> list[str]:
 
     Example:
         >>> list_models()
-        ['clip_cris_tiny', 'clip_cris_vit_b16', 'clip_cris_vit_l14', 'clip_cris_vit_s16']
+        ['clip_cris_rn101', 'clip_cris_rn50', 'clip_cris_tiny', ..., 'lavt_swin_b', 'lavt_tiny']
     """
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, pretrained: bool = False, **overrides: Any) -> ClipCris:
+def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Any:
     """Build a model by name.
 
     Args:
@@ -182,3 +185,88 @@ def clip_cris_vit_l14(pretrained: bool = False, **overrides: Any) -> ClipCris:
         text_heads=12,
         projection=768,
     )
+
+
+def _resnet_cris(
+    name: str, archive: str, pretrained: bool, overrides: dict[str, Any], **sizes: Any
+) -> ResNetCris:
+    """Build a :class:`ResNetCris`, with CLIP's towers where OpenAI's own loader leaves them."""
+    from masksd.models.cris_resnet import ResNetCris, ResNetCrisConfig
+
+    model = ResNetCris(ResNetCrisConfig.from_dict({**sizes, **overrides}))
+    if pretrained:
+        path = Path.home() / ".cache" / "clip" / archive
+        if not path.is_file():
+            raise ValueError(
+                f"the weights of {name!r} are OpenAI's {archive}: put it at {path}, or call "
+                "model.encoder.load_clip(path)"
+            )
+        model.encoder.load_clip(path)
+    return model
+
+
+@register_model
+def clip_cris_rn50(pretrained: bool = False, **overrides: Any) -> ResNetCris:
+    """CRIS with CLIP's RN50 at 416 pixels; ``model.load_cris(path)`` takes published checkpoints.
+
+    Given the weights of CRIS.pytorch it gives their logits. ``pretrained`` takes CLIP's towers from
+    ``~/.cache/clip/RN50.pt``.
+    """
+    return _resnet_cris("clip_cris_rn50", "RN50.pt", pretrained, overrides)
+
+
+@register_model
+def clip_cris_rn101(pretrained: bool = False, **overrides: Any) -> ResNetCris:
+    """CRIS with CLIP's RN101 at 416 pixels; see :func:`clip_cris_rn50`."""
+    return _resnet_cris(
+        "clip_cris_rn101",
+        "RN101.pt",
+        pretrained,
+        overrides,
+        blocks=(3, 4, 23, 3),
+        projection=512,
+    )
+
+
+@register_model
+def lavt_tiny(pretrained: bool = False, **overrides: Any) -> Lavt:
+    """Small enough for tests and examples, on 64-pixel pictures; without dropout."""
+    return _lavt(
+        "lavt_tiny",
+        pretrained,
+        overrides,
+        image_size=64,
+        embed_width=16,
+        depths=(1, 1, 2, 1),
+        heads=(1, 2, 4, 8),
+        window=4,
+        drop_path=0.0,
+        vocab_size=512,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+        max_length=32,
+        dropout=0.0,
+    )
+
+
+@register_model
+def lavt_swin_b(pretrained: bool = False, **overrides: Any) -> Lavt:
+    """LAVT at 480 pixels with the sizes of its paper: Swin-B with windows of 12, and BERT-base.
+
+    ``pretrained`` takes Swin's ImageNet-22K weights from timm and BERT's from transformers; no
+    checkpoint of another LAVT fits, and no number of the paper is claimed.
+    """
+    return _lavt("lavt_swin_b", pretrained, overrides)
+
+
+def _lavt(name: str, pretrained: bool, overrides: dict[str, Any], **sizes: Any) -> Lavt:
+    """Build a :class:`Lavt` of the given sizes, replaced by the overrides."""
+    from masksd.models.lavt import Lavt, LavtConfig
+
+    model = Lavt(LavtConfig.from_dict({**sizes, **overrides}))
+    if pretrained and name == "lavt_tiny":
+        raise ValueError("there are no pretrained weights for 'lavt_tiny'; lavt_swin_b has them")
+    if pretrained:
+        model.load_towers("swin_base_patch4_window12_384.ms_in22k", "bert-base-uncased")
+    return model

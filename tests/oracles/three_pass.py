@@ -45,7 +45,7 @@ def three_pass_loss(
         if target == "ground_truth":
             wanted = truth_at(truth, main)
         else:
-            wanted = torch.sigmoid(main)
+            wanted = log_probabilities(main)[0].exp()
             wanted = wanted.detach() if detach_target else wanted
         loss = loss + weights[name] * cross_entropy(logits, wanted)
     return loss
@@ -95,15 +95,23 @@ def truth_at(truth, logits):
     return truth[:, None, step // 2 :: step, step // 2 :: step].to(logits.dtype)
 
 
+def log_probabilities(logits):
+    """Of foreground and background, by a sigmoid of one channel or a softmax of two."""
+    if logits.shape[1] == 1:
+        return F.logsigmoid(logits), F.logsigmoid(-logits)
+    background, foreground = torch.log_softmax(logits, dim=1).split(1, dim=1)
+    return foreground, background
+
+
 def cross_entropy(logits, wanted):
-    positive = wanted * F.logsigmoid(logits)
-    negative = (1 - wanted) * F.logsigmoid(-logits)
+    foreground, background = log_probabilities(logits)
+    positive = wanted * foreground
+    negative = (1 - wanted) * background
     return -(positive + negative).mean()
 
 
 def dice(logits, wanted):
     losses = []
-    for one, truth in zip(logits, wanted, strict=True):
-        p = torch.sigmoid(one)
+    for p, truth in zip(log_probabilities(logits)[0].exp(), wanted, strict=True):
         losses.append(1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1))
     return torch.stack(losses).mean()

@@ -1,0 +1,280 @@
+"""CLIP's modified ResNet with a dense attention pool, and its text tower: the encoder of CRIS.
+
+The ResNet has three stem convolutions, pools before each strided step, and ends in attention
+instead of a mean (CLIP, arXiv 2103.00020, Sec. 2.4). CRIS lets every place of the last map be a
+query of that attention and adds a convolution around it, so that a map comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from masksd.models.clip_text import checkpoint_layers, sentence_parts, text_states
+from masksd.models.cris import Attention
+from masksd.segmenter import ImageFeatures, TextFeatures
+
+STRIDE = 32  # of the deepest map
+
+
+class ClipResNetEncoder(nn.Module):
+    """CLIP's ResNet and text tower as CRIS uses them.
+
+    Words stay as wide as the text tower, which is what CRIS's decoder takes; only the sentence is
+    projected. ``image.pooled`` is the mean of the deepest map, carried back through that
+    projection, so that ``image.pooled @ text.local`` is the picture's vector times the projected
+    words. The space is only roughly CLIP's: what CRIS adds to the attention pool starts at random.
+
+    Args:
+        stem: width of the ResNet's stem, 64 in RN50 and RN101.
+        blocks: blocks of its four stages.
+        pool_side: rows and columns that the positions of the attention pool are stored at.
+        text: sizes of the text tower.
+        projection: channels P of the deepest map and of the sentence.
+        end_token: id that ends a sentence; the first one in a row counts.
+
+    Example:
+        >>> size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+        >>> text = CLIPTextConfig(vocab_size=10, max_position_embeddings=6, **size)
+        >>> encoder = ClipResNetEncoder(
+        ...     stem=4, blocks=(1, 1, 1, 1), pool_side=2, text=text, projection=12, end_token=9)
+        >>> image = encoder.encode_image(torch.zeros(2, 3, 64, 96))
+        >>> [tuple(level.shape[1:]) for level in image.maps], image.grid
+        ([(32, 8, 12), (64, 4, 6), (12, 2, 3)], (2, 3))
+    """
+
+    image_embedding = "visual.conv3"  # the last convolution of the stem; it has no patches
+    text_embedding = "text.embeddings.token_embedding"
+
+    def __init__(
+        self,
+        *,
+        stem: int,
+        blocks: Sequence[int],
+        pool_side: int,
+        text: CLIPTextConfig,
+        projection: int,
+        end_token: int,
+    ) -> None:
+        super().__init__()
+        self.end_token = end_token
+        self.visual = ModifiedResNet(stem, blocks, pool_side, projection)
+        self.text = CLIPTextModel(text)
+        self.text_projection = nn.Linear(text.hidden_size, projection, bias=False)
+        nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Encode pictures: ``V_local, v_global`` of Eq. 1 and the maps for the neck.
+
+        Args:
+            images: ``(B, 3, H, W)``, floating, normalised by CLIP's mean and standard deviation;
+                H and W are multiples of 32.
+
+        Returns:
+            ``local (B, N, P)``, one vector a cell of 32 pixels, ``grid``, ``pooled (B, C)`` with C
+            the width of the text tower, ``maps`` of strides 8, 16 and 32.
+
+        Raises:
+            ValueError: not a floating ``(B, 3, H, W)``, or a size that 32 does not divide.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                "images must be floating and (B, 3, H, W), normalised; got "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
+        height, width = images.shape[2:]
+        if height % STRIDE or width % STRIDE or not height or not width:
+            near = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in (height, width)]
+            raise ValueError(
+                f"the image size {height}x{width} must be a multiple of {STRIDE}; resize or pad "
+                f"the images to {near[0]}x{near[1]}, for example"
+            )
+        maps = self.visual(images)
+        local = rearrange(maps[-1], "b p h w -> b (h w) p")
+        # Only relevance reads it: v · (W w) of a word w is (v W) · w.
+        pooled = local.detach().mean(1) @ self.text_projection.weight.detach()
+        return ImageFeatures(local, (maps[-1].shape[2], maps[-1].shape[3]), pooled, maps)
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """Encode sentences: ``W_local, w_global`` of Eq. 1.
+
+        Args:
+            tokens: ``(B, L)`` int64, as :meth:`masksd.models.clip.ClipEncoder.encode_text` takes.
+
+        Returns:
+            ``local (B, L, C)`` words before the projection, ``pooled (B, P)`` the projected end
+            token, ``valid`` and ``attention_mask`` bool ``(B, L)``.
+
+        Raises:
+            ValueError: not ``(B, L)`` int64, or longer than the tower has positions.
+        """
+        local = text_states(self.text, tokens)
+        valid, attention_mask, end = sentence_parts(tokens, self.end_token)
+        last = local.gather(1, end[:, None, None].expand(-1, 1, local.shape[2])).squeeze(1)
+        return TextFeatures(local, self.text_projection(last), valid, attention_mask)
+
+    def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
+        """Recompute the layers of the text tower in backward.
+
+        The ResNet is left as it is: recomputed, its BatchNorm would count every picture twice.
+
+        Args:
+            **kwargs: handed to ``torch.utils.checkpoint``; ``use_reentrant=False`` by default.
+        """
+        checkpoint_layers(self.text, **kwargs)
+
+    def load_clip(self, path: str | Path) -> None:
+        """Take the weights of OpenAI's archive, ``RN50.pt`` or ``RN101.pt``.
+
+        The convolution that CRIS adds to the attention pool stays as it is. See
+        :func:`masksd.models.official.clip_archive` for which files are read.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: another file, or one that does not fit; nothing has been changed then.
+        """
+        from masksd.models.official import clip_archive, load_clip_state
+
+        load_clip_state(self, clip_archive(path), str(path))
+
+
+class ModifiedResNet(nn.Module):
+    """Maps of strides 8, 16 and 32 of a picture, the last one out of attention.
+
+    Modules bear the names of CLIP's own weights.
+
+    Args:
+        width: channels W of the stem; the maps have 8 W, 16 W and ``outputs``.
+        blocks: of the four stages.
+        pool_side: see :class:`DensePool`.
+        outputs: channels of the last map.
+
+    Example:
+        >>> net = ModifiedResNet(4, (1, 1, 1, 1), pool_side=2, outputs=6)
+        >>> [tuple(level.shape[1:]) for level in net(torch.zeros(1, 3, 32, 64))]
+        [(32, 4, 8), (64, 2, 4), (6, 1, 2)]
+    """
+
+    def __init__(self, width: int, blocks: Sequence[int], pool_side: int, outputs: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = stage(width, width, blocks[0], stride=1)
+        self.layer2 = stage(4 * width, 2 * width, blocks[1], stride=2)
+        self.layer3 = stage(8 * width, 4 * width, blocks[2], stride=2)
+        self.layer4 = stage(16 * width, 8 * width, blocks[3], stride=2)
+        self.attnpool = DensePool(32 * width, outputs, heads=width // 2, side=pool_side)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn pictures ``(B, 3, H, W)`` into three maps ``(B, C, h, w)``, shallow to deep."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
+        stride8 = self.layer2(self.layer1(x))
+        stride16 = self.layer3(stride8)
+        return stride8, stride16, self.attnpool(self.layer4(stride16))
+
+
+class Bottleneck(nn.Module):
+    """A residual block whose strided step is a mean before a convolution of stride 1.
+
+    Args:
+        inputs: channels in.
+        inner: channels between; four times as many come out.
+        stride: 1 or 2.
+
+    Example:
+        >>> Bottleneck(8, 4, stride=2)(torch.zeros(1, 8, 6, 6)).shape
+        torch.Size([1, 16, 3, 3])
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = self.expansion * inner
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        nn.init.zeros_(self.bn3.weight)  # a new block passes its input on
+        self.pool = nn.AvgPool2d(stride)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn ``(B, inputs, h, w)`` into ``(B, outputs, h / stride, w / stride)``."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.pool(F.relu(self.bn2(self.conv2(y))))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(self.pool(x))))
+
+
+def stage(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
+    """Chain blocks, the first of which takes the stride.
+
+    Example:
+        >>> stage(8, 4, blocks=2, stride=2)(torch.zeros(1, 8, 6, 6)).shape
+        torch.Size([1, 16, 3, 3])
+    """
+    outputs = Bottleneck.expansion * inner
+    return nn.Sequential(
+        Bottleneck(inputs, inner, stride),
+        *(Bottleneck(outputs, inner, 1) for _ in range(blocks - 1)),
+    )
+
+
+class DensePool(nn.Module):
+    """CLIP's attention pool with every place as a query, and a convolution around it.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        heads: of the attention.
+        side: rows and columns that the positions are stored at; other sizes are interpolated.
+
+    Example:
+        >>> DensePool(8, 6, heads=2, side=7)(torch.zeros(1, 8, 2, 3)).shape
+        torch.Size([1, 6, 2, 3])
+    """
+
+    def __init__(self, inputs: int, outputs: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.positions = nn.Parameter(torch.randn(side * side, inputs) * inputs**-0.5)
+        self.attention = Attention(inputs, heads, dropout=0.0)
+        self.attention.out = nn.Linear(inputs, outputs)
+        self.connect = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn ``(B, inputs, h, w)`` into ``(B, outputs, h, w)``."""
+        height, width = x.shape[2:]
+        positions = self.positions.T.unflatten(1, (self.side, self.side))[None]  # (1, C, s, s)
+        positions = F.interpolate(
+            positions, size=(height, width), mode="bicubic", align_corners=False
+        )
+        places = rearrange(x + positions.to(x.dtype), "b c h w -> b (h w) c")
+        mixed = self.attention(places, places, places)
+        mixed = rearrange(mixed, "b (h w) c -> b c h w", h=height, w=width)
+        return F.relu(mixed + self.connect(x))
