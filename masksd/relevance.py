@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +13,11 @@ from masksd.segmenter import Pass
 
 
 def rank_tokens(
-    kind: str, modality: str, plain: Pass, target: Tensor | None, noise: Tensor
+    kind: str,
+    modality: str,
+    plain: Pass,
+    target: Tensor | None,
+    noise: Callable[[], Tensor],
 ) -> Tensor:
     """Score every patch or word for the correlation filter (Sec. III-B).
 
@@ -20,7 +26,7 @@ def rank_tokens(
         modality: ``"image"`` or ``"text"``.
         plain: the plain pass, whose features rank.
         target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
-        noise: uniform ``(B, N)``, which ``"random"`` uses.
+        noise: gives uniform numbers ``(B, N)``, for ``"random"``.
 
     Returns:
         Scores ``(B, N)``, at least float32.
@@ -35,11 +41,11 @@ def rank_tokens(
         >>> sentence = torch.tensor([[3.0, 5.0]])
         >>> text = TextFeatures(torch.ones(1, 1, 2), sentence, torch.ones(1, 1) > 0)
         >>> plain = Pass(torch.zeros(1, 1, 1, 2), image, text, None, ())
-        >>> rank_tokens("dot", "image", plain, None, torch.zeros(1, 2))
+        >>> rank_tokens("dot", "image", plain, None, lambda: torch.zeros(1, 2))
         tensor([[3., 5.]])
     """
     if kind == "random":
-        return noise
+        return noise()
     if kind == "ground_truth":
         return _share_of_truth(plain, target)
     image = modality == "image"
