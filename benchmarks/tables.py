@@ -54,7 +54,7 @@ def step_cost() -> str:
 
 
 def default_run() -> str:
-    rows = read("default_run")
+    rows = list({(row["seed"], row["sentence"]): row for row in read("default_run")}.values())
     seeds = sorted({row["seed"] for row in rows}, key=int)
     kinds = {
         "own": "the right sentence",

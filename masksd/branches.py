@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,8 @@ class MaskedBranch(nn.Module):
         normal = torch.special.ndtri(uniform.double() + 2.0**-25) * 0.02
         token = normal if masking.token == "position" else normal[0]
         self.token = nn.Parameter(token.to(torch.get_default_dtype()))
-        self.register_buffer("weight", torch.tensor(float(weight)))
+        # Not in the state: a run that resumes goes by its config.
+        self.register_buffer("weight", torch.tensor(float(weight)), persistent=False)
         self.parts = nn.ModuleDict(parts or {})
 
     def forward(
@@ -126,10 +126,13 @@ class MaskedBranch(nn.Module):
             ValueError: the truth is needed and missing, or the tokens do not fit.
         """
         mask, relevance = self.draw(ranking, target, step, first)
-        grid = plain.image.grid if self.modality == "image" else None
-        token_mask = TokenMask(mask, self._token(mask.shape[1]), grid)
-        image, text = (token_mask, None) if grid else (None, token_mask)
-        with frozen_statistics(segmenter, self):
+        token = self._token(mask.shape[1])
+        image, text = (
+            (TokenMask(mask, token, plain.image.grid), None)
+            if self.modality == "image"
+            else (None, TokenMask(mask, token))
+        )
+        with frozen_statistics(segmenter):  # parts of its own are used nowhere else
             logits = segmenter.masked(plain, image, text, **dict(self.parts.items()))
         if self.config.target == "main":
             loss = consistency_loss(logits, plain.logits, self.config.detach_target)
@@ -137,7 +140,9 @@ class MaskedBranch(nn.Module):
             raise ValueError("target='ground_truth' needs the truth: call sd(..., target=masks)")
         else:
             loss = segmentation_loss(logits, target)
-        return BranchOutput(loss, mask, relevance)
+        # Where nothing lets the token learn (an encoder under no_grad), it still takes part, as
+        # DistributedDataParallel expects of every parameter.
+        return BranchOutput(loss + 0.0 * self.token.sum(), mask, relevance)
 
     @torch.no_grad()
     def draw(
@@ -158,21 +163,16 @@ class MaskedBranch(nn.Module):
             device=plain.logits.device,
         )
         masking, modality = self.masking, self.modality
-        relevance = rank_tokens(
-            self.relevance,
-            modality,
-            plain,
-            target,
-            partial(noise, stream=_STREAMS["rank", modality]),
-        )
+        rank_noise = partial(noise, stream=_STREAMS["rank", modality])
+        relevance = rank_tokens(self.relevance, modality, plain, target, rank_noise)
         mask = select_tokens(
             relevance,
             masking.top_k,
-            masking.ratio,
+            cast(float, masking.ratio),  # DistillConfig has put a value in
             noise=noise(stream=_STREAMS["select", modality]),
             valid=valid,
             selection=masking.selection,
-            rounding=masking.rounding,
+            rounding=cast(str, masking.rounding),
             count=masking.count,
         )
         return mask, relevance
@@ -191,19 +191,19 @@ class MaskedBranch(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what is masked, for ``print``."""
-        share = f"{math.ceil(100 * self.masking.ratio)}%"
-        return f"{NAMES[self.modality]}: {share} of the {self.masking.selection} tokens"
+        kept = f"{self.masking.selection} {self.masking.top_k:.1%}"
+        return f"{self.masking.ratio:.1%} of the {kept} of {self.modality}"
 
 
 @contextlib.contextmanager
-def frozen_statistics(*models: object) -> Iterator[None]:
-    """Keep running statistics where they are, while normalising by those of the batch as before.
+def frozen_statistics(model: object) -> Iterator[None]:
+    """Keep BatchNorm's running statistics where they are; it normalises by the batch as before.
 
     A masked pass shows the model pictures and sentences that inference never sees: they must not
     move what BatchNorm will use there.
 
     Args:
-        models: modules, whose BatchNorm layers in training mode are held.
+        model: whose BatchNorm layers in training mode are held.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -214,9 +214,7 @@ def frozen_statistics(*models: object) -> Iterator[None]:
     """
     held = [
         layer
-        for model in models
-        if isinstance(model, nn.Module)
-        for layer in model.modules()
+        for layer in cast(nn.Module, model).modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         and layer.training
         and layer.track_running_stats

@@ -16,6 +16,12 @@ RELEVANCE = {
 }
 """Who may rank the tokens of which modality; see :mod:`masksd.relevance`."""
 
+BEST = {
+    "image": {"ratio": 0.25, "rounding": "nearest"},
+    "text": {"ratio": 0.10, "rounding": "stochastic"},
+}
+"""What :class:`MaskingConfig` leaves to the modality: the paper's ratios, our rounding."""
+
 
 @dataclass(frozen=True)
 class MaskingConfig:
@@ -23,7 +29,8 @@ class MaskingConfig:
 
     Attributes:
         top_k: share of the tokens, by relevance, that passes the filter, in [0, 1] (``K``).
-        ratio: share of those that is masked, in [0, 1] (``α``).
+        ratio: share of those that is masked, in [0, 1] (``α``); None is the paper's best for the
+            modality, 0.25 of the patches and 0.10 of the words.
         selection: keep the ``"top"`` or the ``"bottom"`` of the ranking.
         relevance: who ranks: ``"dot"`` product with the other modality's vector (the paper, for a
             host whose patches and words share a space); ``"projection"``, the same after a learned
@@ -31,7 +38,8 @@ class MaskingConfig:
             own ``"prediction"``, or, for study, the ``"ground_truth"``. ``"auto"`` is dot where the
             space is shared, else prediction for patches and random for words.
         rounding: ``"nearest"``, ``"stochastic"``, ``"floor"`` or ``"ceil"``; see
-            :func:`masksd.masking.select_tokens`.
+            :func:`masksd.masking.select_tokens`. None is nearest for patches and stochastic for
+            words, of which there are so few that nearest would mask one for any ratio.
         count: the tokens that ``top_k`` is a share of: the real ``"words"`` or the padded
             ``"sequence"``. The same for patches, which are all real.
         token: one learnable vector, ``"shared"`` by all positions, or one a ``"position"``.
@@ -48,20 +56,22 @@ class MaskingConfig:
     """
 
     top_k: float = 0.5
-    ratio: float = 0.25
+    ratio: float | None = None
     selection: Literal["top", "bottom"] = "top"
     relevance: Literal["auto", "dot", "prediction", "projection", "random", "ground_truth"] = "auto"
-    rounding: Literal["nearest", "stochastic", "floor", "ceil"] = "nearest"
+    rounding: Literal["nearest", "stochastic", "floor", "ceil"] | None = None
     count: Literal["words", "sequence"] = "words"
     token: Literal["shared", "position"] = "shared"
     positions: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("top_k", self.top_k)
-        check_fraction("ratio", self.ratio)
+        if self.ratio is not None:
+            check_fraction("ratio", self.ratio)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("relevance", self.relevance, RELEVANCE["image"])
-        check_choice("rounding", self.rounding, ROUNDINGS)
+        if self.rounding is not None:
+            check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("count", self.count, COUNTS)
         check_choice("token", self.token, ("shared", "position"))
         if (self.token == "position") != (self.positions is not None):
@@ -82,7 +92,8 @@ class DistillConfig:
     Attributes:
         image: language-guided masked visual self-distillation (LMVSD); None turns the branch off.
         text: visual-guided masked language self-distillation (VMLSD); None turns the branch off.
-        lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more.
+        lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, as a
+            trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
         target: what a branch shall predict: the ``"main"`` branch's mask, or the
             ``"ground_truth"`` (Table VI).
@@ -93,15 +104,15 @@ class DistillConfig:
         seed: keys the draws and the first value of the mask tokens.
 
     Example:
+        >>> DistillConfig().text.ratio, DistillConfig().text.rounding
+        (0.1, 'stochastic')
         >>> config = DistillConfig(text=None, lambda_image=0.5)  # LMVSD alone
         >>> DistillConfig.from_json(config.to_json()) == config
         True
     """
 
     image: MaskingConfig | None = field(default_factory=MaskingConfig)
-    text: MaskingConfig | None = field(
-        default_factory=lambda: MaskingConfig(ratio=0.10, rounding="stochastic")
-    )
+    text: MaskingConfig | None = field(default_factory=MaskingConfig)
     lambda_image: float = 0.75
     lambda_text: float = 0.10
     target: Literal["main", "ground_truth"] = "main"
@@ -119,6 +130,9 @@ class DistillConfig:
                 or not 0 <= value < float("inf")
             ):
                 raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+        for name in ("detach_target", "share_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_choice("target", self.target, ("main", "ground_truth"))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
@@ -133,6 +147,10 @@ class DistillConfig:
                     f"relevance {masking.relevance!r} cannot rank the tokens of {modality}; "
                     f"possible: {', '.join(map(repr, RELEVANCE[modality]))}"
                 )
+            best: dict[str, Any] = BEST[modality]
+            left_out = {name: best[name] for name in best if getattr(masking, name) is None}
+            masking = dataclasses.replace(masking, **left_out)
+            object.__setattr__(self, modality, masking)  # the dataclass is frozen
 
     @staticmethod
     def preset(name: str) -> DistillConfig:

@@ -37,7 +37,7 @@ def describe(
         lines += [
             f"  {name.upper()}: masks {masking.ratio:.0%} of the {masking.selection} "
             f"{masking.top_k:.0%} of {'patches' if branch.modality == 'image' else 'words'} "
-            f"by {branch.relevance!r} relevance, weight {branch.weight.item():.3g}",
+            f"by {branch.relevance!r} relevance, weight {_weight(branch)}",
             f"    enters at {tap.path} (width {tap.width})",
             f"    {segmenter.reruns[branch.modality]}",
         ]
@@ -59,6 +59,10 @@ def describe(
     return "\n".join(lines)
 
 
+def _weight(branch: MaskedBranch) -> str:
+    return "unknown" if branch.weight.is_meta else f"{branch.weight.item():.3g}"
+
+
 def _costs(
     segmenter: Segmenter,
     branches: Mapping[str, MaskedBranch],
@@ -66,6 +70,8 @@ def _costs(
 ) -> str:
     args, kwargs, step = example
     host, plain = _multiply_adds(partial(segmenter.plain, *args, **kwargs))
+    if host == 0:
+        return "  multiply-adds: none was counted in the host"
     # Only relevance by ground truth needs a target; an empty one costs the same.
     target = torch.zeros_like(plain.logits)
     added = {
@@ -75,14 +81,20 @@ def _costs(
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     total = 1 + sum(added.values()) / host
     return (
-        f"  multiply-adds of a forward: host {host / 1e9:.3f} G for this batch = 1; "
-        f"added {share or 'nothing'}; a step costs {total:.3f} host steps"
+        f"  a forward of this batch: host {host:,} multiply-adds = 1; added {share or 'nothing'}; "
+        f"a step costs {total:.3f} host steps"
     )
 
 
 def _multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
     from torch.utils.flop_counter import FlopCounterMode  # brings triton along
 
-    with FlopCounterMode(display=False) as counter:
-        result = run()
+    # The fast path of torch's own transformer layers in evaluation is one opaque operation.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            result = run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2, result  # it counts two a multiply-add

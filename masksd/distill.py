@@ -208,6 +208,11 @@ class CrossModalMaskedSelfDistill(nn.Module):
         segmenter = self._attached()
         if not self.training:
             return segmenter.host(*args, **kwargs)
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel runs its replicas in threads that share the hooks: use "
+                "DistributedDataParallel, one process a GPU"
+            )
         output = self._distill(segmenter, args, kwargs, target)
         self.step += 1
         return output

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from masksd.tap import EmbeddingTap, TokenMask, find_module
@@ -166,8 +167,7 @@ class Triple(nn.Module):
     ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("neck", neck), ("decoder", decoder)):
-            if not isinstance(part, nn.Module):
-                raise ValueError(f"{name} must be an nn.Module, got {type(part).__name__}")
+            check_wrappable(part, name)
         for method in ("encode_image", "encode_text"):
             if not callable(getattr(encoder, method, None)):
                 raise ValueError(
@@ -198,16 +198,33 @@ class Triple(nn.Module):
         for modality, (_, module) in embeddings.items():  # only now that everything has matched
             self.taps[modality].attach(module)
 
-    def host(self, images: Tensor, tokens: Tensor) -> Tensor:
+    def host(self, images: Tensor, tokens: Tensor, *more: Any) -> Tensor:
         """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
+        _two_only(more)
         image = self.encoder.encode_image(images)
         return self._decode(image, self.encoder.encode_text(tokens), self.neck, self.decoder)
 
-    def plain(self, images: Tensor, tokens: Tensor) -> Pass:
-        """Run all three parts (Eq. 1 and 2)."""
+    def plain(self, images: Tensor, tokens: Tensor, *more: Any) -> Pass:
+        """Run all three parts (Eq. 1 and 2).
+
+        Raises:
+            ValueError: a grid that is not that of the patches, or a neck or decoder that writes
+                into the features, which the masked passes use again.
+        """
+        _two_only(more)
         image = self.encoder.encode_image(images)
         text = self.encoder.encode_text(tokens)
+        if image.local is not None and image.grid[0] * image.grid[1] != image.local.shape[1]:
+            raise ValueError(
+                f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
+            )
+        before = _versions(image, text)
         logits = self._decode(image, text, self.neck, self.decoder)
+        if _versions(image, text) != before:
+            raise ValueError(
+                "neck or decoder wrote into the encoder's features in place, which the masked "
+                "passes use again: let it work on a copy (x = x + y, x.clone(), list(maps))"
+            )
         return Pass(logits, image, text, host_output=logits, inputs=(images, tokens))
 
     def masked(
@@ -243,8 +260,9 @@ class Triple(nn.Module):
     def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Take both hooks off and return ``(encoder, neck, decoder)``, the very objects."""
         encoder = cast(nn.Module, self.encoder)
-        for tap in self.taps.values():
-            tap.remove(find_module(encoder, tap.path, "path"))
+        for module in encoder.modules():
+            for tap in self.taps.values():
+                tap.remove(module)
         return encoder, self.neck, self.decoder
 
     @staticmethod
@@ -254,3 +272,57 @@ class Triple(nn.Module):
         attend = text.valid if text.attention_mask is None else text.attention_mask
         logits: Tensor = decoder(neck(image.maps, text.pooled), text.local, attend)
         return logits
+
+
+def check_wrappable(module: nn.Module, name: str) -> None:
+    """Refuse a module whose hooks would be ignored, or whose passes would not be seen as one step.
+
+    Args:
+        module: what is to be wrapped.
+        name: the user's name for it, for the message.
+
+    Raises:
+        ValueError: no module, or one that is compiled or distributed already.
+
+    Example:
+        >>> check_wrappable(nn.ReLU(), "neck")
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{name} must be an nn.Module, got {type(module).__name__}")
+    kind = type(module).__name__
+    if is_compiled(module):
+        raise ValueError(
+            f"{name} is compiled, and hooks added now would be ignored: wrap the bare model first, "
+            "then torch.compile(sd)"
+        )
+    if kind in ("DistributedDataParallel", "DataParallel") or kind.startswith("FSDP"):
+        raise ValueError(
+            f"{name} is a {kind}: wrap the bare model first, then distribute sd, so that all "
+            "passes run inside one forward"
+        )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Say whether hooks added now would be ignored.
+
+    Example:
+        >>> is_compiled(nn.ReLU()), is_compiled(torch.compile(nn.ReLU()))
+        (False, True)
+    """
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
+def _two_only(more: tuple[Any, ...]) -> None:
+    if more:
+        raise ValueError(
+            f"a triple takes images and tokens, got {2 + len(more)} arguments; the truth goes by "
+            "name: sd(images, tokens, target=masks)"
+        )
+
+
+def _versions(image: ImageFeatures, text: TextFeatures) -> list[int]:
+    """Count the writes into the features, tensor by tensor; not while compiling, which has none."""
+    if torch.compiler.is_compiling():
+        return []
+    leaves = torch.utils._pytree.tree_leaves((image, text))
+    return [x._version for x in leaves if isinstance(x, Tensor) and not x.is_inference()]

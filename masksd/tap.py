@@ -71,7 +71,8 @@ class EmbeddingTap:
     ) -> None:
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
             raise ValueError(
-                f"{path} is tapped already: unwrap() the first wrapper before a second"
+                f"{path} is tapped already: unwrap() the first wrapper before a second, and copy a "
+                "model before it is wrapped"
             )
         self.path = path
         known = known_layout(module)
@@ -97,8 +98,8 @@ class EmbeddingTap:
         _remove_hook(module, self)
 
     @contextlib.contextmanager
-    def masking(self, mask: TokenMask | None) -> Iterator[None]:
-        """Apply ``mask`` to the one time that the module runs inside; None changes nothing.
+    def masking(self, mask: TokenMask) -> Iterator[None]:
+        """Apply ``mask`` to the one time that the module runs inside.
 
         Raises:
             RuntimeError: the module did not run, or ran twice.
@@ -106,7 +107,7 @@ class EmbeddingTap:
         self._pending = mask
         try:
             yield
-            if mask is not None and not self._fired:
+            if not self._fired:
                 raise RuntimeError(
                     f"{self.path} did not run in the masked pass: nothing was masked"
                 )
@@ -253,7 +254,8 @@ def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     module = root
     walked = type(root).__name__
     for name in path.split("."):
-        children = dict(module.named_children())
+        # named_children() would leave out a second name of the same module
+        children = {key: child for key, child in module._modules.items() if child is not None}
         if name not in children:
             if not children:
                 raise ValueError(f"{argument} {path!r}: {walked} has no modules inside")
@@ -293,6 +295,11 @@ def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tup
             + (f" on a grid of {grid}" if grid else "")
         )
     (rows, columns), (height, width) = grid, positions
+    if (rows, columns) == (width, height) and rows != columns:
+        raise ValueError(
+            f"the features' grid {grid} is that of {path}, {tuple(positions)}, turned over; a grid "
+            "is (rows, columns)"
+        )
     hidden = hidden.unflatten(1, (rows, columns))
     if token.ndim == 2:
         token = token.unflatten(0, (rows, columns))

@@ -183,7 +183,7 @@ def test_unknown_option_is_named_with_the_nearest(
     assert left.value.code == 2
     printed = capfd.readouterr()
     assert "Unrecognized options: --distill.image.ration" in printed.err
-    assert "--distill.image.ratio FLOAT" in printed.err
+    assert "--distill.image.ratio {None}|FLOAT" in printed.err
     assert everything(place) == before
 
 
@@ -203,7 +203,7 @@ def test_help_shows_units_and_defaults(
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())
     assert "side of the squared input, pixels" in text
     assert "--lr FLOAT peak learning rate of AdamW. (default: 0.002)" in text
-    assert "--distill.image.ratio FLOAT share of those that is masked, in [0, 1]" in text
+    assert "--distill.image.ratio {None}|FLOAT share of those that is masked, in [0, 1]" in text
     assert "--level STR" in text
 
 

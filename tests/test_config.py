@@ -40,6 +40,14 @@ def test_fields_left_out_of_json_take_the_defaults_of_their_own_modality():
     )
 
 
+def test_what_is_left_out_is_the_papers_best_for_the_modality():
+    config = DistillConfig(image=MaskingConfig(top_k=1.0), text=MaskingConfig(top_k=1.0))
+    assert (config.image.ratio, config.image.rounding) == (0.25, "nearest")
+    assert (config.text.ratio, config.text.rounding) == (0.10, "stochastic")
+    chosen = DistillConfig(text=MaskingConfig(ratio=0.25, rounding="nearest"))
+    assert (chosen.text.ratio, chosen.text.rounding) == (0.25, "nearest")
+
+
 def test_the_preset_is_the_best_row_of_the_paper():
     config = DistillConfig.preset("cm-masksd")
     assert (config.image.top_k, config.image.ratio, config.lambda_image) == (0.5, 0.25, 0.75)
@@ -65,6 +73,11 @@ def test_the_preset_is_the_best_row_of_the_paper():
             "unknown target 'truth'; did you mean 'ground_truth'",
         ),
         (lambda: DistillConfig(seed=0.5), "seed must be an integer, got 0.5"),
+        (
+            lambda: DistillConfig(detach_target="no"),
+            "detach_target must be True or False",
+        ),
+        (lambda: DistillConfig(share_weights=1), "share_weights must be True or False, got 1"),
         (lambda: DistillConfig(image=0.5), "image must be a MaskingConfig or None, got 0.5"),
         (
             lambda: DistillConfig(text=MaskingConfig(relevance="ground_truth")),

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd.branches import frozen_statistics
@@ -204,7 +205,55 @@ def test_an_unmasked_branch_with_a_detached_target_has_no_gradient():
         torch.testing.assert_close(gradients[none][name], gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_the_branches_follow_selection_and_count():
+    images, tokens, target = make_batch(batch=5)
+    for selection in ("top", "bottom"):
+        image = MaskingConfig(top_k=0.25, ratio=1.0, selection=selection)
+        out = wrapped(DistillConfig(image=image, text=None))(images, tokens, target=target)
+        order = out.relevance["lmvsd"].argsort(1, descending=selection == "top")
+        expected = torch.zeros(5, 16, dtype=torch.bool).scatter(1, order[:, :4], True)
+        assert torch.equal(out.masks["lmvsd"], expected)
+    for count, masked in (("words", [1, 1, 2, 2, 3]), ("sequence", [1, 2, 3, 4, 4])):
+        text = MaskingConfig(top_k=0.5, ratio=1.0, count=count)  # of 1 to 5 words, or of 7
+        out = wrapped(DistillConfig(image=None, text=text))(images, tokens, target=target)
+        assert out.masks["vmlsd"].sum(1).tolist() == masked
+
+
+def test_the_first_tokens_are_small_and_differ():
+    image, text = wrapped().distill_parameters()
+    for token in (image, text):
+        assert 0.01 < token.std() < 0.03
+    assert not torch.equal(image, text)
+
+
+def test_a_decoder_without_attention_mask_attends_to_real_words():
+    encoder, neck, decoder = make_triple()
+    images, tokens, target = make_batch()
+    encode = encoder.encode_text
+    encoder.encode_text = lambda tokens: encode(tokens)._replace(attention_mask=None)
+    given = []
+    decoder.register_forward_pre_hook(lambda module, args: given.append(args[2]))
+    CrossModalMaskedSelfDistill(encoder, neck, decoder, BOTH)(images, tokens, target=target)
+    for mask in given:
+        assert torch.equal(mask, (tokens > 1) & (tokens < 19))
+    assert len(given) == 3
+
+
 # Keyed draws
+
+
+def test_no_two_draws_of_a_step_repeat_each_other():
+    images, tokens, _ = make_batch()
+    random = MaskingConfig(relevance="random", top_k=1.0)
+    sd = wrapped(DistillConfig(image=random, text=random))
+    plain, seen = sd.segmenter.plain(images, tokens), []
+    for name, branch in sd.branches.items():
+        mask, relevance = branch.draw(plain, None, sd.step, 0)
+        seen.append(relevance[:, :7])
+        if name == "lmvsd":  # the selection's noise is not the ranking's
+            lowest = relevance.argsort(1).argsort(1) < mask.sum(1, keepdim=True)
+            assert not torch.equal(mask, lowest)
+    assert not torch.equal(*seen)
 
 
 def masks_of(sd, batch, steps=3):
@@ -232,8 +281,8 @@ def test_a_run_resumes_from_its_state():
 
 def test_preview_shows_the_next_step_and_changes_nothing():
     images, tokens, target = make_batch()
-    sd = wrapped(batch_norm=False)
-    sd.segmenter.neck.norm.eval()
+    sd = wrapped(batch_norm=False, dropout=0.5)
+    sd.segmenter.decoder.dropout.eval()  # a part that the user keeps in evaluation
     before, modes = copy.deepcopy(sd.state_dict()), [m.training for m in sd.modules()]
     preview = sd.preview(images, tokens, target=target)
     assert not preview.loss.requires_grad
@@ -243,6 +292,36 @@ def test_preview_shows_the_next_step_and_changes_nothing():
     out = sd(images, tokens, target=target)
     assert torch.equal(preview.masks["lmvsd"], out.masks["lmvsd"])
     torch.testing.assert_close(preview.loss, out.loss)
+
+
+def test_preview_is_in_evaluation():
+    images, tokens, target = make_batch()
+    sd = wrapped(dropout=0.5)  # with BatchNorm
+    first, second = (sd.preview(images, tokens, target=target) for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.logits, sd.eval()(images, tokens))
+
+
+def test_preview_of_unshared_parts_knows_their_statistics():
+    none = MaskingConfig(ratio=0.0)
+    images, tokens, target = make_batch()
+    sd = wrapped(DistillConfig(image=none, text=none, share_weights=False))
+    for _ in range(50):
+        sd(images, tokens, target=target)
+    branch, host = sd.branches["lmvsd"].parts["neck"].norm, sd.segmenter.neck.norm
+    torch.testing.assert_close(branch.running_mean, host.running_mean)
+    assert host.running_mean.abs().max() > 0.01
+
+
+def test_tokens_of_an_encoder_without_gradients_still_take_part():
+    images, tokens, target = make_batch()
+    encoder, neck, decoder = make_triple()
+    encoder.encode_image = torch.no_grad()(encoder.encode_image)
+    sd = CrossModalMaskedSelfDistill(encoder, neck, decoder, BOTH)
+    sd(images, tokens, target=target).loss.backward()
+    image, text = sd.distill_parameters()
+    assert not image.grad.any()
+    assert text.grad.any()
 
 
 # It composes
@@ -309,6 +388,34 @@ def test_a_host_in_float64_on_its_own_device_needs_nothing_else():
 # describe()
 
 
+def test_attention_of_torchs_own_layers_is_counted():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder, neck, decoder = make_triple()
+    finish = encoder.finish_image
+
+    def with_layer(embedded, grid):
+        image = finish(embedded, grid)
+        local = layer(image.local)
+        return image._replace(local=local, maps=local.transpose(1, 2).unflatten(2, grid))
+
+    encoder.finish_image, encoder.layer = with_layer, layer
+    images, tokens, _ = make_batch()
+    sd = CrossModalMaskedSelfDistill(encoder, neck, decoder, BOTH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        sd.segmenter.host(images, tokens)  # in training mode, where torch takes no short cut
+    total = counter.get_total_flops() // 2
+    assert f"host {total:,} multiply-adds" in sd.describe(images, tokens)
+
+
+def test_describe_on_the_meta_device():
+    with torch.device("meta"):
+        parts = [part.to("meta") for part in make_triple()]
+        sd = CrossModalMaskedSelfDistill(*parts, BOTH)
+        images, tokens = torch.zeros(2, 3, 16, 16), torch.zeros(2, 7, dtype=torch.long)
+    assert sd.step.is_meta
+    assert "a step costs 2." in sd.describe(images, tokens)
+
+
 def test_describe_says_what_is_done_and_counts_what_it_costs():
     sd = wrapped()
     text = sd.describe(*make_batch()[:2])
@@ -331,7 +438,7 @@ def test_a_step_costs_two_plus_the_share_of_neck_and_decoder():
     images, tokens, _ = make_batch()
 
     def count(run):
-        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             run()
         return counter.get_total_flops()
 
@@ -380,6 +487,64 @@ def test_an_encoder_that_names_no_embedding_is_asked_to():
     CrossModalMaskedSelfDistill(encoder, neck, decoder, text_embedding="words")
 
 
+@pytest.mark.parametrize("part", ["encoder", "neck", "decoder"])
+def test_compiled_and_distributed_parts_are_refused_with_the_order(part):
+    parts = dict(zip(("encoder", "neck", "decoder"), make_triple(), strict=True))
+    compiled = parts | {part: torch.compile(parts[part])}
+    with pytest.raises(ValueError, match=f"{part} is compiled, .* then torch.compile"):
+        CrossModalMaskedSelfDistill(**compiled)
+    threaded = parts | {part: nn.DataParallel(parts[part])}
+    with pytest.raises(ValueError, match=f"{part} is a DataParallel: wrap the bare model first"):
+        CrossModalMaskedSelfDistill(**threaded)
+    assert hooks(parts["encoder"]) == []
+
+
+def test_replicas_in_threads_are_refused():
+    images, tokens, target = make_batch()
+    replica = wrapped()
+    replica._is_replica = True  # as torch marks them
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        replica(images, tokens, target=target)
+
+
+class WritesIntoMaps(nn.Module):
+    def forward(self, maps, sentence):
+        maps += sentence[:, :, None, None]
+        return maps
+
+
+class WritesIntoMask(nn.Module):
+    def forward(self, fused, words, attention_mask):
+        attention_mask[:, 0] = True
+        return fused.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("change", [{"neck": WritesIntoMaps()}, {"decoder": WritesIntoMask()}])
+def test_writing_into_the_features_is_refused(change):
+    images, tokens, _ = make_batch()
+    parts = dict(zip(("encoder", "neck", "decoder"), make_triple(), strict=True)) | change
+    sd = CrossModalMaskedSelfDistill(**parts)
+    with pytest.raises(ValueError, match="neck or decoder wrote into the encoder's features"):
+        sd(images, tokens)
+
+
+def test_a_grid_that_is_not_that_of_the_patches():
+    images, tokens, _ = make_batch()
+    encoder, neck, decoder = make_triple()
+    encode = encoder.encode_image
+    encoder.encode_image = lambda images: encode(images)._replace(grid=(3, 5))
+    sd = CrossModalMaskedSelfDistill(encoder, neck, decoder)
+    with pytest.raises(ValueError, match=r"a grid of \(3, 5\) for 16 patches"):
+        sd(images, tokens)
+
+
+def test_a_positional_target_is_told_its_name():
+    images, tokens, target = make_batch()
+    for sd in (wrapped(), wrapped().eval()):
+        with pytest.raises(ValueError, match="the truth goes by name"):
+            sd(images, tokens, target)
+
+
 def test_wrapping_twice_is_refused():
     parts = make_triple()
     CrossModalMaskedSelfDistill(*parts)
@@ -422,6 +587,9 @@ def test_positions_that_do_not_match_the_model():
     config = DistillConfig(image=MaskingConfig(token="position", positions=9))
     with pytest.raises(ValueError, match=r"config.image.positions is 9, but the model has 16"):
         wrapped(config)(images, tokens)
+    config = DistillConfig(image=MaskingConfig(token="position", positions=20))
+    with pytest.raises(ValueError, match=r"config.image.positions is 20, but the model has 16"):
+        wrapped(config)(images, tokens)  # a prefix of patches would be other places
     config = DistillConfig(
         text=MaskingConfig(token="position", positions=20, rounding="ceil"), image=None
     )

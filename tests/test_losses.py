@@ -87,6 +87,11 @@ def test_losses_are_taken_in_float32_from_half_precision_logits():
     assert torch.equal(consistency_loss(half, half), expected)
 
 
+def test_a_mask_of_0_and_255_is_refused():
+    with pytest.raises(ValueError, match=r"target must be in \[0, 1\], got values up to 255"):
+        segmentation_loss(torch.zeros(1, 1, 2, 2), torch.full((1, 2, 2), 255, dtype=torch.uint8))
+
+
 def test_errors_name_what_came():
     logits = torch.zeros(2, 1, 4, 4)
     with pytest.raises(ValueError, match=r"logits must be \(B, 1 or 2, H, W\), got \(2, 3, 4, 4\)"):

@@ -129,6 +129,16 @@ def test_nan_is_never_masked_and_the_reference_refuses_it(selection):
         select_tokens(scores, 1.0, 1.0, noise=noise, implementation="reference")
 
 
+def test_nan_in_the_padding_is_nobodys_business():
+    scores = torch.tensor([[1.0, math.nan]])
+    valid, noise = torch.tensor([[True, False]]), torch.zeros(1, 2)
+    for implementation in ("fused", "reference"):
+        mask = select_tokens(
+            scores, 1.0, 1.0, noise=noise, valid=valid, implementation=implementation
+        )
+        assert mask.tolist() == [[True, False]]
+
+
 def test_an_invalid_token_never_passes_before_a_valid_one_of_minus_infinity():
     scores = torch.tensor([[math.inf, -math.inf, -math.inf]])
     valid = torch.tensor([[False, False, True]])

@@ -60,10 +60,14 @@ def test_every_model_runs_at_its_size(name: str, size: int, logits: int) -> None
 
 def test_names() -> None:
     assert list_models() == [
+        "clip_cris_rn101",
+        "clip_cris_rn50",
         "clip_cris_tiny",
         "clip_cris_vit_b16",
         "clip_cris_vit_l14",
         "clip_cris_vit_s16",
+        "lavt_swin_b",
+        "lavt_tiny",
     ]
 
 

@@ -120,3 +120,17 @@ def test_paths_that_do_not_match_name_the_nearest_module_of_that_level():
         find_module(model, "vision.patch_embed.conv", "image_embedding")
     with pytest.raises(ValueError, match="a must be a dotted module path, got Conv2d"):
         find_module(model, model["vision"]["patch_embed"], "a")
+
+
+def test_a_second_name_of_a_module_is_found():
+    model = nn.Module()
+    model.words = model.alias = nn.Embedding(3, 4)
+    assert find_module(model, "alias", "text_embedding") is model.words
+
+
+def test_a_grid_turned_over_is_not_carried():
+    conv = nn.Conv2d(1, 3, 1)
+    tap = tapped(conv)
+    mask = TokenMask(torch.ones(1, 6, dtype=torch.bool), torch.zeros(3), grid=(3, 2))
+    with pytest.raises(ValueError, match=r"grid \(3, 2\) .* turned over"), tap.masking(mask):
+        conv(torch.zeros(1, 1, 2, 3))

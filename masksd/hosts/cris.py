@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
-from masksd.hosts.taps import Arguments, check_not_compiled, check_wrappable, masking
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures
+from masksd.hosts.taps import Arguments, check_not_compiled, masking
+from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable
 from masksd.tap import EmbeddingTap, Recorder, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
@@ -88,7 +88,7 @@ class CrisSegmenter(nn.Module):
 
     def __init__(self, host: nn.Module) -> None:
         super().__init__()
-        check_wrappable(host)
+        check_wrappable(host, "host")
         self._arguments = Arguments(host)
         for name, position in (("images", IMAGES), ("tokens", TOKENS), ("target", TRUTH)):
             self._arguments.check(name, position)

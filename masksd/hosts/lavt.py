@@ -12,7 +12,8 @@ import inspect
 from torch import Tensor, nn
 
 from masksd.hosts.layout import bert_words
-from masksd.hosts.taps import Taps, TapSegmenter, check_wrappable
+from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.segmenter import check_wrappable
 from masksd.tap import find_module
 
 
@@ -56,7 +57,7 @@ def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> TapSegm
             "wrap(model, text_encoder=bert); the wrapper then takes (images, ids, attention mask)"
         )
     if inside is None and text_encoder is not None:
-        check_wrappable(text_encoder)
+        check_wrappable(text_encoder, "text_encoder")
         return PairSegmenter(LavtWithBert(host, text_encoder), _taps(host, "model."))
     if text_encoder is not None:
         raise ValueError(

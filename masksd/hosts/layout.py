@@ -175,10 +175,11 @@ def as_tokens(
         torch.Size([1, 4, 5])
     """
     if patches.ndim == 4:
-        first = True if picture is None else channels_first(tuple(patches.shape), picture)
-        if first is None:
+        shape = tuple(patches.shape)
+        first = True if picture is None else channels_first(shape, picture)
+        if first is None and picture is not None:
             raise ValueError(
-                f"patches is {tuple(patches.shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
+                f"patches is {shape}, which may be (B, C, h, w) or (B, h, w, C) for "
                 f"pictures of {picture[0]}x{picture[1]}; name a module that gives (B, N, C)"
             )
         patches = patches if first else patches.permute(0, 3, 1, 2)

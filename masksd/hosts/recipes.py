@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from masksd.config import DistillConfig
 from masksd.hosts.example import try_out
 from masksd.hosts.layout import channels_first
-from masksd.hosts.taps import Arguments, Taps, TapSegmenter, check_wrappable
-from masksd.segmenter import Segmenter
+from masksd.hosts.taps import Arguments, Taps, TapSegmenter
+from masksd.segmenter import Segmenter, check_wrappable
 from masksd.tap import Recorder, find_module, known_layout
 
 
@@ -33,7 +33,7 @@ def segmenter_for(
         ...
         ValueError: ReLU is no host that a recipe knows ...
     """
-    check_wrappable(host)
+    check_wrappable(host, "host")
     if not config.share_weights:
         raise ValueError(
             "share_weights=False copies a neck and a decoder, which a whole host does not name: "
@@ -94,7 +94,7 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
             )
         shape = tuple(output.shape)
         if len(shape) != 4:
-            taps = dataclasses.replace(taps, **{width: shape[-1]})
+            taps = _replace(taps, {width: shape[-1]})
             continue
         first = taps.channels_first
         if first is None:
@@ -105,5 +105,10 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
                     f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
                     f"pictures of {rows}x{columns}; state image_width and channels_first"
                 )
-        taps = dataclasses.replace(taps, channels_first=first, **{width: shape[1 if first else -1]})
+        found = {width: shape[1 if first else -1], "channels_first": first}
+        taps = _replace(taps, found)
     return taps
+
+
+def _replace(taps: Taps, found: dict[str, Any]) -> Taps:
+    return dataclasses.replace(taps, **found)

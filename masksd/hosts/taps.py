@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from masksd.errors import unknown_name
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures
+from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable, is_compiled
 from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
 
 
@@ -101,7 +101,7 @@ class TapSegmenter(nn.Module):
 
     def __init__(self, host: nn.Module, taps: Taps) -> None:
         super().__init__()
-        check_wrappable(host)
+        check_wrappable(host, "host")
         self._arguments = Arguments(host)
         for field in ("images", "tokens", "target"):
             self._arguments.check(field, getattr(taps, field))
@@ -333,33 +333,8 @@ def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
         ValueError: with the order to use.
     """
     for part in host.modules():
-        if _is_compiled(part) and any(inside is module for inside in part.modules()):
+        if is_compiled(part) and any(inside is module for inside in part.modules()):
             raise ValueError(
                 f"{path} lies in a part of the host that is compiled, and hooks added now would be "
                 "ignored: wrap the bare model first, then torch.compile(sd)"
             )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-
-
-def check_wrappable(host: nn.Module) -> None:
-    """Refuse a host that is compiled or distributed already: hooks would be ignored there.
-
-    Raises:
-        ValueError: with the order to use.
-    """
-    if not isinstance(host, nn.Module):
-        raise ValueError(f"host must be an nn.Module, got {type(host).__name__}")
-    if _is_compiled(host):
-        raise ValueError(
-            "host is compiled, and hooks added now would be ignored: wrap the bare model first, "
-            "then torch.compile(sd)"
-        )
-    distributed = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    if isinstance(host, distributed) or type(host).__name__.startswith("FSDP"):
-        raise ValueError(
-            f"host is wrapped in {type(host).__name__}: wrap the bare model first, then distribute "
-            "sd, so that all passes run inside one forward"
-        )

@@ -49,7 +49,8 @@ def with_channel(target: Tensor, batch: int) -> Tensor:
         batch: the ``B`` it must have.
 
     Raises:
-        ValueError: a target of another batch or number of dimensions.
+        ValueError: a target of another batch or number of dimensions; on a CPU also one above 1,
+            such as a mask of 0 and 255 (on a GPU looking would stop the device).
 
     Example:
         >>> with_channel(torch.zeros(2, 4, 4), batch=2).shape
@@ -60,4 +61,9 @@ def with_channel(target: Tensor, batch: int) -> Tensor:
         target = target[:, None]
     if target.ndim != 4 or target.shape[:2] != (batch, 1):
         raise ValueError(f"target must be (B, h, w) or (B, 1, h, w) with B={batch}, got {shape}")
+    if not torch.compiler.is_compiling() and target.device.type == "cpu" and (target > 1).any():
+        raise ValueError(
+            f"target must be in [0, 1], got values up to {target.max().item()}: divide a mask of 0 "
+            "and 255, or compare it with 0"
+        )
     return target

@@ -104,6 +104,8 @@ def select_tokens(
         raise ValueError(f"scores must be (B, N), got {_shape(scores)}")
     _check_floating("scores", scores)
     _check_floating("noise", noise)
+    if scores.device.type == "mps":
+        raise ValueError("counts are exact in float64, which MPS has not: run on the CPU or CUDA")
     if noise.shape != scores.shape:
         raise ValueError(f"noise must be {_shape(scores)} as scores are, got {_shape(noise)}")
     if valid is not None and (valid.shape != scores.shape or valid.dtype != torch.bool):

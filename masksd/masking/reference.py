@@ -34,7 +34,7 @@ def select_tokens(
     count: str,
 ) -> Tensor:
     """The filter and the draw of Sec. III-B for one row after another."""
-    if scores.isnan().any():
+    if (scores.isnan() if valid is None else scores.isnan() & valid).any():
         raise ValueError("scores hold NaN; the fused implementation leaves such tokens unmasked")
     batch, length = scores.shape
     mask = torch.zeros(batch, length, dtype=torch.bool, device=scores.device)
