@@ -38,7 +38,9 @@ def three_pass_loss(
     for name, mask in masks.items():
         neck, decoder = necks[name], decoders[name]
         hidden = {"lmvsd": "image", "vmlsd": "text"}[name]
-        with scratch_buffers(neck, decoder):
+        # Only the parts that inference uses must keep their running statistics.
+        shared = [part for part in (neck, decoder) if part in (necks["main"], decoders["main"])]
+        with scratch_buffers(*shared):
             logits = one_pass(
                 encoder, neck, decoder, images, words, **{hidden: (mask, tokens_of_masks[name])}
             )
