@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--output", help="folder for checkpoints; none are kept without it")
     args = parser.parse_args()
 
+    torch.manual_seed(0)
     model = create_model("clip_cris_tiny")
     sd = masksd.CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
     print(sd.describe())

@@ -141,6 +141,11 @@ class EmbeddingTap:
                 f"{self.path} ran twice in one masked pass: name a module that embeds once a pass"
             )
         self._fired = True
+        if len(output) != len(mask.mask):
+            raise ValueError(
+                f"{self.path} embeds a batch of {len(output)}, the logits are {len(mask.mask)}: "
+                "name a module that sees each sample once"
+            )
         where, token = _on_positions(mask, self.positions, self.path)
         if not self._prefix:
             return apply_mask(output, where, token, channel_dim)

@@ -315,6 +315,31 @@ def test_outputs_that_are_not_as_named(returns, logits, loss, message):
         sd(*batch()[0])
 
 
+class Official(Host):
+    """As many are: a loss and no more in training, an answer and no loss in evaluation."""
+
+    def forward(self, images, ids, mask=None, truth=None):
+        logits = super().forward(images, ids, mask)
+        return own_loss(logits, truth) if self.training else (logits > 0).long()
+
+
+def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
+    host = make()
+    host.__class__ = Official
+    bare = copy.deepcopy(host)
+    inputs, truth = batch()
+    taps = dataclasses.replace(TAPS, loss="", target="truth", patches="norm", sentence="vector")
+    config = dataclasses.replace(CONFIG, image=MaskingConfig(ratio=0.5, relevance="projection"))
+    sd = wrap(host, config, taps=taps, example=inputs)
+    assert "a step costs 3.00" in sd.describe(*inputs)
+    out = sd(*inputs, truth)
+    assert torch.equal(out.losses["seg"], bare(*inputs, truth))
+    learns(sd, out)
+    assert sd.preview(*inputs, truth).masks["lmvsd"].any()
+    bare.load_state_dict(host.state_dict())
+    assert torch.equal(sd.eval()(*inputs), bare.eval()(*inputs))
+
+
 # Names
 
 
@@ -473,18 +498,18 @@ def test_compiled_and_distributed_hosts_are_told_the_order(tmp_path):
     compiled.compile()
     with pytest.raises(ValueError, match="host is compiled"):
         wrap(compiled, CONFIG, taps=TAPS)
-    with pytest.raises(ValueError, match="wrapped in DataParallel: wrap the bare model first"):
+    with pytest.raises(ValueError, match="is a DataParallel: wrap the bare model first"):
         wrap(nn.DataParallel(host), CONFIG, taps=TAPS)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     try:
         distributed = nn.parallel.DistributedDataParallel(host)
-        with pytest.raises(ValueError, match="wrapped in DistributedDataParallel: wrap the b"):
+        with pytest.raises(ValueError, match="is a DistributedDataParallel: wrap the bare model"):
             wrap(distributed, CONFIG, taps=TAPS)
         from torch.distributed.fsdp import fully_shard
 
-        with pytest.raises(ValueError, match="wrapped in FSDPHost: wrap the bare model first"):
+        with pytest.raises(ValueError, match="is a FSDPHost: wrap the bare model first"):
             wrap(fully_shard(make()), CONFIG, taps=TAPS)
     finally:
         torch.distributed.destroy_process_group()

@@ -75,6 +75,11 @@ def test_a_module_that_does_not_run_or_runs_twice_is_an_error():
     twice = nn.Sequential(words, nn.Flatten(0), nn.Linear(6, 2), nn.ReLU())
     with pytest.raises(RuntimeError, match="embed ran twice in one masked pass"), tap.masking(mask):
         words(twice(torch.tensor([[1, 2]])).long()[None])
+    with (
+        pytest.raises(ValueError, match="embed embeds a batch of 2, the logits are 1: name"),
+        tap.masking(mask),
+    ):
+        words(torch.tensor([[1, 2], [3, 4]]))
     words(torch.tensor([[1, 2]]))  # and it recovers
 
 

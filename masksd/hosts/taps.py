@@ -38,8 +38,9 @@ class Taps:
             the ids that returns bool ``(B, L)``, such as :func:`masksd.hosts.bert_words`. Required
             for the text branch: it is never guessed.
         target: argument with the truth, where the host takes it; a call may leave it out.
-        loss: where in the host's output its own loss is, as ``":2"`` or ``":loss"``; None where it
-            computes none.
+        loss: where in the host's output its own loss is, as ``":2"`` or ``":loss"``; ``""`` where
+            that is all it returns; None where it computes none. It is looked for in training only,
+            for many hosts return something else in evaluation.
         patches: module whose output describes the patches, for relevance by dot or projection.
         sentence: module whose output is the sentence's vector ``(B, C)``.
         words: module whose output describes the words, ``(B, L, C)``.
@@ -203,7 +204,7 @@ class TapSegmenter(nn.Module):
             ),
             host_output=output,
             inputs=(args, kwargs),
-            loss=None if taps.loss is None else as_loss(pick(output, taps.loss, "loss")),
+            loss=self._own_loss(output),
             target=None if taps.target is None else self._arguments.find(taps.target, args, kwargs),
         )
 
@@ -241,6 +242,11 @@ class TapSegmenter(nn.Module):
             for hook in hooks:
                 hook.remove(module)
         return self.wrapped
+
+    def _own_loss(self, output: Any) -> Tensor | None:
+        if self.where.loss is None or not self.wrapped.training:
+            return None
+        return as_loss(pick(output, self.where.loss, "loss"))
 
     def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
         valid = self.where.valid
