@@ -16,7 +16,7 @@ from masksd.segmenter import ImageFeatures as ImageFeatures
 from masksd.segmenter import Pass as Pass
 from masksd.segmenter import Segmenter as Segmenter
 from masksd.segmenter import TextFeatures as TextFeatures
-from masksd.segmenter import Triple as Triple
 from masksd.tap import TokenMask as TokenMask
+from masksd.triple import Triple as Triple
 
 __version__ = _version("masksd")

@@ -209,6 +209,21 @@ class DistillConfig:
 PRESETS = {"cm-masksd": DistillConfig()}
 
 
+def checked_config(config: DistillConfig | None) -> DistillConfig:
+    """Return the config, or the paper's for None.
+
+    Raises:
+        ValueError: something else than a :class:`DistillConfig`.
+
+    Example:
+        >>> checked_config(None) == DistillConfig()
+        True
+    """
+    if config is not None and not isinstance(config, DistillConfig):
+        raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
+    return config or DistillConfig()
+
+
 def _checked_fields(what: str, config: type, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{what} must be a JSON object, got {fields!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import Any, NamedTuple, cast
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from masksd.branches import NAMES, MaskedBranch
-from masksd.config import DistillConfig
+from masksd.config import DistillConfig, checked_config
 from masksd.describe import describe
 from masksd.hosts import Taps, segmenter_for
-from masksd.hosts.example import evaluating, try_out
 from masksd.losses import segmentation_loss
-from masksd.relevance import Projection
-from masksd.segmenter import Segmenter, Triple
+from masksd.modes import evaluating
+from masksd.relevance import projection_for
+from masksd.segmenter import Segmenter
+from masksd.triple import Triple
 
 
 class DistillOutput(NamedTuple):
@@ -326,37 +326,6 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if self.segmenter is None:
             raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
         return self.segmenter
-
-
-def checked_config(config: DistillConfig | None) -> DistillConfig:
-    """Return the config, or the paper's for None.
-
-    Raises:
-        ValueError: something else than a :class:`masksd.DistillConfig`.
-
-    Example:
-        >>> checked_config(None) == DistillConfig()
-        True
-    """
-    if config is not None and not isinstance(config, DistillConfig):
-        raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
-    return config or DistillConfig()
-
-
-def projection_for(segmenter: Segmenter, example: tuple[Any, ...] | None) -> Projection:
-    """Build the learned relevance for the widths that an example shows; hooks go if it fails."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(segmenter.release)  # unless all goes well
-        if example is None:
-            raise ValueError("relevance 'projection' needs example=(…), to see the widths")
-        plain = try_out(cast(nn.Module, segmenter), segmenter.plain, example)
-        if plain.image.local is None or plain.text.pooled is None:
-            raise ValueError(
-                "relevance 'projection' needs features of patches and of the sentence: name them "
-                "with Taps(patches=…, sentence=…)"
-            )
-        stack.pop_all()
-    return Projection(plain.image.local.shape[-1], plain.text.pooled.shape[-1])
 
 
 def _first_position(batch: int) -> int:

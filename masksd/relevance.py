@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from masksd.losses.alignment import alignment_loss
 from masksd.losses.shapes import foreground, in_full_precision, with_channel
 from masksd.masking import correlate
-from masksd.segmenter import Pass
+from masksd.modes import try_out
+from masksd.segmenter import Pass, Segmenter
 
 
 class Projection(nn.Module):
@@ -122,3 +125,19 @@ def _dot(kind: str, modality: str, plain: Pass) -> Tensor:
             f"Possible here: {possible}"
         )
     return correlate(local, pooled)
+
+
+def projection_for(segmenter: Segmenter, example: tuple[Any, ...] | None) -> Projection:
+    """Build the learned relevance for the widths that an example shows; hooks go if it fails."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(segmenter.release)  # unless all goes well
+        if example is None:
+            raise ValueError("relevance 'projection' needs example=(…), to see the widths")
+        plain = try_out(cast(nn.Module, segmenter), segmenter.plain, example)
+        if plain.image.local is None or plain.text.pooled is None:
+            raise ValueError(
+                "relevance 'projection' needs features of patches and of the sentence: name them "
+                "with Taps(patches=…, sentence=…)"
+            )
+        stack.pop_all()
+    return Projection(plain.image.local.shape[-1], plain.text.pooled.shape[-1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from masksd.data.transforms import normalize
 from masksd.engine.checkpoints import Checkpoint
 from masksd.errors import check_choice, check_fraction
-from masksd.hosts.example import evaluating
+from masksd.modes import evaluating
 
 if TYPE_CHECKING:
     from masksd.data.refer import ReferDataset

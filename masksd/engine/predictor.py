@@ -16,7 +16,7 @@ from masksd.data.transforms import resize_picture
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
 from masksd.engine.evaluator import predict_logits, resize_probabilities
 from masksd.errors import check_fraction
-from masksd.hosts.example import evaluating
+from masksd.modes import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image

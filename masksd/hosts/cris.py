@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
-from masksd.hosts.taps import Arguments, check_not_compiled, masking
+from masksd.hosts.taps import check_not_compiled, masking
 from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable
 from masksd.tap import EmbeddingTap, Recorder, TokenMask
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
-from masksd.hosts.example import try_out
+from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
-from masksd.hosts.taps import Arguments, Taps, TapSegmenter
+from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.modes import try_out
 from masksd.segmenter import Segmenter, check_wrappable
 from masksd.tap import Recorder, find_module, known_layout
 

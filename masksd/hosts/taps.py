@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.errors import unknown_name
+from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
 from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable, is_compiled
 from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
@@ -263,61 +262,6 @@ class TapSegmenter(nn.Module):
                 f"{real.dtype} {tuple(real.shape)}"
             )
         return real
-
-
-class Arguments:
-    """The arguments of a host's ``forward``, by position or by name.
-
-    Args:
-        host: module.
-
-    Example:
-        >>> Arguments(nn.Bilinear(2, 2, 1)).get("input2", ("a", "b"), {})
-        'b'
-    """
-
-    def __init__(self, host: nn.Module) -> None:
-        parameters = inspect.signature(host.forward).parameters.values()
-        self._open = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-        self._names = [
-            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        self._keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
-        self._host = type(host).__name__
-
-    def check(self, field: str, which: int | str | None) -> None:
-        """Raise a ``ValueError`` unless ``forward`` takes this argument."""
-        names = [*self._names, *self._keywords]
-        if which is None or self._open:
-            return
-        if isinstance(which, int) and not 0 <= which < len(self._names):
-            raise ValueError(
-                f"{field}={which} is no position of {self._host}.forward({', '.join(names)})"
-            )
-        if isinstance(which, str) and which not in names:
-            raise unknown_name(f"{field}: {self._host}.forward has no argument", which, names)
-
-    def get(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the argument of a call.
-
-        Raises:
-            ValueError: the call did not bring it.
-        """
-        found = self.find(which, args, kwargs)
-        if found is None:
-            raise ValueError(f"this call of {self._host} brought no argument {which!r}")
-        return found
-
-    def find(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the argument of a call, None where the call did not bring it."""
-        if isinstance(which, int):
-            position, name = which, self._names[which] if which < len(self._names) else None
-        else:
-            position = self._names.index(which) if which in self._names else len(args)
-            name = which
-        if position < len(args):
-            return args[position]
-        return None if name is None else kwargs.get(name)
 
 
 @contextlib.contextmanager

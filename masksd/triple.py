@@ -1,0 +1,190 @@
+"""An encoder, a neck and a decoder as a segmenter, with the paper's own signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable
+from masksd.tap import EmbeddingTap, TokenMask, find_module
+
+
+class Encoder(Protocol):
+    """What :class:`Triple` asks of an encoder."""
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Encode pictures ``(B, 3, H, W)``."""
+
+    def encode_text(self, tokens: Tensor) -> TextFeatures:
+        """Encode sentences ``(B, L)``."""
+
+
+class Triple(nn.Module):
+    """An encoder, a neck and a decoder with the paper's own signatures (Eq. 1 and 2).
+
+    ``encoder.encode_image(images) -> ImageFeatures``, ``encoder.encode_text(tokens) ->
+    TextFeatures``, ``neck(image.maps, text.pooled) -> fused`` and ``decoder(fused, text.local,
+    text.attention_mask or text.valid) -> logits (B, 1, H, W)``.
+
+    Args:
+        encoder: module with the two methods.
+        neck: module or function.
+        decoder: module or function.
+        image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
+            before positions are added; None takes ``encoder.image_embedding``.
+        text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+
+    Raises:
+        ValueError: a method is missing or a path does not match; nothing has been touched then.
+
+    Example:
+        >>> from masksd.models import create_model
+        >>> model = create_model("clip_cris_tiny")
+        >>> triple = Triple(model.encoder, model.neck, model.decoder)
+        >>> triple.taps["image"].path
+        'vision.embeddings.patch_embedding'
+        >>> triple.release() == (model.encoder, model.neck, model.decoder)
+        True
+    """
+
+    shared_space = True
+    reruns: ClassVar[Mapping[str, str]] = {
+        "image": "runs encode_image, neck and decoder again; reuses the sentence's features",
+        "text": "runs encode_text, neck and decoder again; reuses the picture's features",
+    }
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        neck: nn.Module,
+        decoder: nn.Module,
+        *,
+        image_embedding: str | None = None,
+        text_embedding: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, part in (("encoder", encoder), ("neck", neck), ("decoder", decoder)):
+            check_wrappable(part, name)
+        for method in ("encode_image", "encode_text"):
+            if not callable(getattr(encoder, method, None)):
+                raise ValueError(
+                    f"encoder {type(encoder).__name__} has no method {method}; give it one that "
+                    "returns masksd.ImageFeatures or masksd.TextFeatures (a two-line adapter)"
+                )
+        embeddings = {}
+        for argument, given in (
+            ("image_embedding", image_embedding),
+            ("text_embedding", text_embedding),
+        ):
+            path = getattr(encoder, argument, None) if given is None else given
+            if path is None:
+                raise ValueError(
+                    f"{argument} is not known: pass the dotted path, inside the encoder, of the "
+                    f"module that makes the embeddings, or set encoder.{argument}"
+                )
+            embeddings[argument.removesuffix("_embedding")] = (
+                path,
+                find_module(encoder, path, argument),
+            )
+        self.encoder = cast(Encoder, encoder)
+        self.neck = neck
+        self.decoder = decoder
+        self.taps = {
+            modality: EmbeddingTap(module, path) for modality, (path, module) in embeddings.items()
+        }
+        for modality, (_, module) in embeddings.items():  # only now that everything has matched
+            self.taps[modality].attach(module)
+
+    def host(self, images: Tensor, tokens: Tensor, *more: Any) -> Tensor:
+        """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
+        _two_only(more)
+        image = self.encoder.encode_image(images)
+        return self._decode(image, self.encoder.encode_text(tokens), self.neck, self.decoder)
+
+    def plain(self, images: Tensor, tokens: Tensor, *more: Any) -> Pass:
+        """Run all three parts (Eq. 1 and 2).
+
+        Raises:
+            ValueError: a grid that is not that of the patches, or a neck or decoder that writes
+                into the features, which the masked passes use again.
+        """
+        _two_only(more)
+        image = self.encoder.encode_image(images)
+        text = self.encoder.encode_text(tokens)
+        if image.local is not None and image.grid[0] * image.grid[1] != image.local.shape[1]:
+            raise ValueError(
+                f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
+            )
+        before = _versions(image, text)
+        logits = self._decode(image, text, self.neck, self.decoder)
+        if _versions(image, text) != before:
+            raise ValueError(
+                "neck or decoder wrote into the encoder's features in place, which the masked "
+                "passes use again: let it work on a copy (x = x + y, x.clone(), list(maps))"
+            )
+        return Pass(logits, image, text, host_output=logits, inputs=(images, tokens))
+
+    def masked(
+        self,
+        plain: Pass,
+        image: TokenMask | None = None,
+        text: TokenMask | None = None,
+        **parts: nn.Module,
+    ) -> Tensor:
+        """Encode again only what is masked, then decode (Eq. 5 and 8).
+
+        Args:
+            plain: the plain pass of the same batch, whose features are reused.
+            image: patches to mask, None to reuse the picture's features.
+            text: words to mask, None to reuse the sentence's features.
+            parts: ``neck`` and ``decoder`` that take the place of the triple's own
+                (``share_weights=False``).
+
+        Returns:
+            Logits ``(B, 1, H, W)``.
+        """
+        images, tokens = plain.inputs
+        image_features, text_features = plain.image, plain.text
+        if image is not None:
+            with self.taps["image"].masking(image):
+                image_features = self.encoder.encode_image(images)
+        if text is not None:
+            with self.taps["text"].masking(text):
+                text_features = self.encoder.encode_text(tokens)
+        neck, decoder = parts.get("neck", self.neck), parts.get("decoder", self.decoder)
+        return self._decode(image_features, text_features, neck, decoder)
+
+    def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Take both hooks off and return ``(encoder, neck, decoder)``, the very objects."""
+        encoder = cast(nn.Module, self.encoder)
+        for module in encoder.modules():
+            for tap in self.taps.values():
+                tap.remove(module)
+        return encoder, self.neck, self.decoder
+
+    @staticmethod
+    def _decode(
+        image: ImageFeatures, text: TextFeatures, neck: nn.Module, decoder: nn.Module
+    ) -> Tensor:
+        attend = text.valid if text.attention_mask is None else text.attention_mask
+        logits: Tensor = decoder(neck(image.maps, text.pooled), text.local, attend)
+        return logits
+
+
+def _two_only(more: tuple[Any, ...]) -> None:
+    if more:
+        raise ValueError(
+            f"a triple takes images and tokens, got {2 + len(more)} arguments; the truth goes by "
+            "name: sd(images, tokens, target=masks)"
+        )
+
+
+def _versions(image: ImageFeatures, text: TextFeatures) -> list[int]:
+    """Count the writes into the features, tensor by tensor; not while compiling, which has none."""
+    if torch.compiler.is_compiling():
+        return []
+    leaves = torch.utils._pytree.tree_leaves((image, text))
+    return [x._version for x in leaves if isinstance(x, Tensor) and not x.is_inference()]
