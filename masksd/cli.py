@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import typing
 import warnings
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+import masksd
 from masksd.config import DistillConfig
 from masksd.engine.config import DataConfig, TrainConfig, TrainingError
 from masksd.engine.options import checked, command, unchecked
@@ -41,11 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            _parse(arguments).run()
-        except (ValueError, OSError, TrainingError) as error:
+            if arguments == ["--version"]:
+                print(f"masksd {masksd.__version__}")
+            else:
+                _parse(arguments).run()
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise
-            print(f"masksd: error: {' '.join(str(error).split())}", file=sys.stderr)
+            text = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (ValueError, OSError, TrainingError)):  # not foreseen
+                text += " (MASKSD_TRACEBACK=1 shows where)"
+            print(f"masksd: error: {text}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("masksd: interrupted", file=sys.stderr)
@@ -61,11 +69,11 @@ class Predict:
         image: a JPEG, PNG, WEBP or BMP file.
         expression: what to find, as in "the red circle".
         checkpoint: folder that training wrote.
-        output: the overlay, a PNG; none takes IMAGE-prediction.png in the working folder. The mask
+        output: the overlay, a PNG; None takes IMAGE-prediction.png in the working folder. The mask
             goes beside it, as ...-mask.png.
-        threshold: probability above which a pixel belongs to the object, in [0, 1]; none takes the
+        threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             checkpoint's.
-        device: cpu, cuda, cuda:1; none takes a GPU where there is one.
+        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
     """
 
     image: Annotated[Path, tyro.conf.Positional]
@@ -80,7 +88,7 @@ class Predict:
         import numpy as np
         from PIL import Image
 
-        from masksd.engine.figures import overlay, save_picture
+        from masksd.engine.figures import overlay, save_pictures
         from masksd.engine.predictor import Predictor
 
         output = self.output or Path(f"{self.image.stem}-prediction.png")
@@ -88,14 +96,17 @@ class Predict:
             raise ValueError(f"output {output} must end in .png")
         if not output.parent.is_dir():
             raise ValueError(f"output {output}: there is no folder {output.parent}; make it first")
-        if output.resolve() == self.image.resolve():
-            raise ValueError(f"output {output} is the picture itself; choose another --output")
+        mask_output = output.with_name(f"{output.stem}-mask.png")
+        for path in (output, mask_output):
+            if path.is_dir():
+                raise ValueError(f"output {path} is a folder; choose another --output")
+            if path.exists() and self.image.exists() and path.samefile(self.image):
+                raise ValueError(f"output {path} is the picture itself; choose another --output")
         predictor = Predictor.from_checkpoint(self.checkpoint, _device(self.device))
         predictor.set_image(self.image)
         mask, _ = predictor.predict(self.expression, self.threshold)
-        mask_output = output.with_name(f"{output.stem}-mask.png")
-        save_picture(Image.fromarray(mask.astype(np.uint8) * 255), mask_output)
-        save_picture(overlay(typing.cast(Image.Image, predictor.picture), mask), output)
+        shown = overlay(typing.cast(Image.Image, predictor.picture), mask)
+        save_pictures({output: shown, mask_output: Image.fromarray(mask.astype(np.uint8) * 255)})
         print(f"{output} and {mask_output.name}: {mask.sum()} pixels ({mask.mean():.1%}) found")
 
 
@@ -115,7 +126,7 @@ def _train(options: Any) -> None:
     config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
     result = train(config)
     if os.environ.get("RANK", "0") == "0":
-        print(f"{config.data.title()}, {config.eval_split}, per cent, at the original size")
+        print(_title(config.data, config.eval_split))
         print(format_table(result.scores))
         skipped = f", {result.skipped} steps skipped" if result.skipped else ""
         print(f"{result.folder}: {config.steps} steps in {result.seconds:.0f} s{skipped}")
@@ -124,20 +135,23 @@ def _train(options: Any) -> None:
 def _evaluate(options: Any) -> None:
     """Score a checkpoint with the right sentence, another object's, and none.
 
+    The options of the data are those of its training, if none are given.
+
     Attributes:
         checkpoint: folder that training wrote.
         split: to score on: val, testA, testB.
         limit: expressions scored, evenly spread over the split; 0 scores all.
-        threshold: probability above which a pixel belongs to the object, in [0, 1]; none takes the
+        threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             checkpoint's.
         batch_size: pictures a forward pass.
-        device: cpu, cuda, cuda:1; none takes a GPU where there is one.
+        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
         progress: show progress bars.
     """
     from masksd.engine.checkpoints import load_checkpoint
-    from masksd.engine.evaluator import evaluate_all, format_table
+    from masksd.engine.evaluator import check_scoring, evaluate_all, format_table
     from masksd.engine.sources import open_split
 
+    check_scoring(options.threshold, options.limit, options.batch_size)
     data = checked(DataConfig(), options.data)
     checkpoint = load_checkpoint(options.checkpoint, _device(options.device))
     dataset = open_split(
@@ -155,7 +169,7 @@ def _evaluate(options: Any) -> None:
         batch_size=options.batch_size,
         progress=options.progress,
     )
-    print(f"{data.title()}, {options.split}, per cent, at the original size")
+    print(_title(data, options.split))
     print(format_table(scores))
 
 
@@ -164,7 +178,7 @@ def _data(options: Any) -> None:
 
     Attributes:
         kind: what to generate.
-        output: folder; none takes the one in the cache that training uses.
+        output: folder; None takes the one in the cache that training uses.
     """
     from masksd.data.shapes import ShapesConfig, build_shapes
     from masksd.engine.sources import shapes_folder
@@ -180,14 +194,18 @@ def _parse(arguments: list[str]) -> Any:
     # the preset decides the defaults that the other options show and replace
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--preset", nargs="?", default="cm-masksd")
-    preset = early.parse_known_args(arguments)[0].preset or "cm-masksd"
+    early.add_argument("--checkpoint", nargs="?", default=CHECKPOINT)
+    found = early.parse_known_args(arguments)[0]
+    preset = found.preset or "cm-masksd"
+    # and the checkpoint those of the data that it is scored on
+    stored = _stored_data(found.checkpoint) if arguments[:1] == ["evaluate"] else DataConfig()
     training = unchecked(TrainConfig(distill=DistillConfig.preset(preset)))
     branches = Literal["both", "lmvsd", "vmlsd", "none"]
     path = Path | None
     train = command(_train, config=training, preset=(str, preset), branches=(branches, "both"))
     evaluate = command(
         _evaluate,
-        data=unchecked(DataConfig()),
+        data=unchecked(stored),
         checkpoint=(Path, CHECKPOINT),
         split=(str, "val"),
         limit=(int, 0),
@@ -202,21 +220,40 @@ def _parse(arguments: list[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         {"train": train, "evaluate": evaluate, "predict": Predict, "data": data},
         prog="masksd",
-        description="Cross-modality masked self-distillation for referring image segmentation.",
+        description="Cross-modality masked self-distillation for referring image segmentation.\n"
+        "`masksd --version` prints the version.",
         args=arguments,
     )
+
+
+def _stored_data(folder: Path | str | None) -> DataConfig:
+    """Return the data of a checkpoint's training; the default where it cannot be read."""
+    from masksd.engine.checkpoints import read_config
+
+    try:
+        fields = read_config(folder or CHECKPOINT).data
+    except (ValueError, OSError):
+        return DataConfig()  # the command itself will say what is wrong with the checkpoint
+    return DataConfig.from_dict(fields)
+
+
+def _title(data: DataConfig, split: str) -> str:
+    place = "generated" if data.data_root is None else data.data_root
+    return f"{data.title()} ({place}), {split}, per cent, at the original size"
 
 
 def _device(name: str | None) -> str:
     import torch
 
-    gpu = torch.cuda.is_available()
-    if name is not None and name.startswith("cuda") and not gpu:
-        raise ValueError(f"device {name!r} is asked for, but torch finds no CUDA GPU; use cpu")
-    try:
-        return str(torch.device(name or ("cuda" if gpu else "cpu")))
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...") from None
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return "cuda" if gpus else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
+    if name != "cpu" and int(match[1] or 0) >= gpus:
+        raise ValueError(f"device {name!r} is asked for, but torch finds {gpus} CUDA GPUs; use cpu")
+    return name
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from masksd.engine.checkpoints import (
     Checkpoint,
@@ -155,7 +156,7 @@ def test_damage_is_named(checkpoint: Checkpoint, tmp_path: Path, damage: str) ->
             (place / "model.safetensors").write_bytes(data)
 
         write_folder(folder, newer)
-        expected = "has format 99, this masksd reads 1"
+        expected = "has format 99, this masksd reads 2"
     with pytest.raises(ValueError, match=expected) as caught:
         load_checkpoint(folder)
     assert "\n" not in str(caught.value)
@@ -178,3 +179,83 @@ def test_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> Non
     (folder / "manifest.json").write_text(json.dumps({"files": {"../secret": entry}}))
     with pytest.raises(ValueError, match=r"incomplete: \.\./secret is missing"):
         verify_folder(folder)
+
+
+def rewritten(folder: Path, name: str, data: bytes) -> Path:
+    """Replace a file and make the manifest fit."""
+    files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files[Path(name)] = data
+
+    def write(place: Path) -> None:
+        (place / "tokenizer").mkdir()
+        for path, content in files.items():
+            if path.name != "manifest.json":
+                (place / path).write_bytes(content)
+
+    return write_folder(folder, write)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": 5}, "model must be a string, got 5"),
+        ({"model": "nothing"}, "unknown model 'nothing'"),
+        ({"model_config": []}, r"model_config must be an object, got \(\)"),
+        ({"model_config": {"width": "wide"}}, "describes no model: "),
+        ({"model_config": {"wdith": 5}}, "did you mean 'width'"),
+        ({"image_size": "64"}, "image_size must be an integer from 1, got '64'"),
+        ({"max_length": 2.5}, r"max_length must be an integer from 3, got 2\.5"),
+        ({"mean": 0.5}, r"mean must be three numbers, got 0\.5"),
+        ({"std": [1, 2]}, r"std must be three numbers, got \(1, 2\)"),
+        ({"threshold": "low"}, r"threshold must be a number in \[0, 1\], got 'low'"),
+        ({"distill": "yes"}, "distill must be an object or null, got 'yes'"),
+        ({"step": None}, "step must be an integer from 0, got None"),
+        ({"data": 1}, "data must be an object, got 1"),
+        ({"more": 1}, "lacks or adds fields: more"),
+    ],
+)
+def test_fields_of_another_type_are_named(
+    checkpoint: Checkpoint, tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    fields = json.loads((folder / "checkpoint.json").read_text())
+    rewritten(folder, "checkpoint.json", json.dumps({**fields, **changes}).encode())
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_checkpoint(folder)
+    assert "checkpoint.json" in str(caught.value)
+
+
+def test_junk_whose_manifest_fits_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint, {"moment": torch.zeros(2)})
+    weights = (folder / "model.safetensors").read_bytes()
+    text = (folder / "checkpoint.json").read_bytes()
+    for junk in (b"{", b"[]", b"\xff"):
+        rewritten(folder, "checkpoint.json", junk)
+        with pytest.raises(ValueError, match=r"checkpoint\.json is damaged"):
+            load_checkpoint(folder)
+    rewritten(folder, "checkpoint.json", text)
+    for junk in (b"junk", b"\xff" * 64, save({"another": torch.zeros(3)})):
+        rewritten(folder, "model.safetensors", junk)
+        with pytest.raises(ValueError, match=r"model\.safetensors does not fit") as caught:
+            load_checkpoint(folder)
+        assert "\n" not in str(caught.value)
+    rewritten(folder, "model.safetensors", weights)
+    assert load_checkpoint(folder).config == checkpoint.config
+    rewritten(folder, "training.safetensors", b"junk")
+    with pytest.raises(ValueError, match=r"training\.safetensors is damaged"):
+        load_training_state(folder)
+
+
+def test_tokenizer_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    other = build_model(TrainConfig(dropout=0.0)).model
+    wrong = checkpoint._replace(model=other)
+    config = {**checkpoint.config.model_config, "vocab_size": 99, "end_token": 98}
+    folder = save_checkpoint(
+        tmp_path / "one", wrong._replace(config=replace(checkpoint.config, model_config=config))
+    )
+    tensors = load_file(folder / "model.safetensors")
+    [name] = [n for n in tensors if n.endswith(checkpoint.model.encoder.text_embedding + ".weight")]
+    tensors[name] = torch.zeros(99, tensors[name].shape[1])
+    rewritten(folder, "model.safetensors", save(tensors))
+    with pytest.raises(ValueError, match=r"its tokenizer has .* tokens, its model 99"):
+        load_checkpoint(folder)

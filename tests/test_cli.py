@@ -46,10 +46,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = ShapesConfig(train=4, val=2, test_a=1, test_b=1)
     build_shapes(folder / "data", shapes, progress=False)
     strict = {"PYTHONWARNINGS": "error"}
-    done = masksd(folder, "train", "--data-root", "data", "--output", "runs/one", *SMALL, **strict)
+    # a seed other than 0, which must not matter when the checkpoint is scored
+    run = ("--data-root", "data", "--output", "runs/one", "--seed", "3", *SMALL)
+    done = masksd(folder, "train", *run, **strict)
     assert done.returncode == 0, done.stderr
     Image.new("RGB", (60, 40), (200, 190, 180)).save(folder / "picture.png")
     (folder / "text.png").write_text("no picture")
+    Image.new("RGB", (6, 4)).save(folder / "a-mask.png")
+    (folder / "b.png").mkdir()
+    (folder / "c-mask.png").mkdir()
     (folder / "train.log").write_text(done.stdout + done.stderr)
     return folder
 
@@ -72,13 +77,28 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert (place / "runs/one/sheet.png").exists()
 
 
-def test_evaluate_repeats_the_scores_of_the_run(place: Path) -> None:
-    options = ("--data-root", "data", "--limit", "4", "--device", "cpu", "--no-progress")
-    done = masksd(place, "evaluate", "--checkpoint", "runs/one/checkpoint", *options)
+def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_path: Path) -> None:
+    options = ("--limit", "4", "--device", "cpu", "--no-progress")
+    checkpoint = place / "runs/one/checkpoint"
+    done = masksd(tmp_path, "evaluate", "--checkpoint", checkpoint, *options)  # from elsewhere
     assert done.returncode == 0, done.stderr
     last = json.loads((place / "runs/one/metrics.jsonl").read_text().splitlines()[-1])
-    row = next(line for line in done.stdout.splitlines() if line.startswith("the right"))
-    assert row.split()[3] == f"{100 * last['scores']['own']['mIoU']:.2f}"
+    title, _, *rows = done.stdout.splitlines()
+    assert title.startswith(f"shapes ({place / 'data'}), val, ")
+    assert len(rows) == len(last["scores"]) == 3
+    for row, scores in zip(rows, last["scores"].values(), strict=True):
+        values = [f"{100 * v:.2f}" for k, v in scores.items() if k != "samples"]
+        assert row.split()[-8:] == [*values, str(int(scores["samples"]))]
+
+
+def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> None:
+    from masksd.cli import _parse
+
+    checkpoint = ("evaluate", "--checkpoint", str(place / "runs/one/checkpoint"))
+    assert _parse([*checkpoint]).data.data_root == place / "data"
+    assert _parse([*checkpoint, "--level", "hard"]).data.level == "hard"
+    assert _parse([*checkpoint, "--data-root", "None"]).data.data_root is None
+    assert _parse(["evaluate"]).data.data_root is None
 
 
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
@@ -141,6 +161,28 @@ ERRORS = {
         (*PREDICT, "picture.png", "circle", "--device", "gpu"),
         "unknown device 'gpu'; use cpu",
     ),
+    "device that is not ours": (
+        (*PREDICT, "picture.png", "circle", "--device", "meta"),
+        "unknown device 'meta'; use cpu",
+    ),
+    "device that is not there": (
+        (*PREDICT, "picture.png", "circle", "--device", "cuda:99"),
+        "device 'cuda:99' is asked for, but torch finds",
+    ),
+    "picture as mask": (
+        ("predict", "a-mask.png", "red", "--output", "a.png"),
+        "output a-mask.png is the picture itself",
+    ),
+    "folder as output": (("predict", "picture.png", "red", "--output", "b.png"), "is a folder"),
+    "folder as mask": (("predict", "picture.png", "red", "--output", "c.png"), "c-mask.png is a"),
+    "no Unicode": ((*PREDICT, "picture.png", "the red \udcff circle"), "not valid Unicode"),
+    "no pictures a pass": (("evaluate", "--batch-size", "0"), "batch_size must be a whole number"),
+    "negative limit": (("evaluate", "--limit", "-1"), "limit must be a whole number"),
+    "threshold of scoring": (("evaluate", "--threshold", "35"), "threshold must be a number"),
+    "one token a position": (
+        (*TRAIN, "--distill.image.token", "position", "--distill.image.positions", "7"),
+        "positions",
+    ),
 }
 
 
@@ -187,6 +229,29 @@ def test_unknown_option_is_named_with_the_nearest(
     assert everything(place) == before
 
 
+def test_errors_that_nobody_foresaw_are_one_line_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    for error in (RuntimeError("out of\nmemory"), MemoryError()):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("masksd.engine.predictor.Predictor.from_checkpoint", fail)
+        assert main(["predict", "picture.png", "red"]) == 2
+        text = "out of memory" if str(error) else "MemoryError"
+        expected = f"masksd: error: {text} (MASKSD_TRACEBACK=1 shows where)\n"
+        assert capfd.readouterr().err == expected
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    import masksd as package
+
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"masksd {package.__version__}\n"
+
+
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKSD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown model 'nothing'"):
@@ -202,7 +267,7 @@ def test_help_shows_units_and_defaults(
     assert left.value.code == 0
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())
     assert "side of the squared input, pixels" in text
-    assert "--lr FLOAT peak learning rate of AdamW. (default: 0.002)" in text
+    assert "--lr FLOAT peak learning rate of AdamW. (default: 0.0015)" in text
     assert "--distill.image.ratio {None}|FLOAT share of those that is masked, in [0, 1]" in text
     assert "--level STR" in text
 

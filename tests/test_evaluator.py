@@ -112,6 +112,10 @@ def test_wrong_options_are_named(checkpoint: Checkpoint, dataset: ReferDataset) 
         evaluate(checkpoint, dataset, sentences="others")
     with pytest.raises(ValueError, match=r"threshold must be a number in \[0, 1\], got 35"):
         evaluate(checkpoint, dataset, threshold=35)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+        evaluate(checkpoint, dataset, batch_size=0)
+    with pytest.raises(ValueError, match="limit must be a whole number of at least 0, got -1"):
+        evaluate(checkpoint, dataset, limit=-1)
 
 
 def test_spread_indices_are_distinct_and_cover_the_split() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from masksd.engine.figures import SheetRow, draw_curves, draw_sheet, overlay, save_picture
+from masksd.engine.figures import SheetRow, draw_curves, draw_sheet, overlay, save_pictures
 
 
 def picture_and_mask() -> tuple[Image.Image, np.ndarray]:
@@ -47,15 +47,25 @@ def test_overlay_refuses_another_size() -> None:
         overlay(picture, mask[:90])
 
 
-def test_save_picture_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_pictures_are_written_all_or_none(tmp_path: Path) -> None:
     picture, _ = picture_and_mask()
-    path = save_picture(picture, tmp_path / "a.png")
-    with Image.open(path) as read:
+    save_pictures({tmp_path / "a.png": picture})
+    with Image.open(tmp_path / "a.png") as read:
         assert read.size == (96, 96)
         assert np.asarray(read).tolist() == np.asarray(picture).tolist()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
-    with pytest.raises(FileNotFoundError):
-        save_picture(picture, tmp_path / "missing" / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "folder.png").mkdir()
+    for wrong in (tmp_path / "missing" / "a.png", tmp_path / "folder.png"):
+        with pytest.raises(OSError, match=r"missing|is a folder"):
+            save_pictures({tmp_path / "a.png": Image.new("RGB", (2, 2)), wrong: picture})
+        assert (tmp_path / "a.png").read_bytes() == before
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.png", "folder.png"]
+
+
+def test_a_sentence_is_not_mathematics(tmp_path: Path) -> None:
+    draw_sheet([row("the $5 bill \\frac{ of $")], tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_curves_and_sheet_are_pictures_with_something_on_them(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from masksd.data.records import DataError
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
 from masksd.engine.config import TrainConfig
 from masksd.engine.predictor import Predictor
@@ -112,3 +113,40 @@ def test_prediction_leaves_the_model_as_it_was(
     first = predictor.predict("the red circle").probabilities
     assert checkpoint.model.training
     assert np.array_equal(predictor.predict("the red circle").probabilities, first)  # no dropout
+
+
+def test_a_picture_in_memory_is_treated_as_its_file(
+    checkpoint: Checkpoint, picture: Image.Image, tmp_path: Path
+) -> None:
+    layer = picture.convert("RGBA")
+    layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    layer.save(tmp_path / "layer.png", exif=exif)
+    predictor = Predictor(checkpoint)
+    predictor.set_image(tmp_path / "layer.png")
+    assert predictor.picture is not None
+    expected = np.asarray(predictor.picture)
+    with Image.open(tmp_path / "layer.png") as opened:
+        predictor.set_image(opened)
+    assert np.array_equal(np.asarray(predictor.picture), expected)
+    for mode in ("I;16", "F"):
+        with pytest.raises(DataError, match=r"picture: .* has more than 8 bits a channel"):
+            predictor.set_image(Image.new(mode, (4, 3)))
+    assert np.array_equal(np.asarray(predictor.picture), expected)
+
+
+def test_words_that_do_not_fit_are_a_warning_and_not_judged(
+    checkpoint: Checkpoint, picture: Image.Image
+) -> None:
+    predictor = Predictor(checkpoint)
+    predictor.set_image(picture)
+    fits = "the red circle " * 5  # 15 words, start and end: 17
+    with pytest.warns(UserWarning, match="only its first 15 words are used") as caught:
+        long = predictor.predict(fits + "zeppelin zeppelin").probabilities
+    assert [str(each.message) for each in caught] == [
+        "the expression is too long; only its first 15 words are used"
+    ]
+    assert np.array_equal(predictor.predict(fits).probabilities, long)
+    with pytest.raises(ValueError, match="knows no word of"):
+        predictor.predict("zeppelin " * 15 + "red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,36 @@ def test_tables_of_the_benchmarks_are_those_of_the_csv_files() -> None:
     from benchmarks.tables import README, render
 
     assert render(README.read_text()) == README.read_text()
+
+
+COMMANDS = re.compile(r"(?:^|`|&& )(?:\.venv/bin/)?masksd((?: [^`\n]+)?)", re.M)
+
+
+def test_commands_have_the_options_that_there_are(capfd: pytest.CaptureFixture[str]) -> None:
+    from masksd import cli
+
+    found = [line for path in TEXTS for line in COMMANDS.findall(path.read_text())]
+    split = [command for command in map(shlex.split, found) if command]
+    commands = [c for c in split if c[0] in ("train", "evaluate", "predict", "data")]
+    assert {command[0] for command in commands} == {"train", "evaluate", "predict"}
+    for command in commands:
+        if command[-1] in ("--help", "..."):
+            continue
+        try:
+            cli._parse(command)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(command)}\n{capfd.readouterr().err}")
+
+
+def test_options_named_in_the_text_are_there(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from masksd import cli
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli._parse(["train", "--help"])
+    known = set(re.findall(r"--[a-z][\w.-]*", capfd.readouterr().out))
+    text = (ROOT / "README.md").read_text().partition("## Data")[2]
+    named = set(re.findall(r"--[a-z][\w.-]*", text))
+    assert {"--level", "--images", "--data-root"} <= named <= known

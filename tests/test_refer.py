@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 
 from masksd.data.pictures import read_picture
@@ -468,3 +468,33 @@ def test_bad_options(root: Path) -> None:
 
 def test_errors_survive_a_worker() -> None:
     assert str(pickle.loads(pickle.dumps(DataError("a.png: cut")))) == "a.png: cut"
+
+
+def test_scoring_does_not_depend_on_the_seed(root: Path) -> None:
+    sentences = [
+        [data.other_sentence(index) for index in range(len(data))]
+        for data in (dataset(root, seed=seed) for seed in (0, 5))
+    ]
+    assert sentences[0] == sentences[1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_makes_of_it(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", upright=True)), expected)
+
+
+def test_odd_exif_does_not_matter(tmp_path: Path) -> None:
+    """Orientation 6 and a rational number given as bytes, which Pillow reads and cannot write."""
+    entries = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    entries += struct.pack("<HHLL", 0x011A, 2, 4, 0x616263)
+    block = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + struct.pack("<L", 0)
+    Image.new("RGB", (5, 3)).save(tmp_path / "a.jpg", exif=block)
+    with Image.open(tmp_path / "a.jpg") as stored, pytest.raises(TypeError):
+        ImageOps.exif_transpose(stored)
+    assert read_picture(tmp_path / "a.jpg", upright=True).size == (3, 5)

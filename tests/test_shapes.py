@@ -358,3 +358,15 @@ def test_config_errors() -> None:
         ShapesConfig(size=8)
     with pytest.raises(ValueError, match="seed must be an int from 0 to 2147483647, got True"):
         ShapesConfig(seed=True)
+
+
+def test_the_working_folder_takes_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    small = ShapesConfig(train=1, val=1, test_a=1, test_b=1)
+    build_shapes(".", small, progress=False)
+    assert sorted(path.name for path in place.iterdir()) == ["images", "shapes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

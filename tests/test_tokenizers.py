@@ -115,6 +115,8 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_tokenizer(tmp_path, 17)
     with pytest.raises(ValueError, match="not valid Unicode"):
         load_tokenizer("shapes", 5).encode("\ud800")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        load_tokenizer("shapes", 5).unknown_words("\ud800")
     load_tokenizer("shapes", 5).save(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
@@ -122,6 +124,40 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         load_tokenizer(tmp_path)
+
+
+def test_kept_is_what_is_encoded(clip_folder: Path) -> None:
+    words = load_tokenizer("shapes", max_length=5)
+    assert words.kept(" The red,  zebra circle!") == " The red,  zebra"
+    assert words.kept("the red circle ...") == "the red circle ..."
+    pieces = load_tokenizer(clip_folder, max_length=5)
+    assert pieces.kept("Red abc") == "Red ab"
+    for text in ("the red circle and the blue square", "red", "", "zebra, red zebra red"):
+        assert torch.equal(words.encode(words.kept(text)), words.encode(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": {}}',
+        '{"model": {"type": "WordLevel", "vocab": {"a": "b"}, "unk_token": "a"}}',
+        '{"version": "1.0", "model": {"type": "Nothing"}}',
+    ],
+)
+def test_damaged_tokenizer_is_one_error(tmp_path: Path, text: str) -> None:
+    load_tokenizer("shapes", 5).save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is damaged: tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}', '{"a": -1}'])
+def test_damaged_clip_vocabulary_is_one_error(clip_folder: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "merges.txt").write_text((clip_folder / "merges.txt").read_text())
+    (tmp_path / "vocab.json").write_text(text)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        load_tokenizer(tmp_path, 9)
+    assert "\n" not in str(caught.value)
 
 
 def test_offline_error_says_what_to_get(tmp_path: Path) -> None:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +20,16 @@ import pytest
 import torch
 from PIL import Image
 
-from masksd import DistillConfig
+from masksd import DistillConfig, MaskingConfig
+from masksd.data.partial import partial_folder
+from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.engine.checkpoints import load_checkpoint, load_training_state
-from masksd.engine.config import DataConfig, TrainConfig, TrainingError
+from masksd.engine.config import DataConfig, TrainConfig, TrainingError, cache_folder
+from masksd.engine.files import StagedFolder
 from masksd.engine.keys import EpochSampler
 from masksd.engine.loop import parameter_groups
-from masksd.engine.trainer import RunResult, train
+from masksd.engine.trainer import RunResult, check_output, train
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +151,7 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_items(
     config = settings(data, tmp_path / "two", lr=1e30, warmup=0, max_bad_steps=2)
     with pytest.raises(TrainingError, match=r"2 steps in a row.*items \[\d+, \d+, \d+, \d+\]"):
         train(config)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_output_is_kept_unless_overwritten(
@@ -160,6 +172,161 @@ def test_overwrite_replaces_a_run(data: DataConfig, tmp_path: Path) -> None:
     train(settings(data, output, steps=2))
     train(settings(data, output, steps=1, overwrite=True))
     assert json.loads((output / "config.json").read_text())["steps"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Data whose last training picture is cut off; the first step does not meet it."""
+    shapes = ShapesConfig(train=12, val=1, test_a=1, test_b=1)
+    root = build_shapes(tmp_path_factory.mktemp("damaged") / "shapes", shapes, progress=False)
+    picture = root / "images" / "shapes_train_000011.jpg"
+    picture.write_bytes(picture.read_bytes()[:400])
+    return DataConfig(data_root=root)
+
+
+@pytest.mark.parametrize("failure", ["picture", "worker", "gradient", "config", "interrupt"])
+def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
+    data: DataConfig,
+    damaged: DataConfig,
+    run: RunResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: str,
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.folder, old)
+    expected: type[BaseException] = ValueError
+    changes: dict[str, Any] = {}
+    if failure in ("picture", "worker"):
+        expected, data = DataError, damaged
+        changes = {"steps": 30, "workers": int(failure == "worker")}
+    elif failure == "gradient":
+        expected, changes = TrainingError, {"lr": 1e30, "warmup": 0, "max_bad_steps": 2}
+    elif failure == "config":
+        changes = {"distill": DistillConfig(text=MaskingConfig(token="position", positions=7))}
+    else:
+        expected = KeyboardInterrupt
+        rate = TrainConfig.learning_rate
+
+        def stopped(config: TrainConfig, updates: int) -> float:
+            if updates == 2:
+                signal.raise_signal(signal.SIGINT)
+            return rate(config, updates)
+
+        monkeypatch.setattr(TrainConfig, "learning_rate", stopped)
+    for output, overwrite in ((old, True), (tmp_path / "new", False)):
+        with pytest.raises(expected) as caught:
+            train(settings(data, output, overwrite=overwrite, **changes))
+        if expected is DataError:
+            assert re.fullmatch(r"picture 12: \S+: cannot be decoded: .*", str(caught.value))
+        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+        assert contents(old) == contents(run.folder)
+
+
+def test_a_run_takes_its_place_with_its_first_checkpoint(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails later leaves that checkpoint, whole."""
+    config = settings(data, tmp_path / "two", steps=4, evaluate_every=2)
+    rate = TrainConfig.learning_rate
+
+    def stopped(config: TrainConfig, updates: int) -> float:
+        if updates == 2:
+            raise KeyboardInterrupt
+        return rate(config, updates)
+
+    monkeypatch.setattr(TrainConfig, "learning_rate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert load_checkpoint(tmp_path / "two" / "checkpoint").config.step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_an_empty_folder_is_used_and_one_filled_meanwhile_is_not_removed(tmp_path: Path) -> None:
+    place = tmp_path / "one"
+    place.mkdir()
+    with StagedFolder(place, lambda: check_output(place, overwrite=False)) as first:
+        # another run for the same place is refused while this one is under way
+        with (
+            pytest.raises(ValueError, match=r"is being written: .*\.one\.partial-.* exists"),
+            StagedFolder(place, lambda: check_output(place, overwrite=False)),
+        ):
+            pass
+        (first.path / "config.json").write_text("first")
+        first.publish()
+    assert contents(place) == {"config.json": b"first"}
+    (place / "config.json").unlink()
+    with StagedFolder(place, lambda: check_output(place, overwrite=False)) as second:
+        (second.path / "config.json").write_text("second")
+        (place / "config.json").write_text("of somebody quicker")
+        with pytest.raises(ValueError, match="holds a run already"):
+            second.publish()
+    assert contents(place) == {"config.json": b"of somebody quicker"}
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_what_killed_processes_left_is_swept_or_ignored(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    place = tmp_path / "one"
+    left = tmp_path / f".one.partial-{socket.gethostname()}-{dead.pid}"
+    left.mkdir()
+    (left / "config.json").touch()
+    elsewhere = tmp_path / f".one.partial-another-machine-{dead.pid}"
+    elsewhere.mkdir()
+    assert partial_folder(place) == tmp_path / f".one.partial-{socket.gethostname()}-{os.getpid()}"
+    assert [path.name for path in tmp_path.iterdir()] == [elsewhere.name]
+    place.mkdir()
+    (place / ".sheet.png.tmp").touch()
+    (place / ".checkpoint.previous").mkdir()
+    check_output(place, overwrite=True)
+
+
+def test_speed_is_that_of_training_alone(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> dict[str, float]:
+        time.sleep(2)
+        return {}
+
+    monkeypatch.setattr("masksd.engine.loop.evaluate", slow)
+    run = train(settings(data, tmp_path / "two", steps=4, log_every=2, evaluate_every=1))
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    speeds = [json.loads(line).get("pictures_per_second") for line in text.splitlines()]
+    [first, second] = [speed for speed in speeds if speed is not None]
+    assert min(first, second) > 8 / 2  # 8 pictures in each, and each slept for 2 s or more
+
+
+def test_config_is_json(data: DataConfig, tmp_path: Path) -> None:
+    text = settings(data, tmp_path, clip_norm=math.inf).to_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(text, parse_constant=refuse)["clip_norm"] is None
+
+
+def test_cache_folder_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "MASKSD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry
+    with pytest.raises(ValueError, match=r"no home folder .* set MASKSD_CACHE"):
+        cache_folder()
+
+
+def test_data_config_comes_back_from_its_dict(data: DataConfig) -> None:
+    assert DataConfig.from_dict(json.loads(json.dumps(data.to_dict()))) == data
+    assert DataConfig.from_dict({}) == DataConfig()
+    with pytest.raises(ValueError, match="did you mean 'level'"):
+        DataConfig.from_dict({"levle": "easy"})
+    with pytest.raises(ValueError, match="field 'name' of the data must be a string, got 5"):
+        DataConfig.from_dict({"name": 5})
 
 
 @pytest.mark.parametrize(
@@ -169,7 +336,14 @@ def test_overwrite_replaces_a_run(data: DataConfig, tmp_path: Path) -> None:
         ({"train_split": "trian"}, "did you mean 'train'"),
         ({"batch_size": 1000}, r"has \d+ items, one step takes 1000; lower --batch-size"),
         ({"image_size": 60}, "60 must be a multiple of"),
-        ({"pretrained": True}, "no pretrained weights for 'clip_cris_tiny'"),
+        (
+            {"pretrained": True, "tokenizer": "shapes"},
+            "pretrained weights know 49408 tokens, tokenizer 'shapes' has .* use --tokenizer clip",
+        ),
+        (
+            {"distill": DistillConfig(image=MaskingConfig(token="position", positions=7))},
+            "positions",
+        ),
         ({"tokenizer": "shape"}, "did you mean 'shapes'"),
     ],
 )

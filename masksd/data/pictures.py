@@ -6,12 +6,23 @@ import struct
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from masksd.data.records import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 2**20
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {  # the tag's value: what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DAMAGE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, ValueError)
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
@@ -45,29 +56,53 @@ def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = Image.open(path, formats=FORMATS)
         with file as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} "
-                    "in all are read"
-                )
-            picture.load()
-            if picture.mode[0] in "IF":
-                raise DataError(
-                    f"{path}: {picture.mode} has more than 8 bits a channel; convert it to 8 bits"
-                )
-            turned = ImageOps.exif_transpose(picture) if upright else picture
-            if turned.has_transparency_data:
-                layer = turned.convert("RGBA")
-                white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-                return Image.alpha_composite(white, layer).convert("RGB")
-            return turned.convert("RGB")
+            return to_rgb(picture, upright, str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a readable {', '.join(FORMATS)} picture") from None
-    except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(f"{path}: cannot be decoded: {error}") from None
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be decoded: {error}") from None
+
+
+def to_rgb(picture: Image.Image, upright: bool = False, name: str = "picture") -> Image.Image:
+    """Turn any 8-bit picture into RGB, as :func:`read_picture` does with a file.
+
+    Args:
+        picture: of any mode and at most 64 Mi pixels; if it is still to be decoded, it is now.
+        upright: see :func:`read_picture`.
+        name: of the picture, for errors.
+
+    Returns:
+        A picture of mode ``"RGB"``, white where it was transparent.
+
+    Raises:
+        DataError: as :func:`read_picture`, with the name and the reason.
+
+    Example:
+        >>> to_rgb(Image.new("LA", (4, 3), (0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    if picture.width * picture.height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all are read"
+        )
+    try:
+        picture.load()
+        # this tag alone: rewriting the others, as Pillow's exif_transpose does, fails on odd ones
+        orientation = picture.getexif().get(_ORIENTATION) if upright else None
+    except _DAMAGE as error:
+        raise DataError(f"{name}: cannot be decoded: {error}") from None
+    if picture.mode[0] in "IF":
+        raise DataError(
+            f"{name}: {picture.mode} has more than 8 bits a channel; convert it to 8 bits"
+        )
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pickle
 import random
 import shutil
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from masksd.data.drawing import draw_picture, visible_masks
 from masksd.data.expressions import VARIANTS, Expression, draw_expressions
 from masksd.data.expressions import shapes_vocabulary as shapes_vocabulary
+from masksd.data.partial import partial_folder
 from masksd.data.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
 from masksd.data.segmentation import encode_runs
 from masksd.errors import check_choice
@@ -166,12 +166,13 @@ def build_shapes(root: str | Path, config: ShapesConfig, progress: bool = True) 
     root = Path(root)
     if _is_built(root, config):
         return root
-    partial = root.parent / f".{root.name}.partial-{os.getpid()}"
+    place = root.resolve()  # "." has no name to write beside
+    partial = partial_folder(place)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, config, progress)
         try:
-            partial.rename(root)
+            partial.rename(place)
         except OSError:
             if not _is_built(root, config):  # another process may have been quicker
                 raise

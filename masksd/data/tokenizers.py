@@ -85,7 +85,7 @@ class Tokenizer:
         Raises:
             ValueError: text that is not valid Unicode (a lone surrogate).
         """
-        body = self._ids(sentence)[: self.max_length - 2]
+        body = [token for token, _ in self._pieces(sentence)[: self.max_length - 2]]
         ids = torch.zeros(self.max_length, dtype=torch.int64)
         ids[: len(body) + 2] = torch.tensor([self.start_token, *body, self.end_token])
         return ids
@@ -98,14 +98,33 @@ class Tokenizer:
 
         Returns:
             The words as written, in order.
+
+        Raises:
+            ValueError: as :meth:`encode`.
         """
         unknown = self._backend.token_to_id(_UNKNOWN)
-        encoding = self._backend.encode(sentence, add_special_tokens=False)
         return [
             sentence[start:end]
-            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            for token, (start, end) in self._pieces(sentence)
             if token == unknown
         ]
+
+    def kept(self, sentence: str) -> str:
+        """Return the beginning of a sentence that :meth:`encode` keeps, the whole if it fits.
+
+        Args:
+            sentence: any text.
+
+        Raises:
+            ValueError: as :meth:`encode`.
+
+        Example:
+            >>> load_tokenizer("shapes", max_length=4).kept("the red circle")
+            'the red'
+        """
+        pieces = self._pieces(sentence)
+        most = self.max_length - 2
+        return sentence if len(pieces) <= most else sentence[: pieces[most - 1][1][1]]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder, for :func:`load_tokenizer`.
@@ -123,14 +142,17 @@ class Tokenizer:
         }
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def _ids(self, sentence: str) -> list[int]:
+    def _pieces(self, sentence: str) -> list[tuple[int, tuple[int, int]]]:
+        """Split into ids, each with the characters it stands for."""
         try:
             sentence.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"sentence is not valid Unicode text: {error}") from None
-        ids = self._backend.encode(sentence, add_special_tokens=False).ids
+        encoding = self._backend.encode(sentence, add_special_tokens=False)
         # CLIP's unknown token is its end token: a piece that a small vocabulary lacks is left out
-        return [index for index in ids if index not in (self.start_token, self.end_token)]
+        special = (self.start_token, self.end_token)
+        pieces = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(token, span) for token, span in pieces if token not in special]
 
 
 def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> Tokenizer:
@@ -197,7 +219,10 @@ def _read_backend(text: str, folder: Path) -> Backend:
             raise ValueError("no field 'model'")
     except (TypeError, ValueError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
-    return Backend.from_str(text)
+    try:
+        return Backend.from_str(text)
+    except Exception as error:  # the library raises this very class, whatever is wrong
+        raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
 
 
 def _word_tokenizer(words: list[str], max_length: int) -> Tokenizer:
@@ -226,5 +251,13 @@ def _clip_tokenizer(name: str, max_length: int) -> Tokenizer:
             "vocab.json merges.txt tokenizer_config.json` where there is a network, or pass a "
             "folder that holds them"
         ) from None
-    clip = CLIPTokenizer.from_pretrained(Path(files[0]).parent)
+    folder = Path(files[0]).parent
+    try:
+        clip = CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises this very class
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"tokenizer folder {folder} is damaged: vocab.json, merges.txt or another file of it "
+            f"cannot be read ({type(error).__name__}: {reason})"
+        ) from None
     return Tokenizer(clip.backend_tokenizer, clip.bos_token_id, clip.eos_token_id, max_length)

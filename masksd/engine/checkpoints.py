@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from masksd.engine.files import verify_folder, write_folder
+from masksd.errors import check_fraction
 
 if TYPE_CHECKING:
     from masksd.data.tokenizers import Tokenizer
 
 MODEL, CONFIG, TRAINING = "model.safetensors", "checkpoint.json", "training.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,11 @@ class CheckpointConfig:
         threshold: probability above which a pixel belongs to the object.
         distill: ``DistillConfig`` as a dict, or None for a host trained without.
         step: training steps done.
+        data: ``DataConfig`` of the training as a dict, its folders as strings.
         version: of masksd that wrote it.
+
+    Raises:
+        ValueError: a field of another type or out of range, named.
     """
 
     model: str
@@ -57,7 +62,29 @@ class CheckpointConfig:
     threshold: float
     distill: dict[str, Any] | None
     step: int
+    data: dict[str, Any]
     version: str
+
+    def __post_init__(self) -> None:
+        for name in ("model", "version"):
+            _check(self, name, isinstance(getattr(self, name), str), "a string")
+        for name in ("model_config", "data"):
+            _check(self, name, isinstance(getattr(self, name), dict), "an object")
+        for name, least in (("image_size", 1), ("max_length", 3), ("step", 0)):
+            value = getattr(self, name)
+            _check(self, name, type(value) is int and value >= least, f"an integer from {least}")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = isinstance(value, tuple) and all(type(each) in (int, float) for each in value)
+            _check(self, name, numbers and len(value) == 3, "three numbers")
+        check_fraction("threshold", self.threshold)
+        wanted = self.distill is None or isinstance(self.distill, dict)
+        _check(self, "distill", wanted, "an object or null")
+
+
+def _check(config: CheckpointConfig, name: str, right: bool, wanted: str) -> None:
+    if not right:
+        raise ValueError(f"{name} must be {wanted}, got {getattr(config, name)!r}")
 
 
 class Checkpoint(NamedTuple):
@@ -121,13 +148,52 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     Returns:
         The host in eval mode on the device, with its tokenizer and config.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from masksd.data.tokenizers import load_tokenizer
     from masksd.models import create_model
 
     root = verify_folder(folder, (MODEL, CONFIG))
-    fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
+    config = _read_config(root)
+    try:
+        model = create_model(config.model, **config.model_config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{root / CONFIG} describes no model: {error}") from None
+    try:
+        model.load_state_dict(load_file(root / MODEL))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{root / MODEL} does not fit its model: {reason}") from None
+    tokenizer = load_tokenizer(root / "tokenizer", config.max_length)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"checkpoint {root} contradicts itself: its tokenizer has {tokenizer.vocab_size} "
+            f"tokens, its model {model.config.vocab_size}"
+        )
+    return Checkpoint(config, model.to(device).eval(), tokenizer)
+
+
+def read_config(folder: str | Path) -> CheckpointConfig:
+    """Read what a checkpoint says beside its weights, which are neither read nor verified.
+
+    Args:
+        folder: as given to :func:`save_checkpoint`.
+
+    Raises:
+        ValueError: if it is damaged or of another format.
+        OSError: if there is none.
+    """
+    return _read_config(Path(folder))
+
+
+def _read_config(root: Path) -> CheckpointConfig:
+    try:
+        fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{root / CONFIG} is damaged: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{root / CONFIG} is damaged: it holds no object")
     found = fields.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"checkpoint {root} has format {found!r}, this masksd reads {FORMAT}")
@@ -135,12 +201,12 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     if set(fields) != known:
         wrong = ", ".join(sorted(known ^ set(fields)))
         raise ValueError(f"{root / CONFIG} lacks or adds fields: {wrong}")
-    config = CheckpointConfig(**{**fields, "mean": tuple(fields["mean"])})
-    config = dataclasses.replace(config, std=tuple(fields["std"]))
-    model = create_model(config.model, **config.model_config)
-    model.load_state_dict(load_file(root / MODEL))
-    tokenizer = load_tokenizer(root / "tokenizer", config.max_length)
-    return Checkpoint(config, model.to(device).eval(), tokenizer)
+    lists: dict[str, Any]
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    try:
+        return CheckpointConfig(**lists)
+    except ValueError as error:
+        raise ValueError(f"{root / CONFIG} is damaged: {error}") from None
 
 
 def load_training_state(folder: str | Path) -> dict[str, Tensor]:
@@ -149,7 +215,11 @@ def load_training_state(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if the checkpoint is damaged or has none.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     root = verify_folder(folder, (TRAINING,))
-    return load_file(root / TRAINING)
+    try:
+        return load_file(root / TRAINING)
+    except SafetensorError as error:
+        raise ValueError(f"{root / TRAINING} is damaged: {error}") from None

@@ -8,10 +8,10 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from masksd.config import DistillConfig
-from masksd.errors import check_choice, check_fraction
+from masksd.errors import check_choice, check_fraction, unknown_name
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
@@ -29,6 +29,9 @@ class TrainingError(RuntimeError):
 def cache_folder() -> Path:
     """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder.
 
+    Raises:
+        ValueError: if there is neither.
+
     Example:
         >>> cache_folder().name != ""
         True
@@ -36,7 +39,13 @@ def cache_folder() -> Path:
     own = os.environ.get("MASKSD_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masksd"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache") / "masksd"
+    except RuntimeError:
+        raise ValueError(
+            "the user has no home folder to keep generated data in; set MASKSD_CACHE to a folder"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -44,15 +53,15 @@ class DataConfig:
     """Where pictures and expressions come from: a folder in refer format, or generated shapes.
 
     Attributes:
-        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; none generates the
+        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; None generates the
             shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
-        images: folder of the pictures; none takes DATA_ROOT/images.
+        images: folder of the pictures; None takes DATA_ROOT/images.
         name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
         split_by: who made the splits, as the refs file says: masksd, unc, google, umd.
         text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
         level: of generated shapes: easy, medium, hard.
         variant: of generated shapes: empty, + (no location words), g (long sentences).
-        pictures: generated for training, the other splits aside; none takes the default.
+        pictures: generated for training, the other splits aside; None takes the default.
 
     Raises:
         ValueError: a field out of range, named.
@@ -87,6 +96,36 @@ class DataConfig:
         """Return a short name of the data, for folders."""
         return self.name if self.data_root else f"shapes-{self.level}{self.variant}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; folders as they are found from everywhere.
+
+        Example:
+            >>> DataConfig.from_dict(DataConfig(level="hard").to_dict()).level
+            'hard'
+        """
+        fields = dataclasses.asdict(self)
+        return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> DataConfig:
+        """Build one from what :meth:`to_dict` returned; what is lacking takes its default.
+
+        Raises:
+            ValueError: an unknown field, or one of another type or out of range.
+        """
+        default = dataclasses.asdict(cls())
+        values = dict(fields)
+        for name, value in fields.items():
+            if name not in default:
+                raise unknown_name("field of the data", name, default)
+            if value is None and default[name] is None:
+                continue
+            if name != "pictures" and not isinstance(value, str):
+                raise ValueError(f"field {name!r} of the data must be a string, got {value!r}")
+            if name in ("data_root", "images"):
+                values[name] = Path(value)
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -97,16 +136,17 @@ class TrainConfig:
     Attributes:
         model: name in the registry of models.
         pretrained: start from CLIP's weights, where the model has them.
-        dropout: of the decoder, in [0, 1]; none takes the model's own.
+        dropout: of the decoder, in [0, 1]; None takes the model's own.
         data: see DataConfig.
         train_split: split to train on.
         eval_split: split to score on.
         train_items: one item a ref with a random sentence of it (refs), or one a sentence
             (sentences).
         tokenizer: shapes (its words), clip (byte pairs, from the Hugging Face cache), a repository
-            there or a folder; none takes shapes for shapes and clip otherwise.
+            there or a folder; None takes shapes for shapes and clip for other data and where the
+            model is pretrained.
         max_length: tokens of a sentence, start and end included; the paper has 22 for G-Ref.
-        image_size: side of the squared input, pixels; none takes the model's own.
+        image_size: side of the squared input, pixels; None takes the model's own.
         batch_size: pictures a step on each device.
         steps: optimiser steps of the whole run.
         lr: peak learning rate of AdamW.
@@ -127,7 +167,7 @@ class TrainConfig:
         eval_batch_size: pictures a forward pass in evaluation.
         threshold: probability above which a pixel belongs to the object, in [0, 1].
         sheet_rows: examples on sheet.png.
-        output: folder of the run; none takes runs/shapes-LEVEL, or runs/NAME.
+        output: folder of the run; None takes runs/shapes-LEVEL, or runs/NAME.
         overwrite: replace an older run at the same place.
         progress: show progress bars.
 
@@ -152,10 +192,10 @@ class TrainConfig:
     tokenizer: str | None = None
     max_length: int = 17
     image_size: int | None = None
-    batch_size: int = 32
-    steps: int = 500
-    lr: float = 2e-3
-    warmup: int = 50
+    batch_size: int = 16
+    steps: int = 1000
+    lr: float = 1.5e-3
+    warmup: int = 100
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     max_bad_steps: int = 20
@@ -222,13 +262,21 @@ class TrainConfig:
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def to_json(self) -> str:
-        """Return the config as JSON text; paths become strings.
+        """Return the config as JSON text; paths become strings, and an infinite number null.
 
         Example:
             >>> TrainConfig(lr=0.5).to_json().count('"lr": 0.5')
             1
         """
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+        fields = _without_infinity(dataclasses.asdict(self))
+        return json.dumps(fields, indent=2, default=str, allow_nan=False) + "\n"
+
+
+def _without_infinity(value: Any) -> Any:
+    """Put None where JSON has no number."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_whole(config: object, **least: int) -> None:

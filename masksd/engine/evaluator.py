@@ -88,15 +88,15 @@ def evaluate(
         :class:`masksd.evaluation.metrics.SegmentationScores`.
 
     Raises:
-        ValueError: an unknown kind of sentence, a threshold outside [0, 1], or nothing to score.
+        ValueError: an unknown kind of sentence, an option out of range, or nothing to score.
     """
     from tqdm import tqdm
 
     from masksd.evaluation.metrics import SegmentationScores
 
     check_choice("sentences", sentences, SENTENCES)
+    check_scoring(threshold, limit, batch_size)
     threshold = checkpoint.config.threshold if threshold is None else threshold
-    check_fraction("threshold", threshold)
     device = next(checkpoint.model.parameters()).device
     rank, world = _rank_and_world()
     share = spread_indices(len(dataset), limit)[rank::world]
@@ -120,6 +120,19 @@ def evaluate(
                 prediction = resize_probabilities(one, (height, width)) > threshold
                 scores.update(prediction[None], truth)
     return scores.compute()
+
+
+def check_scoring(threshold: float | None, limit: int, batch_size: int) -> None:
+    """Raise a ``ValueError`` unless these options of :func:`evaluate` are in range.
+
+    Example:
+        >>> check_scoring(None, limit=0, batch_size=64)
+    """
+    if threshold is not None:
+        check_fraction("threshold", threshold)
+    for name, value, least in (("limit", limit, 0), ("batch_size", batch_size, 1)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def predict_logits(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> Tensor:

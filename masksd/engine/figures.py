@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksd.engine.files import write_file
+from masksd.engine.files import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,15 +87,21 @@ def _edge(mask: BoolArray) -> BoolArray:
     return mask & ~inside
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a PNG, whole or not at all.
+def save_pictures(pictures: Mapping[Path, Image.Image]) -> None:
+    """Write PNG files: all of them whole, or none.
+
+    Args:
+        pictures: by path.
 
     Raises:
-        OSError: if the place cannot be written.
+        OSError: if one of the places cannot be written; then nothing has changed.
     """
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return write_file(path, buffer.getvalue())
+    files = {}
+    for path, picture in pictures.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        files[path] = buffer.getvalue()
+    write_files(files)
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -162,7 +168,8 @@ def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
         axes.set_title(title, fontsize=10)
     for cells, row in zip(grid, rows, strict=True):
         caption = "\n".join(textwrap.wrap(row.sentence or "(no sentence)", 18)[:6])
-        cells[0].text(0.0, 0.5, caption, fontsize=11, va="center", ha="left")
+        # a sentence may hold a dollar sign, which is not mathematics
+        cells[0].text(0.0, 0.5, caption, fontsize=11, va="center", ha="left", parse_math=False)
         cells[0].text(0.0, 0.02, f"IoU {row.score:.2f}", fontsize=9, color="0.4")
         panels = [
             row.picture,
@@ -200,4 +207,5 @@ def _covered(picture: Image.Image, masked: BoolArray) -> Image.Image:
 def _save(figure: Figure, path: str | Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return write_file(path, buffer.getvalue())
+    write_files({Path(path): buffer.getvalue()})
+    return Path(path)

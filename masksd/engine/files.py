@@ -6,40 +6,119 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from masksd.data.partial import partial_folder, partial_folders
 
 MANIFEST = "manifest.json"
 
 
-def write_file(path: str | Path, data: bytes) -> Path:
-    """Write a file under another name beside its place, then rename it.
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files under other names beside their places, then rename all of them.
 
     Args:
-        path: where it goes; an older file is replaced.
-        data: its whole content.
-
-    Returns:
-        ``path`` as a path.
+        files: their whole contents by path; older files are replaced.
 
     Raises:
-        OSError: if the place cannot be written; then an older file is still there.
+        OSError: if one of the places cannot be written; then every older file is still there.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as place:
-        ...     write_file(f"{place}/note.txt", b"all of it").read_bytes()
+        ...     write_files({Path(place) / "note.txt": b"all of it"})
+        ...     (Path(place) / "note.txt").read_bytes()
         b'all of it'
     """
-    target = Path(path)
-    temporary = _beside(target, "tmp")
+    temporary = {target: _beside(target, "tmp") for target in files}
     try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        for target, data in files.items():
+            if target.is_dir():
+                raise IsADirectoryError(f"{target} is a folder, a file was to be written there")
+            temporary[target].write_bytes(data)
+        for target, path in temporary.items():
+            path.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
-    return target
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+class StagedFolder:
+    """A folder that is filled out of sight and takes its place when it is worth keeping.
+
+    As a context it removes on leaving what has not taken its place, so that an error or Ctrl-C
+    leaves nothing half written and an older folder untouched.
+
+    Args:
+        target: its place.
+        check: raises where the place may not be taken; called before work starts, and again
+            before anything is replaced.
+
+    Raises:
+        ValueError: what ``check`` raises, a mount point, or a place that another run works for.
+
+    Attributes:
+        path: where the folder is now; the hidden one at first, then the target.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "one"
+        >>> with StagedFolder(target, lambda: None) as staged:
+        ...     _ = (staged.path / "a").write_text("half")
+        >>> target.exists(), list(target.parent.iterdir())
+        (False, [])
+        >>> with StagedFolder(target, lambda: None) as staged:
+        ...     _ = (staged.path / "a").write_text("all")
+        ...     staged.publish()
+        >>> [path.name for path in target.iterdir()]
+        ['a']
+    """
+
+    def __init__(self, target: Path, check: Callable[[], None]) -> None:
+        self.target, self.check = target.resolve(), check
+        self.path = partial_folder(self.target)
+
+    def __enter__(self) -> Self:
+        self.check()
+        if self.target.is_mount():
+            raise ValueError(f"output {self.target} is a mount point; name a folder in it")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        others = partial_folders(self.target)
+        if others:  # of another process, or another machine
+            raise ValueError(
+                f"output {self.target} is being written: {others[0]} exists; wait, choose another "
+                "--output, or remove it if no run is under way"
+            )
+        self.path.mkdir()
+        return self
+
+    def publish(self) -> None:
+        """Take the place; the older folder there, if any, is removed. Does nothing later on.
+
+        Raises:
+            ValueError: what ``check`` raises.
+        """
+        if self.path == self.target:
+            return
+        self.check()
+        previous = _beside(self.target, "previous")
+        shutil.rmtree(previous, ignore_errors=True)  # of a killed process
+        older = self.target.exists()
+        if older:
+            self.target.rename(previous)
+        try:
+            self.path.rename(self.target)
+        except BaseException:
+            if older:
+                previous.rename(self.target)
+            raise
+        self.path = self.target
+        shutil.rmtree(previous, ignore_errors=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.path != self.target:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:

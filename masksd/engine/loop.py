@@ -7,13 +7,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from masksd.data.records import DataError
 from masksd.data.transforms import normalize
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
@@ -21,6 +21,7 @@ from masksd.engine.config import TrainConfig, TrainingError
 from masksd.engine.evaluator import evaluate, evaluate_all, spread_indices
 from masksd.engine.examples import example_rows
 from masksd.engine.figures import draw_curves, draw_sheet
+from masksd.engine.files import StagedFolder
 from masksd.engine.keys import EpochSampler, keyed_seed
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Run:
         checkpoint: the fresh model with its tokenizer; trained in place.
         training: the split to train on.
         scoring: the split to score on.
-        folder: of the run; exists.
+        staged: folder of the run; it takes its place with the first checkpoint.
 
     Attributes:
         sd: the wrapper around the model.
@@ -72,9 +73,9 @@ class Run:
         checkpoint: Checkpoint,
         training: ReferDataset,
         scoring: ReferDataset,
-        folder: Path,
+        staged: StagedFolder,
     ) -> None:
-        self.config, self.accelerator, self.folder = config, accelerator, folder
+        self.config, self.accelerator, self.staged = config, accelerator, staged
         self.checkpoint, self.training, self.scoring = checkpoint, training, scoring
         model: Any = checkpoint.model
         model.to(accelerator.device).train()
@@ -95,6 +96,22 @@ class Run:
         self.wrapped, self.optimizer, self.loader = accelerator.prepare(self.sd, optimizer, loader)
         self.done = self.skipped = 0
         self.records: list[dict[str, Any]] = []
+
+    def rehearse(self) -> None:
+        """Compute the losses of one batch, so that what cannot run fails before it is started.
+
+        Nothing of the run changes.
+
+        Raises:
+            ValueError: data or a config that do not fit the model.
+        """
+        indices = range(self.config.batch_size)
+        batch = default_collate([self.training[index] for index in indices])
+        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        with self.accelerator.autocast():
+            self.sd.preview(
+                self._normalized(batch), batch["tokens"], target=batch["target"].float()
+            )
 
     def fit(self) -> None:
         """Take all steps."""
@@ -128,17 +145,28 @@ class Run:
                     bar.set_postfix(loss=self.records[-1]["loss"])
                     window, since = [], time.perf_counter()
                 if every and step % every == 0 and step < config.steps:
+                    paused = time.perf_counter()
                     scores = evaluate(self.checkpoint, self.scoring, **self._scoring_options())
                     self._write({"step": step, "scores": {"own": scores}})
                     self._save()
+                    since += time.perf_counter() - paused  # the speed is that of training
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         epoch = 0
         while True:
             self.sampler.epoch = epoch
             self.training.set_epoch(epoch)
-            yield from self.loader
+            try:
+                yield from self.loader
+            except DataError as error:
+                # a worker's has the traceback of the worker for a text, which ends with its own
+                text = str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2]
+                raise DataError(text.strip()) from None
             epoch += 1
+
+    def _normalized(self, batch: dict[str, Tensor]) -> Tensor:
+        config = self.checkpoint.config
+        return normalize(batch["image"], config.mean, config.std)
 
     def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
         """Take one step; return losses and gradient norm, and whether the norm was finite."""
@@ -147,8 +175,8 @@ class Run:
         self.rate = config.learning_rate(step - 1 - self.skipped)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        images = normalize(batch["image"], self.checkpoint.config.mean, self.checkpoint.config.std)
-        out = self.wrapped(images, batch["tokens"], target=batch["target"].float())
+        target = batch["target"].float()
+        out = self.wrapped(self._normalized(batch), batch["tokens"], target=target)
         accelerator.backward(out.loss)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_norm)
         finite = bool(torch.isfinite(norm))  # the same on every process: gradients are averaged
@@ -180,7 +208,7 @@ class Run:
         if "loss" in record:
             self.records.append(record)
         if self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.staged.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def _scoring_options(self) -> dict[str, Any]:
@@ -201,8 +229,9 @@ class Run:
                 for key, value in self.optimizer.state.get(parameter, {}).items():
                     state[f"optimizer.{name}.{key}"] = value
             save_checkpoint(
-                self.folder / "checkpoint", self.checkpoint._replace(config=config), state
+                self.staged.path / "checkpoint", self.checkpoint._replace(config=config), state
             )
+            self.staged.publish()
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> dict[str, dict[str, float]]:
@@ -213,6 +242,6 @@ class Run:
         if self.accelerator.is_main_process:
             chosen = spread_indices(len(self.scoring), self.config.sheet_rows)
             rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
-            draw_curves(self.records, self.folder / "curves.png")
-            draw_sheet(rows, self.folder / "sheet.png")
+            draw_curves(self.records, self.staged.path / "curves.png")
+            draw_sheet(rows, self.staged.path / "sheet.png")
         return scores

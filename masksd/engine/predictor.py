@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksd.data.pictures import read_picture
+from masksd.data.pictures import read_picture, to_rgb
 from masksd.data.transforms import resize_picture
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
 from masksd.engine.evaluator import predict_logits, resize_probabilities
@@ -76,16 +76,17 @@ class Predictor:
         """Choose the picture.
 
         Args:
-            image: a JPEG, PNG, WEBP or BMP file, turned upright as its EXIF says; or a picture of
-                any mode.
+            image: a JPEG, PNG, WEBP or BMP file, or a picture of any mode of 8 bits; it is turned
+                upright as its EXIF says and laid onto white where it is transparent.
 
         Raises:
-            DataError: a file that is missing or damaged; the picture before stays.
+            DataError: a file that is missing, or a picture that is damaged, too large or of 16
+                bits; the picture before stays.
         """
         picture = (
             read_picture(image, upright=True)
             if isinstance(image, str | Path)
-            else image.convert("RGB")
+            else to_rgb(image, upright=True)
         )
         resized = resize_picture(picture, self.checkpoint.config.image_size)
         device = next(self.checkpoint.model.parameters()).device
@@ -95,7 +96,7 @@ class Predictor:
         """Find what an expression refers to.
 
         Args:
-            expression: words; unknown ones are named in a ``UserWarning``.
+            expression: words; unknown ones, and that not all fit in, are a ``UserWarning``.
             threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes
                 the checkpoint's (the paper's is 0.35).
 
@@ -127,7 +128,8 @@ def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
     if not expression.strip():
         raise ValueError("the expression is empty; say what to find, as in 'the red circle'")
     tokenizer = checkpoint.tokenizer
-    unknown = tokenizer.unknown_words(expression)
+    kept = tokenizer.kept(expression)
+    unknown = tokenizer.unknown_words(kept)
     words = int((tokenizer.encode(expression) == tokenizer.end_token).long().argmax()) - 1
     listed = ", ".join(map(repr, dict.fromkeys(unknown)))
     if words <= 0:
@@ -136,6 +138,12 @@ def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
         raise ValueError(
             f"the model knows no word of {expression!r} (unknown: {listed}); "
             "use words that it was trained with"
+        )
+    if kept != expression:
+        warnings.warn(
+            f"the expression is too long; only its first {len(kept.split())} words are used",
+            UserWarning,
+            stacklevel=3,
         )
     if unknown:
         warnings.warn(f"the model does not know {listed}", UserWarning, stacklevel=3)

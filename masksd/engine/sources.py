@@ -15,6 +15,8 @@ from masksd.engine.checkpoints import Checkpoint, CheckpointConfig
 from masksd.engine.config import DataConfig, TrainConfig, cache_folder
 from masksd.models import create_model
 
+CLIP_VOCABULARY, CLIP_LENGTH = 49408, 77  # of every CLIP that OpenAI published
+
 
 def find_root(data: DataConfig, progress: bool = True) -> Path:
     """Return the folder of the data, after generating shapes where none is named.
@@ -116,8 +118,11 @@ def build_model(config: TrainConfig) -> Checkpoint:
         >>> checkpoint.config.image_size, checkpoint.model.config.max_length
         (64, 9)
     """
-    name = config.tokenizer or ("shapes" if config.data.name == "shapes" else "clip")
+    words = config.data.name == "shapes" and not config.pretrained
+    name = config.tokenizer or ("shapes" if words else "clip")
     tokenizer = load_tokenizer(name, config.max_length)
+    if config.pretrained:
+        _check_pretrained(name, tokenizer.vocab_size, config.max_length)
     overrides: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "end_token": tokenizer.end_token,
@@ -139,8 +144,23 @@ def build_model(config: TrainConfig) -> Checkpoint:
             threshold=config.threshold,
             distill=dataclasses.asdict(config.distill),
             step=0,
+            data=config.data.to_dict(),
             version=version("masksd"),
         ),
         model,
         tokenizer,
     )
+
+
+def _check_pretrained(tokenizer: str, vocab_size: int, max_length: int) -> None:
+    """Raise unless CLIP's weights fit, before hundreds of megabytes of them are loaded."""
+    if vocab_size != CLIP_VOCABULARY:
+        raise ValueError(
+            f"pretrained weights know {CLIP_VOCABULARY} tokens, tokenizer {tokenizer!r} has "
+            f"{vocab_size}; use --tokenizer clip, or train without --pretrained"
+        )
+    if max_length > CLIP_LENGTH:
+        raise ValueError(
+            f"pretrained weights have {CLIP_LENGTH} positions, max_length is {max_length}; "
+            f"use at most {CLIP_LENGTH}"
+        )

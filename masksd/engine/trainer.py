@@ -7,14 +7,15 @@ batch). So a run on a CPU repeats bit for bit, and no random state has to be sto
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 
 import torch
 
 from masksd.engine.config import TrainConfig
+from masksd.engine.files import StagedFolder
 from masksd.engine.keys import keyed_randomness, keyed_seed
 from masksd.engine.loop import Run
 from masksd.engine.sources import build_model, open_split
@@ -45,8 +46,10 @@ def train(config: TrainConfig) -> RunResult:
     """Train a model with masked self-distillation and score it.
 
     The folder of the run receives ``config.json``, ``metrics.jsonl`` (one JSON object a line),
-    ``curves.png``, ``sheet.png`` and ``checkpoint/``. Run under ``torchrun`` it trains on every
-    process; the first one writes.
+    ``curves.png``, ``sheet.png`` and ``checkpoint/``. It is written out of sight, beside its place,
+    and takes it (and an older run is removed) with the first checkpoint; a run that fails or is
+    stopped before leaves nothing. Run under ``torchrun`` it trains on every process; the first one
+    writes.
 
     Args:
         config: everything.
@@ -55,8 +58,7 @@ def train(config: TrainConfig) -> RunResult:
         The scores and where everything lies.
 
     Raises:
-        ValueError: a config that cannot be run, an existing folder, or damaged data; nothing has
-            been written into the folder then.
+        ValueError: a config that cannot be run, an existing folder, or damaged data.
         TrainingError: too many steps in a row had a gradient that is not finite.
 
     Example:
@@ -98,14 +100,14 @@ def train(config: TrainConfig) -> RunResult:
                 f"split {config.train_split!r} has {len(training)} items, one step takes {wanted}; "
                 "lower --batch-size or name a larger split"
             )
-        if accelerator.is_main_process:
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
-        run = Run(config, accelerator, checkpoint, training, scoring, folder)
-        run.fit()
-        scores = run.finish()
+        staged = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
+        run = Run(config, accelerator, checkpoint, training, scoring, staged)
+        run.rehearse()
+        with staged if accelerator.is_main_process else contextlib.nullcontext():
+            if accelerator.is_main_process:
+                (staged.path / "config.json").write_text(config.to_json(), encoding="utf-8")
+            run.fit()
+            scores = run.finish()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.skipped, seconds)
 
@@ -125,7 +127,8 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         raise ValueError(f"output {folder} is a file; choose another --output")
     strange = sorted({path.name for path in folder.iterdir()} - set(FILES))
-    strange = [name for name in strange if not name.startswith(".checkpoint.")]
+    left = {f".{name}.{word}" for name in FILES for word in ("tmp", "previous")}  # by killed ones
+    strange = [name for name in strange if name not in left]
     if strange:
         raise ValueError(
             f"output {folder} holds {strange[0]!r}, which no run writes; choose another --output"
