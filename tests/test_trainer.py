@@ -395,3 +395,9 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
         assert list(sampler) == orders[seed, epoch]
         assert sorted(orders[seed, epoch]) == list(range(50))
     assert len({tuple(order) for order in orders.values()}) == 3
+
+
+def test_a_model_that_takes_other_inputs_says_where_to_train_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'lavt_tiny' takes BERT's ids and a mask"):
+        train(TrainConfig(model="lavt_tiny", output=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
