@@ -134,8 +134,9 @@ def build_model(config: TrainConfig) -> Checkpoint:
             overrides[option] = getattr(config, option)
     if config.model.startswith("lavt_"):
         raise ValueError(
-            f"model {config.model!r} takes BERT's ids and a mask, which masksd train does not feed; "
-            "train it in a loop of your own around wrap(model), as examples/lavt_integration.py does"
+            f"model {config.model!r} takes BERT's ids and a mask, which masksd train does not "
+            "give; train it in a loop of your own around wrap(model), as "
+            "examples/lavt_integration.py does"
         )
     model = create_model(config.model, config.pretrained, **overrides)
     return Checkpoint(
