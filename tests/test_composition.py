@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from tests.oracles.three_pass import three_pass_loss
+from tests.processes import leave
 from tests.triples import Block, make_batch, make_triple
 
 CONFIG = DistillConfig(
@@ -255,7 +256,7 @@ def worker(rank: int, folder: str) -> None:
         "fsdp_host": two_updates(sharded_host(), four),
     }
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

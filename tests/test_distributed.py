@@ -10,6 +10,7 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+from tests.processes import leave
 from tests.triples import make_batch, make_triple
 
 WORLD = 2
@@ -41,7 +42,7 @@ def worker(rank: int, folder: str) -> None:
     # find_unused_parameters=False: every parameter that takes part does so in every step.
     module = DistributedDataParallel(sd)
     torch.save(two_steps(module, sd, *batch), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from masksd.engine.evaluator import (
     spread_indices,
 )
 from masksd.engine.sources import build_model, open_split
+from tests.processes import leave
 
 THRESHOLD = 0.1
 
@@ -143,7 +144,7 @@ def _evaluate_share(rank: int, folder: str, root: str) -> None:
     dataset = open_split(DataConfig(data_root=Path(root)), "val", loaded.tokenizer, 64)
     scores = {limit: evaluate(loaded, dataset, limit=limit, batch_size=1) for limit in (1, 7)}
     torch.save(scores, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_equal_one(

@@ -197,6 +197,7 @@ def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
     run: RunResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     failure: str,
 ) -> None:
     old = tmp_path / "old"
@@ -212,6 +213,9 @@ def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
         changes = {"distill": DistillConfig(text=MaskingConfig(token="position", positions=7))}
     else:
         expected = KeyboardInterrupt
+        # a shell that runs the tests in the background has its jobs ignore Ctrl-C
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
         rate = TrainConfig.learning_rate
 
         def stopped(config: TrainConfig, updates: int) -> float:
