@@ -99,18 +99,7 @@ class ClipEncoder(nn.Module):
             ValueError: not a floating ``(B, 3, H, W)``, or a size that the patches do not divide.
         """
         patch = self.vision.config.patch_size
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                "images must be floating and (B, 3, H, W), normalised; got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
-        height, width = images.shape[2:]
-        if height % patch or width % patch or not height or not width:
-            near = [max(patch, round(side / patch) * patch) for side in (height, width)]
-            raise ValueError(
-                f"the image size {height}x{width} must be a multiple of the patch size {patch}; "
-                f"resize or pad the images to {near[0]}x{near[1]}, for example"
-            )
+        height, width = check_images(images, patch, f"the patch size {patch}")
         grid = (height // patch, width // patch)
         hidden = self.vision.embeddings(images, interpolate_pos_encoding=True)  # (B, 1 + N, C)
         hidden = self.vision.pre_layrnorm(hidden)
@@ -214,6 +203,36 @@ class ClipEncoder(nn.Module):
                 f"tensors differ, the first is {wrong[0]!r}: keep the sizes of the towers"
             )
         self.load_state_dict(state)
+
+
+def check_images(images: Tensor, unit: int, name: str) -> tuple[int, int]:
+    """Return height and width of pictures that an encoder can take.
+
+    Args:
+        images: floating ``(B, 3, H, W)``.
+        unit: both sides must be multiples of it, pixels.
+        name: what the unit is, for the message.
+
+    Raises:
+        ValueError: another dtype, shape or size.
+
+    Example:
+        >>> check_images(torch.zeros(1, 3, 32, 64), 16, "the patch size 16")
+        (32, 64)
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            "images must be floating and (B, 3, H, W), normalised; got "
+            f"{images.dtype} {tuple(images.shape)}"
+        )
+    height, width = images.shape[2:]
+    if height % unit or width % unit or not height or not width:
+        near = [max(unit, round(side / unit) * unit) for side in (height, width)]
+        raise ValueError(
+            f"the image size {height}x{width} must be a multiple of {name}; resize or pad the "
+            f"images to {near[0]}x{near[1]}, for example"
+        )
+    return height, width
 
 
 def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:

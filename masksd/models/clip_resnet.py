@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from masksd.models.clip import check_images
 from masksd.models.clip_text import checkpoint_layers, sentence_parts, text_states
 from masksd.models.cris import Attention
 from masksd.segmenter import ImageFeatures, TextFeatures
@@ -83,18 +84,7 @@ class ClipResNetEncoder(nn.Module):
         Raises:
             ValueError: not a floating ``(B, 3, H, W)``, or a size that 32 does not divide.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                "images must be floating and (B, 3, H, W), normalised; got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
-        height, width = images.shape[2:]
-        if height % STRIDE or width % STRIDE or not height or not width:
-            near = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in (height, width)]
-            raise ValueError(
-                f"the image size {height}x{width} must be a multiple of {STRIDE}; resize or pad "
-                f"the images to {near[0]}x{near[1]}, for example"
-            )
+        check_images(images, STRIDE, str(STRIDE))
         maps = self.visual(images)
         local = rearrange(maps[-1], "b p h w -> b (h w) p")
         # Only relevance reads it: v · (W w) of a word w is (v W) · w.
