@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPVisionConfig
 
 from masksd.errors import check_choice, check_fraction
 from masksd.models.base import CrisModel, ModelConfig
 from masksd.models.clip import ClipEncoder
+from masksd.models.clip_text import text_config
 from masksd.models.cris import Decoder, Neck
 from masksd.models.text_to_pixel import NORMS
 
@@ -139,19 +140,7 @@ class ClipCris(CrisModel):
             hidden_act=config.activation,
             attn_implementation=config.attention,
         )
-        text = CLIPTextConfig(
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_length,
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            hidden_act=config.activation,
-            attn_implementation=config.attention,
-            bos_token_id=None,
-            eos_token_id=config.end_token,
-            pad_token_id=None,
-        )
+        text = text_config(config, config.activation, config.attention)
         self.encoder = ClipEncoder(
             vision,
             text,

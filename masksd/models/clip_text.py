@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 
@@ -81,3 +83,32 @@ def checkpoint_layers(tower: PreTrainedModel, **kwargs: bool) -> None:
         tower.activation_checkpointing_enable(options)
     else:
         tower.gradient_checkpointing_enable(options)
+
+
+def text_config(config: Any, activation: str, attention: str) -> CLIPTextConfig:
+    """Return transformers' config of the text tower that a model's config describes.
+
+    Args:
+        config: with ``vocab_size``, ``max_length``, ``text_width``, ``text_layers``,
+            ``text_heads`` and ``end_token``.
+        activation: ``"quick_gelu"`` or ``"gelu"``.
+        attention: ``"sdpa"`` or ``"eager"``.
+
+    Example:
+        >>> from masksd.models import ClipCrisConfig
+        >>> text_config(ClipCrisConfig(text_width=64), "gelu", "sdpa").intermediate_size
+        256
+    """
+    return CLIPTextConfig(
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_length,
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        hidden_act=activation,
+        attn_implementation=attention,
+        bos_token_id=None,
+        eos_token_id=config.end_token,
+        pad_token_id=None,
+    )

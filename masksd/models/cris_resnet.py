@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import CLIPTextConfig
 
 from masksd.errors import check_fraction
 from masksd.models.base import CrisModel, ModelConfig
 from masksd.models.clip_resnet import STRIDE, ClipResNetEncoder
+from masksd.models.clip_text import text_config
 from masksd.models.cris import Attention, Fused, with_coordinates
 from masksd.models.text_to_pixel import TextToPixelHead, convolution
 
@@ -131,19 +131,7 @@ class ResNetCris(CrisModel):
     def __init__(self, config: ResNetCrisConfig) -> None:
         super().__init__()
         self.config = config
-        text = CLIPTextConfig(
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_length,
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            hidden_act="quick_gelu",
-            attn_implementation="sdpa",
-            bos_token_id=None,
-            eos_token_id=config.end_token,
-            pad_token_id=None,
-        )
+        text = text_config(config, "quick_gelu", "sdpa")
         self.encoder = ClipResNetEncoder(
             stem=config.stem,
             blocks=config.blocks,
