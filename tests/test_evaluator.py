@@ -18,9 +18,9 @@ from masksd.engine.evaluator import (
     evaluate,
     evaluate_all,
     format_table,
-    resize_probabilities,
     spread_indices,
 )
+from masksd.engine.feeding import resize_probabilities
 from masksd.engine.sources import build_model, open_split
 from tests.processes import leave
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.data.transforms import normalize
 from masksd.engine.checkpoints import Checkpoint
+from masksd.engine.feeding import predict_logits, resize_probabilities
 from masksd.errors import check_choice, check_fraction
 from masksd.modes import evaluating
 
@@ -37,24 +36,6 @@ def spread_indices(total: int, limit: int) -> list[int]:
     if not limit or limit >= total:
         return list(range(total))
     return [index * total // limit for index in range(limit)]
-
-
-def resize_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize logits bilinearly to a picture's own size, then take the sigmoid.
-
-    Args:
-        logits: ``(1, h, w)`` of one sample.
-        size: height and width of the picture in pixels.
-
-    Returns:
-        float32 ``(H, W)`` in [0, 1].
-
-    Example:
-        >>> resize_probabilities(torch.zeros(1, 2, 2), (3, 5)).shape
-        torch.Size([3, 5])
-    """
-    resized = F.interpolate(logits.float()[None], size=size, mode="bilinear", align_corners=False)
-    return resized[0, 0].sigmoid()
 
 
 def evaluate(
@@ -133,22 +114,6 @@ def check_scoring(threshold: float | None, limit: int, batch_size: int) -> None:
     for name, value, least in (("limit", limit, 0), ("batch_size", batch_size, 1)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def predict_logits(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> Tensor:
-    """Run the model on 8-bit pictures and tokens.
-
-    Args:
-        checkpoint: the model with its mean and std.
-        images: uint8 ``(B, 3, S, S)`` on the model's device.
-        tokens: int64 ``(B, L)`` there.
-
-    Returns:
-        Logits ``(B, 1, h, w)``.
-    """
-    config = checkpoint.config
-    logits: Tensor = checkpoint.model(normalize(images, config.mean, config.std), tokens)
-    return logits
 
 
 def evaluate_all(

@@ -10,7 +10,7 @@ import torch
 from masksd.data.transforms import normalize
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.engine.checkpoints import Checkpoint
-from masksd.engine.evaluator import resize_probabilities
+from masksd.engine.feeding import resize_probabilities
 from masksd.engine.figures import SheetRow
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 from masksd.data.pictures import read_picture, to_rgb
 from masksd.data.transforms import resize_picture
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
-from masksd.engine.evaluator import predict_logits, resize_probabilities
+from masksd.engine.feeding import predict_logits, resize_probabilities
 from masksd.errors import check_fraction
 from masksd.modes import evaluating
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import typing
 from typing import Annotated, Any
@@ -72,3 +73,15 @@ def checked(default: Any, options: Any) -> Any:
         value, before = getattr(options, field.name), getattr(default, field.name)
         values[field.name] = checked(before, value) if dataclasses.is_dataclass(value) else value
     return dataclasses.replace(default, **values)
+
+
+def early_option(arguments: list[str], name: str, default: str) -> str:
+    """Read one option before the others, whose defaults depend on it.
+
+    Example:
+        >>> early_option(["train", "--preset", "mine"], "--preset", "ours")
+        'mine'
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(name, nargs="?", default=default, dest="value")
+    return parser.parse_known_args(arguments)[0].value or default
