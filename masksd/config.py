@@ -45,6 +45,12 @@ class MaskingConfig:
         token: one learnable vector, ``"shared"`` by all positions, or one a ``"position"``.
         positions: how many, for ``token="position"``: the patches of a picture, or the longest
             sentence.
+        layer: patches only: 0 replaces embeddings, before positions are added (our reading of the
+            paper); ``n`` replaces what layer ``n`` of the image tower returns, so that the masked
+            pass runs the layers above it alone. A triple whose encoder can resume takes it.
+        every: the branch runs in one step of this many. See
+            :meth:`masksd.CrossModalMaskedSelfDistill.set_step`.
+        samples: share of a batch, from its first sample on, that the branch sees, in (0, 1].
 
     Example:
         >>> MaskingConfig(top_k=0.5, ratio=0.75).ratio
@@ -63,9 +69,21 @@ class MaskingConfig:
     count: Literal["words", "sequence"] = "words"
     token: Literal["shared", "position"] = "shared"
     positions: int | None = None
+    layer: int = 0
+    every: int = 1
+    samples: float = 1.0
 
     def __post_init__(self) -> None:
         check_fraction("top_k", self.top_k)
+        check_fraction("samples", self.samples)
+        if self.samples == 0:
+            raise ValueError("samples must be above 0, got 0; turn the branch off with None")
+        for name, least in (("layer", 0), ("every", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
         if self.ratio is not None:
             check_fraction("ratio", self.ratio)
         check_choice("selection", self.selection, SELECTIONS)
@@ -101,6 +119,10 @@ class DistillConfig:
         share_weights: one neck and decoder for all branches (Table VII); False gives each branch
             copies of its own, for training only.
         dice_weight: weight of a Dice term in the segmentation loss, 0 or more; the paper has none.
+        joint: mask patches and words in one pass, of weight ``λ1 + λ2``, instead of one each.
+        low_memory: take the passes one after the other, each with its backward, so that the
+            activations of one host pass are kept and not of three; the gradients are the same. See
+            :mod:`masksd.low_memory`.
         seed: keys the draws and the first value of the mask tokens.
 
     Example:
@@ -119,6 +141,8 @@ class DistillConfig:
     detach_target: bool = True
     share_weights: bool = True
     dice_weight: float = 0.0
+    joint: bool = False
+    low_memory: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -130,7 +154,7 @@ class DistillConfig:
                 or not 0 <= value < float("inf")
             ):
                 raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
-        for name in ("detach_target", "share_weights"):
+        for name in ("detach_target", "share_weights", "joint", "low_memory"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_choice("target", self.target, ("main", "ground_truth"))
@@ -151,6 +175,31 @@ class DistillConfig:
             left_out = {name: best[name] for name in best if getattr(masking, name) is None}
             masking = dataclasses.replace(masking, **left_out)
             object.__setattr__(self, modality, masking)  # the dataclass is frozen
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Raise a ``ValueError`` for ways of running the branches that exclude each other."""
+        image, text = self.image, self.text
+        if text is not None and text.layer:
+            raise ValueError(f"text.layer must be 0, got {text.layer}; only patches go deeper")
+        if self.joint:
+            if image is None or text is None:
+                raise ValueError("joint=True masks patches and words: image and text must be on")
+            if (image.every, image.samples) != (text.every, text.samples):
+                raise ValueError(
+                    "joint=True has one pass: every and samples of image and text must agree, got "
+                    f"{(image.every, image.samples)} and {(text.every, text.samples)}"
+                )
+        if self.low_memory and image is not None and image.layer:
+            raise ValueError(
+                f"low_memory=True does not go with image.layer={image.layer}, whose pass starts "
+                "inside the image tower; use one of the two"
+            )
+        if self.low_memory and self.target == "main" and not self.detach_target:
+            raise ValueError(
+                "low_memory=True needs detach_target=True: a gradient through the target would "
+                "keep the main pass until the last branch is done"
+            )
 
     @staticmethod
     def preset(name: str) -> DistillConfig:

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from masksd.branches import MaskedBranch
-from masksd.config import DistillConfig
-from masksd.segmenter import Segmenter
+from masksd.masker import TokenMasker
+from masksd.step import MainPass, Step
+from masksd.tap import EmbeddingTap
 
 
-def describe(
-    segmenter: Segmenter,
-    branches: Mapping[str, MaskedBranch],
-    config: DistillConfig,
-    example: tuple[tuple[Any, ...], dict[str, Any], Tensor] | None = None,
-) -> str:
+def describe(step: Step, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
     """Write the text of ``CrossModalMaskedSelfDistill.describe``.
 
     Args:
-        segmenter: the wrapped model.
-        branches: its branches by name.
-        config: the configuration.
-        example: arguments of the host and the step, to count multiply-adds with.
+        step: all that takes part.
+        example: arguments of the host, to count multiply-adds with.
 
     Returns:
         A line a fact.
     """
+    segmenter, config, branches = step.segmenter, step.config, step.branches
     lines = [f"masked self-distillation around {type(segmenter).__name__}"]
     for name, branch in branches.items():
-        masking, tap = branch.masking, segmenter.taps[branch.modality]
-        lines += [
-            f"  {name.upper()}: masks {masking.ratio:.0%} of the {masking.selection} "
-            f"{masking.top_k:.0%} of {'patches' if branch.modality == 'image' else 'words'} "
-            f"by {branch.relevance!r} relevance, weight {_weight(branch)}",
-            f"    enters at {tap.path} (width {tap.width})",
-            f"    {segmenter.reruns[branch.modality]}",
-        ]
+        how = "" if branch.every == 1 else f", in one step of {branch.every}"
+        how += "" if branch.samples == 1 else f", on {branch.samples:.0%} of a batch"
+        maskers = {modality: step.maskers[modality] for modality in branch.modalities}
+        masks = " and ".join(map(_what, maskers.values()))
+        lines.append(f"  {name.upper()}: masks {masks}, weight {_weight(branch)}{how}")
+        for modality, masker in maskers.items():
+            tap = segmenter.taps[modality]
+            lines.append(f"    enters at {_place(tap, masker)} (width {tap.width})")
+        again = [segmenter.reruns[modality] for modality in branch.modalities]
+        joint = f"runs with both masks: {'; '.join(again)}, but for what the other mask changes"
+        lines.append(f"    {again[0] if len(again) == 1 else joint}")
     if not branches:
         lines.append("  no branch is on: only the plain pass runs")
     else:
@@ -48,35 +46,45 @@ def describe(
         detached = ", detached" if config.target == "main" and config.detach_target else ""
         parts = "shared by all branches" if config.share_weights else "one copy a branch"
         lines += [f"  target: {target}{detached}", f"  neck and decoder: {parts}"]
+    if config.low_memory:
+        lines.append("  passes follow each other, each with its backward (low_memory)")
+    own: list[nn.Module] = [*step.maskers.values(), *branches.values()]
     host, added = (
         sum(p.numel() for module in modules for p in module.parameters())
-        for modules in ([cast(nn.Module, segmenter)], branches.values())
+        for modules in ([cast(nn.Module, segmenter)], own)
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
     lines += [f"  note: {note}" for note in getattr(segmenter, "notes", ())]  # few have any
     if example is not None:
-        lines.append(_costs(segmenter, branches, example))
+        lines.append(_costs(step, *example))
     return "\n".join(lines)
+
+
+def _what(masker: TokenMasker) -> str:
+    masking, tokens = masker.masking, "patches" if masker.modality == "image" else "words"
+    share = f"{masking.ratio:.0%} of the {masking.selection} {masking.top_k:.0%}"
+    return f"{share} of {tokens} by {masker.relevance!r} relevance"
 
 
 def _weight(branch: MaskedBranch) -> str:
     return "unknown" if branch.weight.is_meta else f"{branch.weight.item():.3g}"
 
 
-def _costs(
-    segmenter: Segmenter,
-    branches: Mapping[str, MaskedBranch],
-    example: tuple[tuple[Any, ...], dict[str, Any], Tensor],
-) -> str:
-    args, kwargs, step = example
-    host, plain = _multiply_adds(partial(segmenter.plain, *args, **kwargs))
+def _place(tap: EmbeddingTap, masker: TokenMasker) -> str:
+    layer = masker.masking.layer
+    return f"the output of layer {layer} of the image tower" if layer else tap.path
+
+
+def _costs(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    host, plain = _multiply_adds(partial(step.segmenter.plain, *args, **kwargs))
     if host == 0:
         return "  multiply-adds: none was counted in the host"
     # Only relevance by ground truth needs a target; an empty one costs the same.
     target = torch.zeros_like(plain.logits)
+    main = MainPass(plain, plain, target, {}, plain.logits.new_zeros(()))
     added = {
-        name: _multiply_adds(partial(branch, segmenter, plain, plain, target, step, 0))[0]
-        for name, branch in branches.items()
+        name: _multiply_adds(partial(step.branch, name, main))[0] / branch.every
+        for name, branch in step.branches.items()
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     total = 1 + sum(added.values()) / host

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import NAMES, MaskedBranch
+from masksd.branches import MaskedBranch, branch_modalities
 from masksd.config import DistillConfig, checked_config
 from masksd.describe import describe
 from masksd.hosts import Taps, segmenter_for
-from masksd.losses import segmentation_loss
+from masksd.low_memory import check_low_memory, low_memory_step
+from masksd.masker import NAMES, TokenMasker
 from masksd.modes import evaluating
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
+from masksd.step import DistillOutput as DistillOutput
+from masksd.step import Step
 from masksd.triple import Triple
-
-
-class DistillOutput(NamedTuple):
-    """What a training step returns, the loss first.
-
-    Attributes:
-        loss: the whole of Eq. 9, 0-d; None where there is no target and the host has no loss of its
-            own: add ``distill_loss`` to yours.
-        losses: the terms of Eq. 9, unweighted and 0-d: ``"seg"``, ``"lmvsd"``, ``"vmlsd"``, those
-            that there are; and ``"align"`` with relevance ``"projection"``.
-        distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, and ``align`` where there is one, 0-d.
-        logits: the main branch, ``(B, 1 or 2, H, W)``.
-        masks: bool, the tokens that were replaced: ``"lmvsd"`` ``(B, N)``, ``"vmlsd"`` ``(B, L)``.
-        relevance: the scores that the filter saw, as ``masks``.
-        host_output: what the host returned in its plain pass.
-    """
-
-    loss: Tensor | None
-    losses: dict[str, Tensor]
-    distill_loss: Tensor
-    logits: Tensor
-    masks: dict[str, Tensor]
-    relevance: dict[str, Tensor]
-    host_output: Any
 
 
 class CrossModalMaskedSelfDistill(nn.Module):
@@ -65,8 +44,12 @@ class CrossModalMaskedSelfDistill(nn.Module):
     Attributes:
         config: the configuration, which never changes.
         segmenter: the model as the branches see it; holds the host's modules.
-        branches: the masked branches by name, ``"lmvsd"`` and ``"vmlsd"``, those that are on. The
+        branches: the masked branches by name, ``"lmvsd"`` and ``"vmlsd"``, those that are on, or
+            ``"joint"``. The
             loss weights are ``sd.branches["lmvsd"].weight``, 0-d buffers that a trainer may ramp.
+        maskers: what ranks, draws and replaces, by modality, ``"image"`` and ``"text"``.
+        loss_scale: with ``low_memory=True`` and a ``GradScaler`` (fp16): its scale, which the inner
+            backwards run under; set it before each step, ``sd.loss_scale = scaler.get_scale()``.
         step: 0-d int64 buffer, the training calls so far; with the config's seed and a sample's
             position in the global batch it keys every draw. torch's random streams are not touched.
 
@@ -106,9 +89,15 @@ class CrossModalMaskedSelfDistill(nn.Module):
         # Copied before the hooks: what a branch owns shall not write into the host's taps.
         parts: dict[str, dict[str, nn.Module]] = {}
         if not config.share_weights:
-            parts = {m: copy.deepcopy({"neck": neck, "decoder": decoder}) for m in NAMES}
+            own = {"neck": neck, "decoder": decoder}
+            parts = {name: copy.deepcopy(own) for name in branch_modalities(config)}
         triple = Triple(
-            encoder, neck, decoder, image_embedding=image_embedding, text_embedding=text_embedding
+            encoder,
+            neck,
+            decoder,
+            image_embedding=image_embedding,
+            text_embedding=text_embedding,
+            image_layer=config.image.layer if config.image else 0,
         )
         self._set_up(triple, config, parts, example)
 
@@ -167,25 +156,31 @@ class CrossModalMaskedSelfDistill(nn.Module):
         nn.Module.__init__(self)
         self.config = config
         self.segmenter: Segmenter | None = segmenter
-        self.branches = nn.ModuleDict(
+        self.maskers = nn.ModuleDict(
             {
-                name: MaskedBranch(
-                    modality,
-                    config,
-                    segmenter.taps[modality].width,
-                    parts.get(modality),
-                    segmenter.shared_space,
+                modality: TokenMasker(
+                    modality, config, segmenter.taps[modality].width, segmenter.shared_space
                 )
-                for modality, name in NAMES.items()
+                for modality in NAMES
                 if getattr(config, modality) is not None
             }
         )
-        kinds = [branch.relevance for branch in self._named_branches().values()]
+        self.branches = nn.ModuleDict(
+            {
+                name: MaskedBranch(modalities, config, parts.get(name))
+                for name, modalities in branch_modalities(config).items()
+            }
+        )
+        kinds = [masker.relevance for masker in self._named_maskers().values()]
         self.projection = projection_for(segmenter, example) if "projection" in kinds else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.loss_scale: float | Tensor = 1.0
+        self._calls = 0  # the step as Python has it: reading the buffer would stop the device
+        self._announced = False
+        self.register_load_state_dict_post_hook(_follow_step)
         weight = next(cast(nn.Module, segmenter).parameters(), None)
         if weight is not None:
-            for module in (self.branches, self.projection):
+            for module in (self.maskers, self.branches, self.projection):
                 if module is not None:
                     module.to(device=weight.device)
             self.step = self.step.to(weight.device)
@@ -213,9 +208,67 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        output = self._distill(segmenter, args, kwargs, target)
+        if self.config.low_memory and torch.is_grad_enabled():
+            check_low_memory(self, (args, kwargs))
+            output = low_memory_step(
+                self._step(segmenter),
+                list(self.parameters()),
+                self.loss_scale,
+                args,
+                kwargs,
+                target,
+            )
+        else:
+            output = self._step(segmenter).run(args, kwargs, target)
         self.step += 1
+        self._advance()
         return output
+
+    def set_step(self, step: int) -> None:
+        """Say which step the next training call is: it keys the draws and wakes the branches.
+
+        Calls count by themselves. Only a compiled wrapper with a branch that runs every n-th step
+        has to be told before each one, as compiled code must not depend on a number that changes.
+
+        Args:
+            step: training calls before this one, at least 0.
+
+        Raises:
+            ValueError: a negative step.
+
+        Example:
+            >>> from masksd import MaskingConfig
+            >>> from masksd.models import create_model
+            >>> model = create_model("clip_cris_tiny")
+            >>> config = DistillConfig(image=MaskingConfig(every=2))
+            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+            >>> sd.set_step(1)
+            >>> {name: branch.active for name, branch in sd.branches.items()}
+            {'lmvsd': False, 'vmlsd': True}
+        """
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
+        self.step.fill_(step)
+        self._calls, self._announced = step, True
+        for branch in self._named_branches().values():
+            branch.active = step % branch.every == 0
+
+    def _advance(self) -> None:
+        """Wake the branches of the next step."""
+        branches = self._named_branches().values()
+        if all(branch.every == 1 for branch in branches):
+            return
+        if torch.compiler.is_compiling():
+            if not self._announced:
+                raise RuntimeError(
+                    "a compiled wrapper whose branches run every n-th step must be told the step: "
+                    "call sd.set_step(step) before each one"
+                )
+            self._announced = False
+            return
+        self._calls += 1
+        for branch in branches:
+            branch.active = self._calls % branch.every == 0
 
     def preview(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
@@ -232,49 +285,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         segmenter = self._attached()
         with evaluating(self), torch.no_grad():
-            return self._distill(segmenter, args, kwargs, target)
-
-    def _distill(
-        self,
-        segmenter: Segmenter,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        target: Tensor | None,
-    ) -> DistillOutput:
-        plain = segmenter.plain(*args, **kwargs)
-        target = plain.target if target is None else target
-        losses: dict[str, Tensor] = {}
-        if plain.loss is not None:
-            losses["seg"] = plain.loss
-        elif target is not None:
-            losses["seg"] = segmentation_loss(plain.logits, target, self.config.dice_weight)
-
-        masks, relevance = {}, {}
-        distill_loss = plain.logits.new_zeros(())
-        ranking = plain
-        if self.projection is not None:
-            if target is None:
-                raise ValueError(
-                    "relevance 'projection' needs a target: call sd(..., target=masks)"
-                )
-            ranking = self.projection(plain)
-            losses["align"] = distill_loss = self.projection.loss(ranking, target)
-        first = _first_position(plain.logits.shape[0])
-        for name, branch in self._named_branches().items():
-            losses[name], masks[name], relevance[name] = branch(
-                segmenter,
-                plain,
-                ranking if branch.relevance == "projection" else plain,
-                target,
-                self.step,
-                first,
-            )
-            distill_loss = distill_loss + branch.weight * losses[name]
-
-        loss = losses["seg"] + distill_loss if "seg" in losses else None
-        return DistillOutput(
-            loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output
-        )
+            return self._step(segmenter).run(args, kwargs, target)
 
     def distill_parameters(self) -> list[nn.Parameter]:
         """Return what the branches learn: mask tokens, and unshared necks and decoders.
@@ -288,7 +299,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             >>> len(sd.distill_parameters())
             2
         """
-        own = list(self.branches.parameters())
+        own = [*self.maskers.parameters(), *self.branches.parameters()]
         return own if self.projection is None else [*own, *self.projection.parameters()]
 
     def unwrap(self) -> Any:
@@ -313,14 +324,25 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         segmenter = self._attached()
         if not args and not kwargs:
-            return describe(segmenter, self._named_branches(), self.config)
+            return describe(self._step(segmenter))
         with evaluating(self), torch.no_grad():
-            return describe(
-                segmenter, self._named_branches(), self.config, (args, kwargs, self.step)
-            )
+            return describe(self._step(segmenter), (args, kwargs))
+
+    def _step(self, segmenter: Segmenter) -> Step:
+        return Step(
+            segmenter,
+            self.config,
+            self._named_maskers(),
+            self._named_branches(),
+            self.projection,
+            self.step,
+        )
 
     def _named_branches(self) -> dict[str, MaskedBranch]:
         return cast("dict[str, MaskedBranch]", dict(self.branches.items()))
+
+    def _named_maskers(self) -> dict[str, TokenMasker]:
+        return cast("dict[str, TokenMasker]", dict(self.maskers.items()))
 
     def _attached(self) -> Segmenter:
         if self.segmenter is None:
@@ -328,8 +350,6 @@ class CrossModalMaskedSelfDistill(nn.Module):
         return self.segmenter
 
 
-def _first_position(batch: int) -> int:
-    """The global position of this process's first sample, as batches are split over processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() * batch
-    return 0
+def _follow_step(sd: CrossModalMaskedSelfDistill, _: Any) -> None:
+    """Go on where a loaded state left off."""
+    sd.set_step(int(sd.step))

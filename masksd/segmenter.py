@@ -7,6 +7,7 @@ those for whole models.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -75,6 +76,13 @@ class Pass(NamedTuple):
     target: Tensor | None = None
 
 
+class FeatureCut(Protocol):
+    """What stands between the encoders and the rest while a plain pass is cut."""
+
+    def __call__(self, modality: str, features: Any) -> Any:
+        """Return what takes the place of a modality's features, any tree of tensors."""
+
+
 class Segmenter(Protocol):
     """A model as masked self-distillation sees it. Implementations are ``nn.Module``."""
 
@@ -106,6 +114,12 @@ class Segmenter(Protocol):
         """Return the logits ``(B, 1, H, W)`` with tokens masked, computing only what changes.
 
         ``parts`` are the ``neck`` and ``decoder`` of a branch that does not share them.
+        """
+
+    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
+        """Have every plain pass inside hand its features to ``cut`` and go on with what it returns.
+
+        A segmenter that reuses no features between passes does nothing.
         """
 
     def release(self) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.errors import unknown_name
+from masksd.hooks import remove_hook
 from masksd.masking import apply_mask
 
 
@@ -95,7 +96,7 @@ class EmbeddingTap:
 
     def remove(self, module: nn.Module) -> None:
         """Take the hook off ``module``; on one without it, nothing happens."""
-        _remove_hook(module, self)
+        remove_hook(module._forward_hooks, self)
 
     @contextlib.contextmanager
     def masking(self, mask: TokenMask) -> Iterator[None]:
@@ -149,8 +150,7 @@ class EmbeddingTap:
         where, token = _on_positions(mask, self.positions, self.path)
         if not self._prefix:
             return apply_mask(output, where, token, channel_dim)
-        masked = apply_mask(output[:, self._prefix :], where, token)
-        return torch.cat([output[:, : self._prefix], masked], dim=1)
+        return mask_after_prefix(output, TokenMask(where, token))
 
     def _channel_dim(self, output: Tensor) -> int:
         """Say which dimension holds the channels, or refuse to guess."""
@@ -175,104 +175,25 @@ class EmbeddingTap:
         return fits[0]
 
 
-class Recorder:
-    """A forward hook that keeps what a module was given and what it returned, while it is told to.
+def mask_after_prefix(hidden: Tensor, mask: TokenMask) -> Tensor:
+    """Replace tokens that come after others which are never masked, such as a class token.
 
     Args:
-        path: dotted path of the module, for messages.
+        hidden: ``(B, P + N, C)``.
+        mask: of the ``N`` last ones.
+
+    Returns:
+        As ``hidden``.
 
     Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> recorder = Recorder("layer")
-        >>> recorder.attach(layer)
-        >>> with recorder.recording():
-        ...     _ = layer(torch.zeros(1, 2))
-        ...     arguments, output = recorder.taken()
-        >>> output.shape
-        torch.Size([1, 3])
+        >>> mask = TokenMask(torch.tensor([[False, True]]), torch.zeros(1))
+        >>> mask_after_prefix(torch.ones(1, 3, 1), mask).flatten().tolist()
+        [1.0, 1.0, 0.0]
     """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._active = False
-        self._call: tuple[tuple[Any, ...], Any] | None = None
-
-    def attach(self, module: nn.Module) -> None:
-        """Put the hook on ``module``."""
-        module.register_forward_hook(self)
-
-    def remove(self, module: nn.Module) -> None:
-        """Take the hook off ``module``; on one without it, nothing happens."""
-        _remove_hook(module, self)
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keep the call that happens inside, and forget it at the end."""
-        self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
-            self._call = None
-
-    def taken(self) -> tuple[tuple[Any, ...], Any]:
-        """Return arguments and output of the call.
-
-        Raises:
-            RuntimeError: the module exists but did not run.
-        """
-        if self._call is None:
-            raise RuntimeError(
-                f"{self.path} exists, but did not run in this pass; name a module that does"
-            )
-        return self._call
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take part in the module's forward, as a forward hook does."""
-        if not self._active:
-            return
-        if self._call is not None:
-            raise RuntimeError(
-                f"{self.path} ran twice in one pass; name a module that runs once, or the one "
-                "around it"
-            )
-        self._call = (args, output)
-
-
-def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
-    """Return the submodule at a dotted path.
-
-    Args:
-        root: where the path starts.
-        path: such as ``"vision.embeddings.patch_embedding"``.
-        argument: the user's name for it, for the message.
-
-    Raises:
-        ValueError: no such module; names the nearest one at the level that does not match.
-
-    Example:
-        >>> find_module(nn.Sequential(nn.ReLU()), "0", "image_embedding")
-        ReLU()
-    """
-    if not isinstance(path, str):
-        raise ValueError(f"{argument} must be a dotted module path, got {type(path).__name__}")
-    module = root
-    walked = type(root).__name__
-    for name in path.split("."):
-        # named_children() would leave out a second name of the same module
-        children = {key: child for key, child in module._modules.items() if child is not None}
-        if name not in children:
-            if not children:
-                raise ValueError(f"{argument} {path!r}: {walked} has no modules inside")
-            raise unknown_name(f"module in {argument}={path!r}: {walked} has no", name, children)
-        module = children[name]
-        walked = f"{walked}.{name}"
-    return module
-
-
-def _remove_hook(module: nn.Module, hook: object) -> None:
-    for key in [k for k, other in module._forward_hooks.items() if other is hook]:
-        del module._forward_hooks[key]
+    prefix = hidden.shape[1] - mask.mask.shape[1]
+    where = F.pad(mask.mask, (prefix, 0))
+    token = mask.token if mask.token.ndim == 1 else F.pad(mask.token, (0, 0, prefix, 0))
+    return apply_mask(hidden, where, token)
 
 
 def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:

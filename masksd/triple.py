@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable
-from masksd.tap import EmbeddingTap, TokenMask, find_module
+from masksd.hooks import Recorder, find_module
+from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures, check_wrappable
+from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
 
 
 class Encoder(Protocol):
-    """What :class:`Triple` asks of an encoder."""
+    """What :class:`Triple` asks of an encoder; the last method only for ``image_layer``."""
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Encode pictures ``(B, 3, H, W)``."""
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode sentences ``(B, L)``."""
+
+    def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
+        """Go on above layer ``layer`` of :attr:`image_layers`, whose output ``hidden`` is."""
 
 
 class Triple(nn.Module):
@@ -36,9 +41,13 @@ class Triple(nn.Module):
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
             before positions are added; None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+        image_layer: the layer of ``encoder.image_layers`` (dotted path of a list of modules) after
+            which patches are masked, from 1; 0 masks embeddings. The masked pass then calls
+            ``encoder.resume_image(hidden, layer, plain)``.
 
     Raises:
-        ValueError: a method is missing or a path does not match; nothing has been touched then.
+        ValueError: a method is missing, a path does not match, or there is no such layer; nothing
+            has been touched then.
 
     Example:
         >>> from masksd.models import create_model
@@ -51,10 +60,6 @@ class Triple(nn.Module):
     """
 
     shared_space = True
-    reruns: ClassVar[Mapping[str, str]] = {
-        "image": "runs encode_image, neck and decoder again; reuses the sentence's features",
-        "text": "runs encode_text, neck and decoder again; reuses the picture's features",
-    }
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Triple(nn.Module):
         *,
         image_embedding: str | None = None,
         text_embedding: str | None = None,
+        image_layer: int = 0,
     ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("neck", neck), ("decoder", decoder)):
@@ -89,6 +95,10 @@ class Triple(nn.Module):
                 path,
                 find_module(encoder, path, argument),
             )
+        self._layer = image_layer
+        layer = _image_layer(encoder, image_layer) if image_layer else None
+        self._lower = Recorder(f"{encoder.image_layers}.{image_layer - 1}") if layer else None
+        self._cut: FeatureCut | None = None
         self.encoder = cast(Encoder, encoder)
         self.neck = neck
         self.decoder = decoder
@@ -97,6 +107,17 @@ class Triple(nn.Module):
         }
         for modality, (_, module) in embeddings.items():  # only now that everything has matched
             self.taps[modality].attach(module)
+        if self._lower is not None and layer is not None:
+            self._lower.attach(layer)
+
+    @property
+    def reruns(self) -> Mapping[str, str]:
+        """What a masked pass computes and what it reuses, in words."""
+        image = f"the image tower above layer {self._layer}" if self._layer else "encode_image"
+        return {
+            "image": f"runs {image}, neck and decoder again; reuses the sentence's features",
+            "text": "runs encode_text, neck and decoder again; reuses the picture's features",
+        }
 
     def host(self, images: Tensor, tokens: Tensor, *more: Any) -> Tensor:
         """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
@@ -112,8 +133,12 @@ class Triple(nn.Module):
                 into the features, which the masked passes use again.
         """
         _two_only(more)
-        image = self.encoder.encode_image(images)
+        with self._lower.recording() if self._lower else contextlib.nullcontext():
+            image = self.encoder.encode_image(images)
+            lower = self._lower.taken()[1] if self._lower else None
         text = self.encoder.encode_text(tokens)
+        if self._cut is not None:
+            image, text = self._cut("image", image), self._cut("text", text)
         if image.local is not None and image.grid[0] * image.grid[1] != image.local.shape[1]:
             raise ValueError(
                 f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
@@ -125,7 +150,7 @@ class Triple(nn.Module):
                 "neck or decoder wrote into the encoder's features in place, which the masked "
                 "passes use again: let it work on a copy (x = x + y, x.clone(), list(maps))"
             )
-        return Pass(logits, image, text, host_output=logits, inputs=(images, tokens))
+        return Pass(logits, image, text, host_output=logits, inputs=(images, tokens, lower))
 
     def masked(
         self,
@@ -146,9 +171,12 @@ class Triple(nn.Module):
         Returns:
             Logits ``(B, 1, H, W)``.
         """
-        images, tokens = plain.inputs
+        images, tokens, lower = plain.inputs
         image_features, text_features = plain.image, plain.text
-        if image is not None:
+        if image is not None and lower is not None:
+            hidden = mask_after_prefix(lower, image)
+            image_features = self.encoder.resume_image(hidden, self._layer, plain.image)
+        elif image is not None:
             with self.taps["image"].masking(image):
                 image_features = self.encoder.encode_image(images)
         if text is not None:
@@ -157,12 +185,22 @@ class Triple(nn.Module):
         neck, decoder = parts.get("neck", self.neck), parts.get("decoder", self.decoder)
         return self._decode(image_features, text_features, neck, decoder)
 
+    @contextlib.contextmanager
+    def cutting(self, cut: FeatureCut) -> Iterator[None]:
+        """Hand the features of plain passes inside to ``cut``, between encoder and neck."""
+        self._cut = cut
+        try:
+            yield
+        finally:
+            self._cut = None
+
     def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Take both hooks off and return ``(encoder, neck, decoder)``, the very objects."""
+        """Take every hook off and return ``(encoder, neck, decoder)``, the very objects."""
         encoder = cast(nn.Module, self.encoder)
         for module in encoder.modules():
-            for tap in self.taps.values():
-                tap.remove(module)
+            for hook in (*self.taps.values(), self._lower):
+                if hook is not None:
+                    hook.remove(module)
         return encoder, self.neck, self.decoder
 
     @staticmethod
@@ -172,6 +210,23 @@ class Triple(nn.Module):
         attend = text.valid if text.attention_mask is None else text.attention_mask
         logits: Tensor = decoder(neck(image.maps, text.pooled), text.local, attend)
         return logits
+
+
+def _image_layer(encoder: nn.Module, number: int) -> nn.Module:
+    """Return the layer after which patches are masked."""
+    path = getattr(encoder, "image_layers", None)
+    if path is None or not callable(getattr(encoder, "resume_image", None)):
+        raise ValueError(
+            f"image.layer={number} masks inside the image tower, but encoder "
+            f"{type(encoder).__name__} has no image_layers and resume_image to go on from there; "
+            "use layer=0"
+        )
+    layers = cast(nn.ModuleList, find_module(encoder, path, "image_layers"))
+    if number > len(layers):
+        raise ValueError(
+            f"image.layer must be at most {len(layers)}, the layers of {path}, got {number}"
+        )
+    return layers[number - 1]
 
 
 def _two_only(more: tuple[Any, ...]) -> None:

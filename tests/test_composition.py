@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
+from masksd.masker import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.processes import leave
 from tests.triples import Block, make_batch, make_triple
@@ -137,7 +138,7 @@ def test_tapped_logits_in_a_checkpointed_region_teach_or_are_refused(reentrant):
             step(sd, sd, *batch)
     else:
         step(sd, sd, *batch)
-        assert sd.branches["lmvsd"].token.grad.norm() > 0
+        assert sd.maskers["image"].token.grad.norm() > 0
 
 
 # Two processes
@@ -149,7 +150,7 @@ class Oracle(nn.Module):
     def __init__(self, sd: CrossModalMaskedSelfDistill) -> None:
         super().__init__()
         sd = copy.deepcopy(sd)
-        self.tokens = nn.ParameterDict({name: b.token for name, b in sd.branches.items()})
+        self.tokens = nn.ParameterDict({NAMES[m]: masker.token for m, masker in sd.maskers.items()})
         self.weights = {name: b.weight for name, b in sd.branches.items()}
         self.encoder, self.neck, self.decoder = sd.unwrap()
 
@@ -204,9 +205,9 @@ def ddp_and_its_oracle(batch):
             )
         for name, buffer in ours.named_buffers():
             pairs[f"{type(ours).__name__}.{name}"] = (buffer, theirs.get_buffer(name))
-    for name, branch in sd.branches.items():
-        assert branch.token.grad.norm() > 0
-        pairs[name] = (branch.token.grad, oracle.tokens[name].grad)
+    for modality, masker in sd.maskers.items():
+        assert masker.token.grad.norm() > 0
+        pairs[modality] = (masker.token.grad, oracle.tokens[NAMES[modality]].grad)
     return pairs
 
 

@@ -247,10 +247,10 @@ def test_no_two_draws_of_a_step_repeat_each_other():
     random = MaskingConfig(relevance="random", top_k=1.0)
     sd = wrapped(DistillConfig(image=random, text=random))
     plain, seen = sd.segmenter.plain(images, tokens), []
-    for name, branch in sd.branches.items():
-        mask, relevance = branch.draw(plain, None, sd.step, 0)
+    for modality, masker in sd.maskers.items():
+        mask, relevance = masker.draw(plain, None, sd.step, 0)
         seen.append(relevance[:, :7])
-        if name == "lmvsd":  # the selection's noise is not the ranking's
+        if modality == "image":  # the selection's noise is not the ranking's
             lowest = relevance.argsort(1).argsort(1) < mask.sum(1, keepdim=True)
             assert not torch.equal(mask, lowest)
     assert not torch.equal(*seen)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from masksd import CrossModalMaskedSelfDistill
+from masksd.hooks import Recorder
 from masksd.hosts.clipseg import clipseg_words, recognise
-from masksd.tap import EmbeddingTap, Recorder
+from masksd.tap import EmbeddingTap
 
 END = 99
 
@@ -117,7 +118,7 @@ def test_a_masked_pass_equals_the_host_on_embeddings_masked_by_hand() -> None:
     sd = wrap(host := tiny()).eval()
     out = sd.preview(**given, target=truth)
     embedding = host.clip.vision_model.embeddings.patch_embedding
-    token = sd.branches["lmvsd"].token
+    token = sd.maskers["image"].token
     hidden = out.masks["lmvsd"].unflatten(1, (8, 8))[:, None]
     hook = embedding.register_forward_hook(
         lambda module, args, output: torch.where(hidden, token[:, None, None], output)
@@ -131,7 +132,7 @@ def test_a_masked_pass_equals_the_host_on_embeddings_masked_by_hand() -> None:
 def test_relevance_is_clips_own_dot_product() -> None:
     given, truth = batch()
     sd = wrap(host := tiny())
-    assert sd.branches["lmvsd"].relevance == sd.branches["vmlsd"].relevance == "dot"
+    assert sd.maskers["image"].relevance == sd.maskers["text"].relevance == "dot"
     out = sd.preview(**given, target=truth)
     host.eval()
     hidden = host.clip.vision_model(given["pixel_values"]).last_hidden_state[:, 1:]

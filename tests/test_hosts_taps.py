@@ -19,6 +19,7 @@ from masksd import (
     Taps,
     segmentation_loss,
 )
+from masksd.masker import NAMES
 
 C, VOCABULARY, LENGTH, END = 10, 30, 6, 29
 wrap = CrossModalMaskedSelfDistill.wrap
@@ -127,9 +128,9 @@ def learns(sd, out):
     """Both tokens, and the host, take part in the distillation."""
     sd.zero_grad()
     out.distill_loss.backward()
-    for name, branch in sd.branches.items():
-        assert out.masks[name].any()
-        assert branch.token.grad.norm() > 0, name
+    for modality, masker in sd.maskers.items():
+        assert out.masks[NAMES[modality]].any()
+        assert masker.token.grad.norm() > 0, modality
     assert sd.segmenter.wrapped.head.weight.grad.norm() > 0
 
 
@@ -170,7 +171,7 @@ def test_a_stem_is_masked_in_cells(cell, grid):
     sd.segmenter.wrapped.norm.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     out = sd(*inputs, target=target)
     assert out.masks["lmvsd"].shape == (2, grid[0] * grid[1])
-    plain, masked = seen[:2]
+    plain, _, masked = seen  # pictures are masked last
     side = 64 // grid[0] // 4
     cells = out.masks["lmvsd"].unflatten(1, grid)
     wide = cells.repeat_interleave(side, 1).repeat_interleave(side, 2)

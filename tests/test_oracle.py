@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
+from masksd.masker import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.triples import LENGTH, make_batch, make_triple
 
@@ -76,7 +77,7 @@ def oracle_gradients(sd, batch, masks, **wrong):
         encoder,
         {"main": neck} | {name: parts.get("neck", neck) for name, parts in own.items()},
         {"main": decoder} | {name: parts.get("decoder", decoder) for name, parts in own.items()},
-        {name: branch.token for name, branch in sd.branches.items()},
+        {NAMES[modality]: masker.token for modality, masker in sd.maskers.items()},
         images,
         tokens,
         target,
@@ -122,8 +123,8 @@ def double_batch():
 def test_loss_and_every_gradient_equal_the_oracle(options):
     sd = wrap(*options)
     assert differences(sd, double_batch()) == []
-    for name, branch in sd.branches.items():  # the comparison saw what it should see
-        assert branch.token.grad.norm() > 0, name
+    for modality, masker in sd.maskers.items():  # the comparison saw what it should see
+        assert masker.token.grad.norm() > 0, modality
 
 
 @pytest.mark.parametrize("target", [("main", True), ("main", False), ("ground_truth", True)])

@@ -85,9 +85,9 @@ def test_dot_is_the_product_with_the_other_modality(modality):
 )
 def test_auto_goes_by_the_space(shared, expected):
     sd = wrap(make(), CONFIG, taps=dataclasses.replace(TAPS, shared_space=shared))
-    assert tuple(branch.relevance for branch in sd.branches.values()) == expected
+    assert tuple(masker.relevance for masker in sd.maskers.values()) == expected
     triple = CrossModalMaskedSelfDistill(*make_triple())
-    assert {branch.relevance for branch in triple.branches.values()} == {"dot"}
+    assert {masker.relevance for masker in triple.maskers.values()} == {"dot"}
     if not shared:
         inputs, target = batch()
         learns(sd, sd(*inputs, target=target))
@@ -152,7 +152,7 @@ def test_projection_learns_by_alignment_and_the_host_never_feels_it():
     torch.testing.assert_close(out.distill_loss, weighted)
     out.losses["align"].backward()
     assert all(p.grad is None for p in host.parameters())
-    assert all(branch.token.grad is None for branch in sd.branches.values())
+    assert all(masker.token.grad is None for masker in sd.maskers.values())
     assert all(p.grad.norm() > 0 for p in sd.projection.parameters())
     expected = sd.projection.patches.weight.grad.clone()
     sd.zero_grad()

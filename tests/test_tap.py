@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from masksd.tap import EmbeddingTap, TokenMask, find_module
+from masksd.hooks import find_module
+from masksd.tap import EmbeddingTap, TokenMask
 
 
 def tapped(module):

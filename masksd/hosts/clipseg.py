@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.hooks import CutPoint, Recorder, find_module
 from masksd.hosts.layout import pick
 from masksd.hosts.taps import masking
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures
-from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
+from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures
+from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
 TEXT_EMBEDDING = "clip.text_model.embeddings.token_embedding"
@@ -101,6 +102,7 @@ class ClipSegSegmenter(nn.Module):
             "text": EmbeddingTap(modules["text"], TEXT_EMBEDDING),
         }
         self._recorders = {name: Recorder(f"CLIPSeg's {name} model") for name in recorded}
+        self._cut = CutPoint({0: "image", 1: "text"})  # of decoder(activations, sentence)
         self._signature = inspect.signature(host.forward)
         self.train_encoder = False
         self.wrapped: Any = host
@@ -108,6 +110,7 @@ class ClipSegSegmenter(nn.Module):
             tap.attach(modules[modality])
         for name, recorder in self._recorders.items():
             recorder.attach(recorded[name])
+        self._cut.attach(recorded["decoder"])
 
     @property
     def reruns(self) -> dict[str, str]:
@@ -187,15 +190,17 @@ class ClipSegSegmenter(nn.Module):
             if text is not None:
                 sentence = self._encode_text(given)
         logits: Tensor = self.wrapped.decoder(activations, sentence).logits
-        if not self.train_encoder:  # DDP wants every token to take part in every step
-            for mask in (image, text):
-                logits = logits if mask is None else logits + 0 * mask.token.sum().to(logits.dtype)
         return logits[:, None]
+
+    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
+        """Cut the features of plain passes where they come into the decoder."""
+        return self._cut.cutting(cut)
 
     def release(self) -> nn.Module:
         """Take every hook off and return the host, the very object."""
         host: nn.Module = self.wrapped
-        hooks: list[EmbeddingTap | Recorder] = [*self.taps.values(), *self._recorders.values()]
+        hooks: list[EmbeddingTap | Recorder | CutPoint] = [self._cut, *self.taps.values()]
+        hooks += self._recorders.values()
         for module in host.modules():
             for hook in hooks:
                 hook.remove(module)

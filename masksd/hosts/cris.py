@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
 from masksd.hosts.taps import check_not_compiled, masking
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable
-from masksd.tap import EmbeddingTap, Recorder, TokenMask
+from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures, check_wrappable
+from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
 
@@ -21,6 +22,8 @@ _PARTS = ("backbone.visual", "backbone.token_embedding", "neck", "decoder", "pro
 _IMAGE, _STEM = "backbone.visual.avgpool", "backbone.visual.conv3"
 _TEXT = "backbone.token_embedding"
 _RECORDED = ("neck", "decoder", "proj")
+# where features come in: neck(maps, sentence), decoder(fused, words, padding), proj(x, sentence)
+_CUT = {"neck": {0: "image", 1: "text"}, "decoder": {1: "text"}, "proj": {1: "text"}}
 
 
 def recognise(host: nn.Module) -> bool:
@@ -117,9 +120,10 @@ class CrisSegmenter(nn.Module):
             "text": EmbeddingTap(modules[_TEXT], _TEXT),
         }
         self._recorders = {path: Recorder(path) for path in _RECORDED}
+        self._cuts = {path: CutPoint(arguments) for path, arguments in _CUT.items()}
         self.wrapped = host
-        for hook in self._hooks():
-            hook.attach(modules[hook.path])
+        for path, hook in self._hooks():
+            hook.attach(modules[path])
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run CRIS exactly as if it were not wrapped."""
@@ -182,14 +186,23 @@ class CrisSegmenter(nn.Module):
         decoded = host.decoder(fused, words, padding).reshape(fused.shape)
         return as_logits(host.proj(decoded, sentence))
 
+    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[Any]:
+        """Cut the features of plain passes where they come into neck, decoder and projector."""
+        stack = contextlib.ExitStack()
+        for point in self._cuts.values():
+            stack.enter_context(point.cutting(cut))
+        return stack
+
     def release(self) -> nn.Module:
         """Take every hook off and return CRIS, the very object."""
-        for hook in self._hooks():
-            hook.remove(self.wrapped.get_submodule(hook.path))
+        for path, hook in self._hooks():
+            hook.remove(self.wrapped.get_submodule(path))
         return self.wrapped
 
-    def _hooks(self) -> list[EmbeddingTap | Recorder]:
-        return [*self.taps.values(), *self._recorders.values()]
+    def _hooks(self) -> list[tuple[str, EmbeddingTap | Recorder | CutPoint]]:
+        hooks: list[tuple[str, EmbeddingTap | Recorder | CutPoint]] = list(self._cuts.items())
+        hooks += [(tap.path, tap) for tap in self.taps.values()]
+        return hooks + list(self._recorders.items())
 
     @torch.no_grad()
     def _ranking(self, words: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import inspect
 
 from torch import Tensor, nn
 
+from masksd.hooks import find_module
 from masksd.hosts.layout import bert_words
 from masksd.hosts.taps import Taps, TapSegmenter
 from masksd.segmenter import check_wrappable
-from masksd.tap import find_module
 
 
 def recognise(host: nn.Module) -> bool:

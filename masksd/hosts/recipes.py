@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
+from masksd.hooks import Recorder, find_module
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
 from masksd.hosts.taps import Taps, TapSegmenter
 from masksd.modes import try_out
 from masksd.segmenter import Segmenter, check_wrappable
-from masksd.tap import Recorder, find_module, known_layout
+from masksd.tap import known_layout
 
 
 def segmenter_for(

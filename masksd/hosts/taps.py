@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.hooks import Recorder, find_module
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
-from masksd.segmenter import ImageFeatures, Pass, TextFeatures, check_wrappable, is_compiled
-from masksd.tap import EmbeddingTap, Recorder, TokenMask, find_module
+from masksd.segmenter import (
+    FeatureCut,
+    ImageFeatures,
+    Pass,
+    TextFeatures,
+    check_wrappable,
+    is_compiled,
+)
+from masksd.tap import EmbeddingTap, TokenMask
 
 
 @dataclass(frozen=True)
@@ -233,6 +241,10 @@ class TapSegmenter(nn.Module):
                 "reentrant checkpoint)"
             )
         return logits
+
+    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: no pass reuses features of another."""
+        return contextlib.nullcontext()
 
     def release(self) -> nn.Module:
         """Take every hook off and return the host, the very object."""

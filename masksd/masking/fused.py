@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,28 +35,35 @@ def select_tokens(
     rounding: str,
     count: str,
 ) -> Tensor:
-    """Two stable sorts: all tokens by score, then the leading ones by noise."""
-    batch, length = scores.shape
+    """Two thresholds a row: the T-th best score, and the m-th smallest noise of what passes it."""
     usable = ~scores.isnan() if valid is None else valid & ~scores.isnan()
-    # torch sorts NaN last, so that an unusable token comes after a usable one of score -inf.
-    key = torch.where(usable, -scores if selection == "top" else scores, torch.nan)
-    order = key.argsort(dim=-1, stable=True)  # (B, N)
+    if valid is None or count == "sequence":
+        n: Any = scores.shape[1]
+    else:
+        n = valid.sum(-1, keepdim=True).double()  # (B, 1)
+    kept = -_floor(-top_k * n)
+    candidate = _smallest(-scores if selection == "top" else scores, usable, kept)
+    return _smallest(noise, candidate, _round(ratio * kept, rounding, noise))
 
-    available = usable.sum(-1, keepdim=True)  # (B, 1)
-    n = available if count == "words" else torch.full_like(available, length)
-    kept = torch.ceil(top_k * n.double() - 1e-9)
-    masked = _round(ratio * kept, rounding, noise)
 
-    # No row keeps more than the top K of the full length: the second sort is that much narrower.
-    widest = math.ceil(top_k * length - 1e-9)
-    leading = order[:, :widest]
-    rank = torch.arange(widest, device=scores.device)
-    candidate = rank < torch.minimum(kept, available)
-    draw = torch.where(candidate, noise.gather(1, leading), torch.inf)
-    drawn = draw.argsort(dim=-1, stable=True)
-    chosen = rank < torch.minimum(masked, available)
-    mask = torch.zeros(batch, length, dtype=torch.bool, device=scores.device)
-    return mask.scatter(1, leading.gather(1, drawn), chosen)
+def _smallest(keys: Tensor, usable: Tensor, count: int | Tensor) -> Tensor:
+    """Mark the ``count`` smallest usable keys of each row ``(B, N)``; of equal ones, the first.
+
+    A count that is the same for all rows takes a selection, others a sort. Both are much cheaper
+    than sorting indices by key, which nothing here needs.
+    """
+    if isinstance(count, int) and not 0 < count < keys.shape[1]:
+        return usable if count else torch.zeros_like(usable)
+    keys = torch.where(usable, keys, torch.nan)  # which torch takes for the largest
+    if isinstance(count, int):
+        last = keys.kthvalue(count, dim=-1, keepdim=True).values
+    else:
+        place = (count - 1).clamp(0, keys.shape[1] - 1)
+        last = keys.sort(dim=-1).values.gather(-1, place)
+    smaller = usable & ~(keys >= last)  # all that are usable, where fewer than count are
+    equal = usable & (keys == last)
+    wanted = count - smaller.sum(-1, keepdim=True)
+    return smaller | equal & (equal.cumsum(-1) <= wanted)
 
 
 def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int) -> Tensor:
@@ -68,19 +76,29 @@ def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int
     return torch.where(mask.unsqueeze(channel_dim), token, embeddings)
 
 
-def _round(share: Tensor, rounding: str, noise: Tensor) -> Tensor:
-    """Round the expected number of masked tokens ``α·T``, ``(B, 1)`` float64, to a whole one."""
-    if rounding == "floor":
-        return torch.floor(share + 1e-9)
+def _round(share: Any, rounding: str, noise: Tensor) -> Any:
+    """Round the expected number of masked tokens ``α·T``, one or ``(B, 1)``, to a whole one."""
     if rounding == "ceil":
-        return torch.ceil(share - 1e-9)
+        return -_floor(-share)
     if rounding == "nearest":
-        return torch.where(share > 0, torch.floor(share + 0.5 + 1e-9).clamp_min(1.0), 0.0)
-    whole = torch.floor(share + 1e-9)
+        half_up = _floor(share + 0.5)
+        if isinstance(share, Tensor):
+            return torch.where(share > 0, half_up.clamp_min(1), 0)
+        return max(1, half_up) if share > 0 else 0
+    whole = _floor(share)
+    if rounding == "floor":
+        return whole
     # The fractional part of the row's sum is uniform and, as the noise is exchangeable, independent
     # of its order, which decides who is masked. Multiples of 2**-24 add up exactly in float64.
     draw = noise.sum(-1, keepdim=True, dtype=torch.float64) % 1.0
     return whole + (draw < share - whole)
+
+
+def _floor(share: Any) -> Any:
+    """Round down, one number or a tensor, but for what float64 has left below a whole one."""
+    if isinstance(share, Tensor):
+        return torch.floor(share.double() + 1e-9).long()
+    return math.floor(share + 1e-9)
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:

@@ -60,8 +60,8 @@ def keyed_noise(
 
 
 def _product(x: IntOrTensor, factor: int) -> IntOrTensor:
-    """Multiply modulo 2**32 in halves: no product leaves the 63 bits of an int64."""
-    return (x * (factor & 0xFFFF) + ((x * (factor >> 16) & 0xFFFF) << 16)) & _MASK
+    """Multiply modulo 2**32; a factor of 32 bits is taken as signed, so that no int64 overflows."""
+    return x * (factor - ((factor & 0x80000000) << 1)) & _MASK
 
 
 def _mix(x: IntOrTensor) -> IntOrTensor:

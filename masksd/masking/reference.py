@@ -56,7 +56,7 @@ def select_tokens(
         sign = -1.0 if selection == "top" else 1.0
         ranks, draws = (sign * scores[row]).tolist(), noise[row].tolist()
         tokens.sort(key=ranks.__getitem__)  # Python's sort is stable
-        candidates = tokens[:kept]
+        candidates = sorted(tokens[:kept])
         candidates.sort(key=draws.__getitem__)
         for i in candidates[:masked]:
             mask[row, i] = True

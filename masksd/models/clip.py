@@ -59,6 +59,7 @@ class ClipEncoder(nn.Module):
 
     image_embedding = "vision.embeddings.patch_embedding"
     text_embedding = "text.embeddings.token_embedding"
+    image_layers = "vision.encoder.layers"
 
     def __init__(
         self,
@@ -102,10 +103,39 @@ class ClipEncoder(nn.Module):
         height, width = check_images(images, patch, f"the patch size {patch}")
         grid = (height // patch, width // patch)
         hidden = self.vision.embeddings(images, interpolate_pos_encoding=True)  # (B, 1 + N, C)
-        hidden = self.vision.pre_layrnorm(hidden)
-        maps = []
-        for number, layer in enumerate(self.vision.encoder.layers, start=1):
-            hidden = layer(hidden, None)
+        return self._finish_image(self.vision.pre_layrnorm(hidden), grid, 0, ())
+
+    def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
+        """Go on above a layer of the image tower, as :meth:`encode_image` does.
+
+        Args:
+            hidden: what the layer returned, or that with patches masked, ``(B, 1 + N, C)``.
+            layer: its number, from 1.
+            plain: what :meth:`encode_image` returned for these pictures; the maps of the layers
+                below are taken from it.
+
+        Returns:
+            As :meth:`encode_image`.
+
+        Example:
+            >>> from masksd.models import create_model
+            >>> encoder = create_model("clip_cris_tiny").encoder
+            >>> plain = encoder.encode_image(torch.zeros(1, 3, 64, 64))
+            >>> encoder.resume_image(torch.zeros(1, 65, 96), 2, plain).local.shape
+            torch.Size([1, 64, 64])
+        """
+        below = plain.maps[: sum(number < layer for number in self.map_layers[:-1])]
+        return self._finish_image(hidden, plain.grid, layer, below)
+
+    def _finish_image(
+        self, hidden: Tensor, grid: tuple[int, int], layer: int, below: tuple[Tensor, ...]
+    ) -> ImageFeatures:
+        """Run the layers above number ``layer`` and project; ``below`` are maps there are."""
+        maps = list(below)
+        layers = self.vision.encoder.layers
+        for number in range(layer, len(layers) + 1):
+            if number > layer:
+                hidden = layers[number - 1](hidden, None)
             if number in self.map_layers[:-1]:
                 maps.append(as_map(hidden[:, 1:], grid))  # (B, C, h, w)
         shared = self.visual_projection(self.vision.post_layernorm(hidden))  # (B, 1 + N, P)

@@ -1,0 +1,228 @@
+"""A step whose passes follow each other with their backwards: the activations of one host pass.
+
+The features are cut off from the encoders that made them, so that the graph falls into parts that
+are run backward, and freed, one by one::
+
+    plain pass, main losses      backward to the features        frees neck, decoder, head
+    VMLSD                        backward to the picture's       frees the masked sentence's pass
+    picture                      backward to the pixels          frees the image encoder
+    LMVSD                        backward to the sentence's      frees the masked picture's pass
+    sentence                     backward to the words           frees the text encoder
+
+At no time are there activations of more than the host's own pass and one sentence's. The gradients
+are those of the whole graph, because the target of the branches is detached. They are kept, one
+buffer a parameter, and given to autograd when ``out.loss.backward()`` comes, scaled by what comes
+in: DistributedDataParallel reduces once, accumulation and clipping work as ever.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves, tree_map
+
+from masksd.step import DistillOutput, Step
+
+if TYPE_CHECKING:
+    from masksd.distill import CrossModalMaskedSelfDistill
+
+
+def check_low_memory(sd: CrossModalMaskedSelfDistill, inputs: Any) -> None:
+    """Raise where the passes cannot follow each other.
+
+    Args:
+        sd: the wrapper.
+        inputs: arguments of the host, any tree.
+
+    Raises:
+        ValueError: an input that wants a gradient, or parameters that FSDP has sharded.
+        RuntimeError: the wrapper is being compiled as a whole.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "low_memory=True runs backward inside forward, which cannot be compiled: call "
+            ".compile() on the encoder's towers, the neck and the decoder instead of sd"
+        )
+    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs)):
+        raise ValueError(
+            "low_memory=True gives gradients to parameters only, but an input of the host requires "
+            "one: detach it, or use low_memory=False"
+        )
+    for name, parameter in sd.named_parameters():
+        kind = type(parameter).__name__
+        if kind in ("DTensor", "FlatParameter"):
+            raise ValueError(
+                f"low_memory=True does not go with FSDP, which has sharded {name} ({kind}): use "
+                "DistributedDataParallel, or low_memory=False with gradient checkpointing"
+            )
+
+
+def low_memory_step(
+    step: Step,
+    parameters: list[nn.Parameter],
+    scale: float | Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    target: Tensor | None,
+) -> DistillOutput:
+    """Run a step pass by pass.
+
+    Args:
+        step: what takes part.
+        parameters: all that may get a gradient.
+        scale: what losses are multiplied by in the backwards inside, against underflow in fp16.
+        args: of the host.
+        kwargs: of the host.
+        target: the truth.
+
+    Returns:
+        The output, of which ``loss`` alone can be differentiated.
+
+    Raises:
+        ValueError: no segmentation loss: there is no target and the host computes none.
+    """
+    cut = Cut()
+    with step.segmenter.cutting(cut):
+        main = step.main(args, kwargs, target)
+    if "seg" not in main.losses:
+        raise ValueError(
+            "low_memory=True runs backward inside and so needs the whole loss: call "
+            "sd(..., target=masks), or use low_memory=False and add out.distill_loss to yours"
+        )
+    gradients = Gradients([p for p in parameters if p.requires_grad], scale)
+    gradients.add(sum(main.losses.values(), main.nothing), cut.leaves("image", "text"))
+    main = main._replace(
+        plain=tree_map(_without_graph, main.plain),
+        ranking=tree_map(_without_graph, main.ranking),
+        losses={name: loss.detach() for name, loss in main.losses.items()},
+        nothing=main.nothing.detach(),
+    )
+    results = {}
+    waiting = step.order()
+    for number, name in enumerate(waiting):
+        kept = {m for later in waiting[number:] for m in _reused(step, later)}
+        gradients.finish(cut, {"image", "text"} - kept)
+        result = step.branch(name, main)
+        branch = step.branches[name]
+        gradients.add(branch.weight * result.loss, cut.leaves(*_reused(step, name)))
+        results[name] = result._replace(loss=result.loss.detach())
+    gradients.finish(cut, {"image", "text"})
+    out = step.gather(main, results)
+    return out._replace(loss=_HandOver.apply(out.loss, gradients, *gradients.parameters))
+
+
+class Cut:
+    """Features cut off from the graph that made them: a leaf each, and what it stands for.
+
+    Example:
+        >>> cut = Cut()
+        >>> feature = torch.ones(2, requires_grad=True) * 3
+        >>> leaf = cut("image", (feature, "grid"))[0]
+        >>> leaf.is_leaf, leaf.requires_grad, cut("image", feature) is leaf
+        (True, True, True)
+    """
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "text": []}
+
+    def __call__(self, modality: str, features: Any) -> Any:
+        """Put a leaf for every tensor with a graph; the same one for the same tensor."""
+        pairs = self._pairs[modality]
+
+        def leaf(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                return value
+            for made, replaced in pairs:
+                if made is value or replaced is value:
+                    return replaced
+            pairs.append((value, value.detach().requires_grad_()))
+            return pairs[-1][1]
+
+        return tree_map(leaf, features)
+
+    def leaves(self, *modalities: str) -> list[Tensor]:
+        """Return the leaves of modalities, those that are not finished."""
+        return [leaf for modality in modalities for _, leaf in self._pairs[modality]]
+
+    def take(self, modality: str) -> list[tuple[Tensor, Tensor]]:
+        """Return what was cut, with its gradient, and forget it."""
+        pairs, self._pairs[modality] = self._pairs[modality], []
+        return [(made, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
+
+
+class Gradients:
+    """The gradients of a step, added up part by part.
+
+    Args:
+        parameters: all that may get one.
+        scale: of the losses, in the backwards inside.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], scale: float | Tensor) -> None:
+        self.parameters = parameters
+        self.scale = scale
+        self.values: list[Tensor | None] | None = [None] * len(parameters)
+
+    def add(self, loss: Tensor, leaves: list[Tensor]) -> None:
+        """Run a part backward, down to parameters and leaves."""
+        if loss.requires_grad:
+            self._backward([loss * self.scale], None, leaves)
+
+    def finish(self, cut: Cut, modalities: set[str]) -> None:
+        """Run what made these features backward, and free it."""
+        for modality in sorted(modalities):
+            pairs = cut.take(modality)
+            if pairs:
+                made, gradients = zip(*pairs, strict=True)
+                self._backward(list(made), list(gradients), [])
+
+    def _backward(
+        self, outputs: list[Tensor], gradients: list[Tensor] | None, leaves: list[Tensor]
+    ) -> None:
+        kind = outputs[0].device.type
+        with torch.autocast(kind, enabled=False):  # operations run back in the dtype they ran in
+            found = torch.autograd.grad(
+                outputs, [*self.parameters, *leaves], gradients, allow_unused=True
+            )
+        values = self.values or []
+        for index, new in enumerate(found[: len(values)]):
+            if new is not None:
+                old = values[index]
+                values[index] = new if old is None else old.add_(new)
+        for leaf, new in zip(leaves, found[len(values) :], strict=True):
+            if new is not None:
+                leaf.grad = new if leaf.grad is None else leaf.grad.add_(new)
+
+
+def _without_graph(value: Any) -> Any:
+    """Detach what is no leaf: its part has been run backward."""
+    made = isinstance(value, Tensor) and value.requires_grad and not value.is_leaf
+    return value.detach() if made else value
+
+
+def _reused(step: Step, name: str) -> tuple[str, ...]:
+    """Name the modalities whose plain features a branch uses."""
+    return tuple(m for m in ("image", "text") if m not in step.branches[name].modalities)
+
+
+class _HandOver(torch.autograd.Function):
+    """A loss whose backward scales the gradients there are and hands them on."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Gradients, *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, ctx.gradients.values = ctx.gradients.values, None
+        if values is None:
+            raise RuntimeError(
+                "a low_memory step can be run backward once: its gradients have been handed on"
+            )
+        factor = grad / ctx.gradients.scale
+        return (None, None, *(None if value is None else value.mul_(factor) for value in values))
