@@ -191,10 +191,11 @@ class Gradients:
         for index, new in enumerate(found[: len(values)]):
             if new is not None:
                 old = values[index]
-                values[index] = new if old is None else old.add_(new)
+                # not in place: autograd may give one tensor to two parameters
+                values[index] = new if old is None else old + new
         for leaf, new in zip(leaves, found[len(values) :], strict=True):
             if new is not None:
-                leaf.grad = new if leaf.grad is None else leaf.grad.add_(new)
+                leaf.grad = new if leaf.grad is None else leaf.grad + new
 
 
 def _without_graph(value: Any) -> Any:
@@ -225,4 +226,6 @@ class _HandOver(torch.autograd.Function):
                 "a low_memory step can be run backward once: its gradients have been handed on"
             )
         factor = grad / ctx.gradients.scale
-        return (None, None, *(None if value is None else value.mul_(factor) for value in values))
+        for index, value in enumerate(values):  # one by one: never two buffers of all
+            values[index] = None if value is None else value * factor
+        return None, None, *values
