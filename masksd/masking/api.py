@@ -64,8 +64,8 @@ def select_tokens(
     """Draw the tokens to mask: a share of the most relevant ones (Sec. III-B).
 
     Of the ``n`` tokens that may be masked, the ``T = ceil(top_k * n)`` of highest score are kept,
-    and about ``ratio * T`` of these, those of lowest noise, are masked. Equal scores keep their
-    order.
+    and about ``ratio * T`` of these, those of lowest noise, are masked. Scores and noise are
+    compared as float32; of equal ones, the first token comes first.
 
     Args:
         scores: relevance ``(B, N)``, any floating dtype. A token of score NaN is never masked; the

@@ -35,45 +35,105 @@ def select_tokens(
     rounding: str,
     count: str,
 ) -> Tensor:
-    """Two thresholds a row: the T-th best score, and the m-th smallest noise of what passes it."""
+    """Two partial selections, of the T best scores and of the m smallest noises among them.
+
+    Keys are whole numbers that hold value and position, so that none are equal and no order has to
+    be stable; where T and m are the same for all rows, nothing is sorted at all.
+    """
+    batch, length = scores.shape
     usable = ~scores.isnan() if valid is None else valid & ~scores.isnan()
     if valid is None or count == "sequence":
-        n: Any = scores.shape[1]
+        n: Any = length
     else:
         n = valid.sum(-1, keepdim=True).double()  # (B, 1)
     kept = -_floor(-top_k * n)
-    candidate = _smallest(-scores if selection == "top" else scores, usable, kept)
-    return _smallest(noise, candidate, _round(ratio * kept, rounding, noise))
+    masked = _round(ratio * kept, rounding, noise)
+    # No row keeps more than the top K of the full length, nor masks more than it keeps.
+    widest = -_floor(-top_k * length)
+    place = torch.arange(length, device=scores.device)
+    keys = _keys(scores if selection == "bottom" else -scores, place, usable)
+    leading, keys = _smallest(keys, kept, widest)
+    draws = _keys(noise.gather(1, leading), leading, keys < _LAST)
+    drawn, draws = _smallest(draws, masked, min(masked, widest) if _is_whole(masked) else widest)
+    mask = torch.zeros(batch, length, dtype=torch.bool, device=scores.device)
+    return mask.scatter(1, leading.gather(1, drawn), draws < _LAST)
 
 
-def _smallest(keys: Tensor, usable: Tensor, count: int | Tensor) -> Tensor:
-    """Mark the ``count`` smallest usable keys of each row ``(B, N)``; of equal ones, the first.
+_LAST = 2**63 - 1  # the key of what may not be selected
 
-    A count that is the same for all rows takes a selection, others a sort. Both are much cheaper
-    than sorting indices by key, which nothing here needs.
+
+def _keys(values: Tensor, place: Tensor, usable: Tensor) -> Tensor:
+    """Order values ``(B, N)`` as float32, then places: int64 ``(B, N)``, all different."""
+    bits = (values.float() + 0.0).view(torch.int32)  # adding 0 makes one zero of two
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats count down
+    return torch.where(usable, (bits.long() << 32) + place, _LAST)
+
+
+def _smallest(keys: Tensor, count: Any, widest: int) -> tuple[Tensor, Tensor]:
+    """Return where the smallest keys of each row are, and these keys, in no order.
+
+    ``count`` is one number, or ``(B, 1)``, at most ``widest``; what a row has beyond its count is
+    ``_LAST``.
     """
-    if isinstance(count, int) and not 0 < count < keys.shape[1]:
-        return usable if count else torch.zeros_like(usable)
-    keys = torch.where(usable, keys, torch.nan)  # which torch takes for the largest
-    if isinstance(count, int):
-        last = keys.kthvalue(count, dim=-1, keepdim=True).values
-    else:
-        place = (count - 1).clamp(0, keys.shape[1] - 1)
-        last = keys.sort(dim=-1).values.gather(-1, place)
-    smaller = usable & ~(keys >= last)  # all that are usable, where fewer than count are
-    equal = usable & (keys == last)
-    wanted = count - smaller.sum(-1, keepdim=True)
-    return smaller | equal & (equal.cumsum(-1) <= wanted)
+    same = _is_whole(count)
+    keys, where = keys.topk(widest, dim=-1, largest=False, sorted=not same)
+    if not same:
+        rank = torch.arange(widest, device=keys.device)
+        keys = torch.where(rank < count, keys, _LAST)
+    return where, keys
+
+
+def _is_whole(count: Any) -> bool:
+    return not isinstance(count, Tensor)
 
 
 def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int) -> Tensor:
-    """One ``torch.where``: reads and writes the embeddings once, forward and backward."""
-    token = token.to(embeddings.dtype)
-    if token.ndim == 1:
-        token = token.reshape(-1, *[1] * (embeddings.ndim - 1 - channel_dim % embeddings.ndim))
+    """Read and write the embeddings once, forward and backward."""
+    last = embeddings.movedim(channel_dim, -1)  # a view: (B, N, C) or (B, h, w, C)
+    if torch.compiler.is_compiling():  # which fuses where and its gradient by itself
+        masked = torch.where(mask[..., None], token.to(last.dtype), last)
     else:
-        token = token.movedim(-1, channel_dim % embeddings.ndim - 1)
-    return torch.where(mask.unsqueeze(channel_dim), token, embeddings)
+        masked = _Replace.apply(last, mask, token.to(last.dtype))
+    return masked.movedim(-1, channel_dim)
+
+
+class _Replace(torch.autograd.Function):
+    """``where(mask, token, embeddings)`` , whose own gradient takes five passes over memory.
+
+    This one takes two: the embeddings' is zero where masked, and the token's is the sum there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.positions = token.ndim > 1
+        return _replaced(embeddings, mask, token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (mask,) = ctx.saved_tensors
+        embeddings = token = None
+        if ctx.needs_input_grad[0]:
+            embeddings = _replaced(grad, mask, grad.new_zeros(grad.shape[-1]))
+        if ctx.needs_input_grad[2]:
+            token = _sum_where(mask, grad, ctx.positions)
+        return embeddings, None, token
+
+
+def _replaced(embeddings: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+    if not embeddings.is_cpu:  # indices would have to be read, which stops the device
+        return torch.where(mask[..., None], token, embeddings)
+    # Copying all and overwriting some takes two thirds of the time of where.
+    result = embeddings.clone()
+    result[mask] = token if token.ndim == 1 else token.expand_as(embeddings)[mask]
+    return result
+
+
+def _sum_where(mask: Tensor, grad: Tensor, positions: bool) -> Tensor:
+    if grad.is_cpu and not positions:
+        return grad[mask].sum(0)
+    hidden = torch.where(mask[..., None], grad, 0)
+    return hidden.sum(0) if positions else hidden.flatten(0, -2).sum(0)
 
 
 def _round(share: Any, rounding: str, noise: Tensor) -> Any:
@@ -83,7 +143,7 @@ def _round(share: Any, rounding: str, noise: Tensor) -> Any:
     if rounding == "nearest":
         half_up = _floor(share + 0.5)
         if isinstance(share, Tensor):
-            return torch.where(share > 0, half_up.clamp_min(1), 0)
+            return torch.where(share > 0, half_up.clamp_min(1.0), 0.0)
         return max(1, half_up) if share > 0 else 0
     whole = _floor(share)
     if rounding == "floor":
@@ -97,7 +157,7 @@ def _round(share: Any, rounding: str, noise: Tensor) -> Any:
 def _floor(share: Any) -> Any:
     """Round down, one number or a tensor, but for what float64 has left below a whole one."""
     if isinstance(share, Tensor):
-        return torch.floor(share.double() + 1e-9).long()
+        return torch.floor(share + 1e-9)  # stays float64: a share of it may be tiny
     return math.floor(share + 1e-9)
 
 

@@ -54,7 +54,7 @@ def select_tokens(
             draw = sum(float(u) for u in noise[row]) % 1.0
             masked = whole + (draw < share - whole)
         sign = -1.0 if selection == "top" else 1.0
-        ranks, draws = (sign * scores[row]).tolist(), noise[row].tolist()
+        ranks, draws = (sign * scores[row].float()).tolist(), noise[row].float().tolist()
         tokens.sort(key=ranks.__getitem__)  # Python's sort is stable
         candidates = sorted(tokens[:kept])
         candidates.sort(key=draws.__getitem__)
