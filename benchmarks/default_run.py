@@ -1,6 +1,6 @@
 """Run ``masksd train`` as it stands, and keep its scores: ``benchmarks/default_run.csv``.
 
-    python benchmarks/default_run.py [--seeds 0 1 2]
+    python -m benchmarks.default_run [--seeds 0 1 2]
 
 Every row is one whole run in a folder that is removed afterwards, data generation included. The row
 "another object's sentence" is the same model, given the sentence of another object of the picture;
@@ -10,20 +10,14 @@ the closer it is to the first, the less the words matter.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import tempfile
 from pathlib import Path
 
-import torch
-
-import masksd
+from benchmarks.measure import append, environment
 from masksd.engine.config import TrainConfig
 from masksd.engine.evaluator import format_table
 from masksd.engine.trainer import train
-
-CSV = Path(__file__).with_name("default_run.csv")
 
 
 def main() -> None:
@@ -43,19 +37,11 @@ def main() -> None:
                 "sentence": sentence,
                 **{name: round(value, 4) for name, value in scores.items()},
                 "seconds": round(result.seconds, 1),
-                "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "masksd": masksd.__version__,
+                **environment(),
             }
             for sentence, scores in result.scores.items()
         ]
-        new = not CSV.exists()
-        with CSV.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append("default_run", rows)
 
 
 if __name__ == "__main__":

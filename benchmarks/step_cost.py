@@ -1,6 +1,6 @@
 """Count what a training step costs, in multiply-adds: the host, three naive passes, and masksd.
 
-    python benchmarks/step_cost.py [--model clip_cris_vit_b16] [--image-size 480] [--tokens 17]
+    python -m benchmarks.step_cost [--model clip_cris_vit_b16] [--image-size 480] [--tokens 17]
 
 Nothing is computed: all tensors are on the meta device, where operations only have shapes. The step
 of masksd should cost 2 + d host steps, where d is the share of neck and decoder (with its head) in
@@ -10,20 +10,15 @@ the host. Rows are appended to ``benchmarks/step_cost.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import masksd
+from benchmarks.measure import append, environment
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, segmentation_loss
 from masksd.models import create_model
-
-CSV = Path(__file__).with_name("step_cost.csv")
 
 
 def giga_multiply_adds(run: Callable[[], object]) -> float:
@@ -87,10 +82,7 @@ def count(name: str, image_size: int, tokens: int, batch: int) -> list[dict[str,
             row["forward_ratio"] = round(row["forward_gmac"] / host["forward_gmac"], 4)
             row["step_ratio"] = round(row["step_gmac"] / host["step_gmac"], 4)
             row["d"] = round(share, 4)
-            row["device"] = "meta (counted)"
-            row["torch"] = torch.__version__
-            row["python"] = platform.python_version()
-            row["masksd"] = masksd.__version__
+            row |= environment() | {"device": "meta (counted)"}
         return rows
 
 
@@ -113,12 +105,7 @@ def main() -> None:
             f"{row['provider']:<14}{row['forward_gmac']:>12.2f}{row['forward_ratio']:>9.4f}"
             f"{row['step_gmac']:>12.2f}{row['step_ratio']:>9.4f}"
         )
-    new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append("step_cost", rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.masker import NAMES
+from masksd.models import create_model
 from tests.oracles.three_pass import three_pass_loss
 from tests.processes import leave
 from tests.triples import Block, make_batch, make_triple
@@ -100,6 +101,24 @@ def test_a_tapped_host_compiles_to_one_graph_and_never_again(backend):
     assert int(sd.step) == 3
     torch.testing.assert_close(compiled.eval()(*batch[:3]), eager.eval()(*batch[:3]))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_step_never_reads_a_value_back_from_the_device(low_memory):
+    """On the meta device there are none: whatever asks for one, or for a shape by one, fails."""
+    with torch.device("meta"):
+        model = create_model("clip_cris_tiny")
+        images, target = torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64)
+        tokens = torch.zeros(2, 9, dtype=torch.int64)
+    config = DistillConfig(
+        image=MaskingConfig(relevance="prediction"), dice_weight=1.0, low_memory=low_memory
+    )
+    sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+    for _ in range(2):
+        out = sd(images, tokens, target=target)
+        out.loss.backward()
+    assert out.loss.is_meta
+    assert all(p.grad is not None for p in sd.parameters())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
-import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.measure import kept_activations
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.models import create_model
 from tests.processes import leave
@@ -212,40 +211,8 @@ def test_autocast_runs_back_in_the_dtype_it_ran_in():
         assert error <= 0.03 * gradient.norm() + 1e-6, name  # both round to bfloat16
 
 
-@contextlib.contextmanager
-def live_activations(excluded):
-    """Count bytes that autograd keeps, each storage once, and their peak."""
-    counted = {p.untyped_storage().data_ptr() for p in excluded}
-    live: dict[int, list[int]] = {}
-    result = {"now": 0, "peak": 0}
-
-    class Kept:
-        def __init__(self, tensor):
-            self.tensor = tensor
-            storage = tensor.untyped_storage()
-            key = storage.data_ptr()
-            if key in counted:
-                return
-            entry = live.setdefault(key, [0, storage.nbytes()])
-            entry[0] += 1
-            if entry[0] == 1:
-                result["now"] += entry[1]
-                result["peak"] = max(result["peak"], result["now"])
-            weakref.finalize(self, release, key)
-
-    def release(key):
-        entry = live[key]
-        entry[0] -= 1
-        if not entry[0]:
-            result["now"] -= entry[1]
-            del live[key]
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        yield result
-
-
 def peak(run, module):
-    with live_activations(module.parameters()) as count:
+    with kept_activations(module.parameters()) as count:
         run().backward()
     return count["peak"]
 

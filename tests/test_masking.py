@@ -251,6 +251,7 @@ def test_gradcheck_of_apply_mask():
     token = torch.randn(3, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(2, 4) < 0.5
     assert torch.autograd.gradcheck(lambda e, t: apply_mask(e, mask, t), (embeddings, token))
+    assert torch.autograd.gradgradcheck(lambda e, t: apply_mask(e, mask, t), (embeddings, token))
 
 
 def whole(embeddings, local, pooled, token, noise, valid):

@@ -1,0 +1,125 @@
+"""What the benchmarks share: paired timing, kept activations, and rows with device and versions."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import platform
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import masksd
+
+FOLDER = Path(__file__).parent
+
+
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Device and versions, as every row has them."""
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "masksd": masksd.__version__,
+    }
+
+
+def append(name: str, rows: list[dict[str, Any]]) -> None:
+    """Append rows to ``benchmarks/NAME.csv``, whose columns must be theirs."""
+    path = FOLDER / f"{name}.csv"
+    head = list(rows[0])
+    if path.exists() and path.read_text().splitlines()[0].split(",") != head:
+        raise ValueError(f"{path} has other columns than {head}; move it away")
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=head)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def paired(
+    providers: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    progress: str | None = None,
+) -> dict[str, list[float]]:
+    """Time providers in turns, so that what slows the machine slows all of them.
+
+    Each runs twice before that: the first call may compile or allocate.
+
+    Returns:
+        Seconds of each round, by provider.
+    """
+    from tqdm import tqdm
+
+    for run in providers.values():
+        for _ in range(2):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in tqdm(range(repeats), desc=progress, unit="round", disable=progress is None):
+        for name, run in providers.items():
+            seconds[name].append(seconds_of(run, device))
+    return seconds
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def median_ratio(of: Iterable[float], to: Iterable[float]) -> float:
+    """The median of the ratios of the rounds: what drifts over the run cancels in each."""
+    return statistics.median(a / b for a, b in zip(of, to, strict=True))
+
+
+@contextlib.contextmanager
+def kept_activations(excluded: Iterable[Tensor]) -> Iterator[dict[str, int]]:
+    """Count the bytes that autograd keeps for backward, each storage once, and their peak.
+
+    Args:
+        excluded: tensors that are there anyway, such as parameters.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+    users: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    count = {"now": 0, "peak": 0}
+
+    def release(key: int) -> None:
+        users[key] -= 1
+        if not users[key]:
+            count["now"] -= sizes[key]
+            del users[key], sizes[key]
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            storage = tensor.untyped_storage()
+            key = storage.data_ptr()
+            if key in known:
+                return
+            if key not in users:
+                users[key], sizes[key] = 0, storage.nbytes()
+                count["now"] += sizes[key]
+                count["peak"] = max(count["peak"], count["now"])
+            users[key] += 1
+            weakref.finalize(self, release, key)
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        yield count

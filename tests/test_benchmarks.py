@@ -1,0 +1,66 @@
+"""The benchmark scripts run, check what they time, and write rows that the tables can read."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure
+from masksd import masking
+
+SMALL = {
+    "masking": ("--batch", "2", "--tokens", "20", "--width", "8", "--repeats", "2"),
+    "train_step": (
+        *("--model", "clip_cris_tiny", "--batch", "2"),
+        *("--repeats", "2", "--eval-repeats", "2"),
+    ),
+    "step_cost": ("--model", "clip_cris_tiny", "--image-size", "64"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_writes_rows_like_the_committed_ones(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = importlib.import_module(f"benchmarks.{name}")
+    committed = (measure.FOLDER / f"{name}.csv").read_text().splitlines()[0]
+    monkeypatch.setattr(measure, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", [name, *SMALL[name]])
+    script.main()
+    with (tmp_path / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == committed
+    assert all(row["torch"] == torch.__version__ for row in rows)
+
+
+def test_rows_of_other_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "FOLDER", tmp_path)
+    measure.append("some", [{"a": 1}])
+    with pytest.raises(ValueError, match="other columns"):
+        measure.append("some", [{"b": 1}])
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import masking as script
+
+    def wrong(*args: torch.Tensor) -> torch.Tensor:
+        return ~masking.select_tokens(args[0], 0.5, 0.25, noise=torch.rand_like(args[0]))
+
+    monkeypatch.setattr(script, "fused_select", wrong)
+    with pytest.raises(ValueError, match="differs from the reference"):
+        script.operations(2, 20, 8, torch.float32, "cpu")
+
+
+def test_kept_bytes_are_counted_once_and_let_go() -> None:
+    x = torch.randn(10, requires_grad=True)
+    with measure.kept_activations([x]) as count:
+        y = x * 2.0
+        z = y.exp()  # keeps its result
+        w = z * z  # keeps it again, once
+        assert count == {"now": 40, "peak": 40}
+        w.sum().backward()
+    assert count == {"now": 0, "peak": 40}
