@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
+from masksd.modes import without_autocast
 from masksd.step import DistillOutput, Step
 
 if TYPE_CHECKING:
@@ -182,8 +183,7 @@ class Gradients:
     def _backward(
         self, outputs: list[Tensor], gradients: list[Tensor] | None, leaves: list[Tensor]
     ) -> None:
-        kind = outputs[0].device.type
-        with torch.autocast(kind, enabled=False):  # operations run back in the dtype they ran in
+        with without_autocast(outputs[0].device):  # operations run back in the dtype they ran in
             found = torch.autograd.grad(
                 outputs, [*self.parameters, *leaves], gradients, allow_unused=True
             )

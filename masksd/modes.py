@@ -1,4 +1,4 @@
-"""Running a model once to see what it does, and leaving no trace."""
+"""Modes that code runs in for a while: evaluation, a trial that leaves no trace, no autocast."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) 
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), evaluating(module), torch.no_grad():
         return run(*example)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Turn autocast off for operations on a device.
+
+    Example:
+        >>> with torch.autocast("cpu"), without_autocast(torch.device("cpu")):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
+    """
+    if device.type == "meta":  # which has no autocast to be without
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -6,7 +6,6 @@ full-graph with dynamic batch and length. ``reference.py`` says what they mean.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -14,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masksd.modes import without_autocast
+
 
 def correlate(local: Tensor, pooled: Tensor, normalize: bool) -> Tensor:
     """Scores in at least float32, whatever autocast says: fp16 overflows and reorders them."""
     dtype = torch.promote_types(torch.promote_types(local.dtype, pooled.dtype), torch.float32)
-    with _without_autocast(local.device.type):
+    with without_autocast(local.device):
         local, pooled = local.to(dtype), pooled.to(dtype)
         if normalize:
             local, pooled = F.normalize(local, dim=-1), F.normalize(pooled, dim=-1)
@@ -159,9 +160,3 @@ def _floor(share: Any) -> Any:
     if isinstance(share, Tensor):
         return torch.floor(share + 1e-9)  # stays float64: a share of it may be tiny
     return math.floor(share + 1e-9)
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    if device_type == "meta":  # which has no autocast to be without
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, enabled=False)
