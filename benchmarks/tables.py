@@ -79,9 +79,49 @@ def default_run() -> str:
     )
 
 
+def index_cost() -> str:
+    rows = list({row["step"]: row for row in read("index_cost")}.values())
+    base = next(float(row["peak_mb"]) for row in rows if row["step"] == "import")
+    lines = []
+    for row in rows:
+        peak = float(row["peak_mb"])
+        lines.append(
+            [row["step"], f"{float(row['seconds']):.3f}", f"{peak:.0f}", f"{peak - base:.0f}"]
+        )
+    head = ["step", "seconds", "memory at its peak, MB", "of it beyond the imports"]
+    table = markdown(head, lines)
+    last = rows[-1]
+    return (
+        f"{table}\n\n{int(last['refs']):,} refs, {int(last['sentences']):,} sentences; sources "
+        f"{last['sources_mb']} MB, index {last['index_mb']} MB, on {last['device']}, python "
+        f"{last['python']}, numpy {last['numpy']}."
+    )
+
+
+def loading() -> str:
+    rows = list({row["step"]: row for row in read("loading")}.values())
+    lines = [
+        [
+            row["step"],
+            f"{float(row['milliseconds']):.2f}",
+            f"{float(row['pictures_per_second']):,.0f}",
+            f"{float(row['pictures_per_second_and_core']):,.0f}",
+            f"{float(row['waiting']):.1%}" if row["waiting"] else "",
+        ]
+        for row in rows
+    ]
+    head = ["step", "ms a picture", "pictures/s", "pictures/s a core", "of it waiting for data"]
+    first = rows[0]
+    return (
+        f"{markdown(head, lines)}\n\nAt {first['image_size']} px (training: the small model's own "
+        f"size, on {rows[-1]['device']}), on {first['device']}, torch {first['torch']}, Pillow "
+        f"{first['pillow']}, python {first['python']}."
+    )
+
+
 def render(text: str) -> str:
     """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->``."""
-    for table in (step_cost, default_run):
+    for table in (step_cost, default_run, index_cost, loading):
         pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- end -->)"
         body = table()
         text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)

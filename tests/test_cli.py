@@ -175,6 +175,28 @@ ERRORS = {
     ),
     "folder as output": (("predict", "picture.png", "red", "--output", "b.png"), "is a folder"),
     "folder as mask": (("predict", "picture.png", "red", "--output", "c.png"), "c-mask.png is a"),
+    "several in one file": ((*PREDICT, "picture.png", "red", "blue"), "name a folder, as in out"),
+    "a folder in one file": ((*PREDICT, "data/images", "red"), "name a folder, as in out"),
+    "no expression": ((*PREDICT, "picture.png"), "no expression; say what to find"),
+    "no picture in a folder": ((*PREDICT, "runs", "red"), "folder runs has no picture"),
+    "another ending": (("predict", "picture.png", "red", "--output", "a.jpg"), "must end in .png"),
+    "folder that is full": (
+        ("predict", "data/images", "red", "--output", "data"),
+        "output data exists and is not empty",
+    ),
+    "no folder for run lengths": (
+        (*PREDICT, "picture.png", "red", "--rle", "x/a.json"),
+        "folder x",
+    ),
+    "preset without a name": ((*TRAIN, "--preset", "--help"), "takes one of cm-masksd, paper-ref"),
+    "model without a name": ((*TRAIN, "--model"), "--model takes one of clip_cris_rn101, "),
+    "weights that do not exist": ((*TRAIN, "--pretrained"), "no pretrained weights for 'clip_cris"),
+    "two lengths": ((*TRAIN, "--epochs", "3"), "exactly one of steps and epochs"),
+    "recipe without data": (
+        ("train", "--preset", "cris-r50", "--output", "runs/two"),
+        "data set 'refcoco' is not generated; name the folder",
+    ),
+    "dry run of a wrong value": ((*TRAIN, "--dry-run", "--lr", "0"), "lr must be a finite number"),
     "no Unicode": ((*PREDICT, "picture.png", "the red \udcff circle"), "not valid Unicode"),
     "no pictures a pass": (("evaluate", "--batch-size", "0"), "batch_size must be a whole number"),
     "negative limit": (("evaluate", "--limit", "-1"), "limit must be a whole number"),
@@ -267,7 +289,7 @@ def test_help_shows_units_and_defaults(
     assert left.value.code == 0
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())
     assert "side of the squared input, pixels" in text
-    assert "--lr FLOAT peak learning rate of AdamW. (default: 0.0015)" in text
+    assert "--lr FLOAT peak learning rate. (default: 0.0015)" in text
     assert "--distill.image.ratio {None}|FLOAT share of those that is masked, in [0, 1]" in text
     assert "--level STR" in text
 
@@ -281,3 +303,57 @@ def test_branches_turn_the_method_off(place: Path, tmp_path: Path) -> None:
     assert config["distill"]["image"]["ratio"] == 0.25
     first = json.loads((tmp_path / "plain/metrics.jsonl").read_text().splitlines()[0])
     assert first["losses"].keys() == {"seg", "lmvsd"}
+
+
+def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
+    before = everything(place)
+    options = ("--preset", "cris-r50", "--steps", "7", "--batch-size", "2", "--schedule", "poly")
+    done = masksd(place, "train", *options, "--dry-run", PYTHONWARNINGS="error")
+    assert done.returncode == 0, done.stderr
+    assert everything(place) == before
+    shown = dict(
+        line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")
+    )
+    assert (shown["steps"], shown["epochs"], shown["warmup"]) == ("7", "-", "0")
+    assert (shown["schedule"], shown["milestones"], shown["lr"]) == ("poly", "-", "0.0001")
+    assert shown["refs"] == "42,404 items, 21,202 steps an epoch, 7 in all <- train_items"
+
+
+def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) -> None:
+    options = ("--data-root", place / "data", "--output", "run", "--no-progress", *SMALL[2:])
+    run = ("train", "--epochs", "1", "--warmup-epochs", "1", "--model", "lavt_tiny", *options)
+    done = masksd(tmp_path, *run)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["steps"], config["epochs"], config["warmup"]) == (None, 1, None)
+    last = json.loads((tmp_path / "run/checkpoint/checkpoint.json").read_text())
+    assert f"run: {last['step']} steps in" in done.stdout
+    assert last["step"] > 0
+    options = ("--checkpoint", "run/checkpoint", "--limit", "2", "--no-progress", "--device", "cpu")
+    done = masksd(tmp_path, "evaluate", *options)
+    assert done.returncode == 0, done.stderr
+
+
+def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
+    checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--device", "cpu")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 20), (200, 190, 180)).save(pictures / name)
+    (pictures / "c.png").write_text("no picture")
+    texts = ("the red circle", "the star")
+    done = masksd(tmp_path, "predict", "pictures", *texts, *checkpoint, "--no-progress")
+    assert done.returncode == 2
+    assert done.stderr.startswith("masksd: error: pictures/c.png: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    options = ("--skip-bad", "--rle", "masks.json")
+    done = masksd(tmp_path, "predict", "pictures", *texts, *checkpoint, *options)
+    assert done.returncode == 0, done.stderr
+    assert "masksd: warning: 1 of 3 pictures were left out: pictures/c.png: " in done.stderr
+    assert "3/3" in done.stderr
+    first, *numbered = done.stdout.splitlines()
+    assert first == "pictures-predictions: overlays and masks of 2 pictures"
+    assert numbered == ["  -1: the red circle", "  -2: the star"]
+    found = sorted(path.name for path in (tmp_path / "pictures-predictions/masks").iterdir())
+    assert found == ["a-1.png", "a-2.png", "b-1.png", "b-2.png"]
+    assert len(json.loads((tmp_path / "masks.json").read_text())) == 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from masksd.data.records import DataError
 from masksd.data.refer import ReferDataset
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.data.transforms import CLIP_MEAN, CLIP_STD
@@ -21,8 +22,10 @@ from masksd.engine.evaluator import (
     spread_indices,
 )
 from masksd.engine.feeding import resize_probabilities
+from masksd.engine.scoring import score
 from masksd.engine.sources import build_model, open_split
 from tests.processes import leave
+from tests.scored import make_checkpoint, open_data, write_data
 
 THRESHOLD = 0.1
 
@@ -117,6 +120,90 @@ def test_wrong_options_are_named(checkpoint: Checkpoint, dataset: ReferDataset) 
         evaluate(checkpoint, dataset, batch_size=0)
     with pytest.raises(ValueError, match="limit must be a whole number of at least 0, got -1"):
         evaluate(checkpoint, dataset, limit=-1)
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 0, got -2"):
+        evaluate(checkpoint, dataset, workers=-2)
+    with pytest.raises(ValueError, match="unknown protocol 'chris'; did you mean 'cris'"):
+        score(checkpoint, dataset, protocol="chris")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("small") / "data", pictures=9)
+
+
+@pytest.mark.parametrize("protocol", ["original", "cris", "lavt"])
+def test_sums_are_exact_for_any_batch_and_any_number_of_workers(small: Path, protocol: str) -> None:
+    """The model's logits are the same in any batch, so all that is summed must be, too."""
+    dataset = open_data(small, "letterbox" if protocol == "cris" else "squash")
+    assert len(dataset) == 36  # 32 and 4 in the batches of 32
+    one = score(make_checkpoint(), dataset, protocol=protocol, batch_size=1)
+    for options in ({"batch_size": 32}, {"batch_size": 32, "workers": 2}, {"workers": 1}):
+        other = score(make_checkpoint(), dataset, protocol=protocol, **options)
+        assert other == one
+    assert 0 < one.scores["all"]["mIoU"] < 1
+
+
+def test_rows_say_what_was_scored(small: Path) -> None:
+    dataset = open_data(small)
+    for kind in ("own", "other", "none"):
+        found = score(make_checkpoint(), dataset, sentences=kind, limit=5)
+        assert [row["index"] for row in found.rows] == spread_indices(36, 5)
+        for row in found.rows:
+            index = row["index"]
+            truth = dataset.truth(index)
+            assert dataset.record(index).items() >= {
+                (key, row[key])
+                for key in ("ref_id", "ann_id", "image_id", "sent_id", "height", "width")
+            }
+            assert (row["height"], row["width"]) == truth.shape
+            assert row["truth_area"] == row["object_area"] == truth.sum()
+            assert row["union"] == row["truth_area"] + row["predicted_area"] - row["intersection"]
+            assert row["iou"] == row["intersection"] / row["union"]
+            told = {"own": dataset.sentence(index), "other": dataset.other_sentence(index)}
+            assert row["sentence"] == told.get(kind, "")
+        mean = sum(row["iou"] for row in found.rows) / 5
+        assert found.scores["all"]["mIoU"] == pytest.approx(mean, abs=1e-11)
+        union = sum(row["union"] for row in found.rows)
+        overall = sum(row["intersection"] for row in found.rows) / union
+        assert found.scores["all"]["oIoU"] == pytest.approx(overall, abs=1e-15)
+    at_input = score(make_checkpoint(), dataset, protocol="lavt", limit=5)
+    for row in at_input.rows:  # the object counts in the picture's pixels, the rest in the input's
+        assert row["object_area"] == dataset.truth(row["index"]).sum()
+        assert row["truth_area"] == int(dataset[row["index"]]["target"].sum())
+
+
+def test_groups_add_up_to_all(small: Path) -> None:
+    scores = score(make_checkpoint(), open_data(small)).scores
+    for names in (
+        ["small object", "medium object", "large object"],
+        ["1-2 words", "3-5 words", "6-10 words", "> 10 words"],
+    ):
+        groups = [scores[name] for name in names if name in scores]
+        assert sum(group["samples"] for group in groups) == 36
+        mean = sum(group["mIoU"] * group["samples"] for group in groups) / 36
+        assert mean == pytest.approx(scores["all"]["mIoU"], abs=1e-9)
+    assert {"small object", "> 10 words", "1-2 words"} < scores.keys()
+
+
+def test_a_damaged_picture_is_one_line_from_a_worker_too(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", pictures=3)
+    picture = root / "images" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    texts = []
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"2\.png") as caught:
+            score(make_checkpoint(), open_data(root), workers=workers)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert "\n" not in texts[0]
+
+
+def test_end_to_end_the_batch_size_moves_the_mean_by_rounding_only(
+    checkpoint: Checkpoint, dataset: ReferDataset
+) -> None:
+    one = score(checkpoint, dataset, batch_size=1).scores["all"]
+    many = score(checkpoint, dataset, batch_size=32).scores["all"]
+    assert many["mIoU"] == pytest.approx(one["mIoU"], abs=1e-5)
 
 
 def test_spread_indices_are_distinct_and_cover_the_split() -> None:
@@ -143,18 +230,32 @@ def _evaluate_share(rank: int, folder: str, root: str) -> None:
     loaded = load_checkpoint(f"{folder}/checkpoint")
     dataset = open_split(DataConfig(data_root=Path(root)), "val", loaded.tokenizer, 64)
     scores = {limit: evaluate(loaded, dataset, limit=limit, batch_size=1) for limit in (1, 7)}
-    torch.save(scores, f"{folder}/{rank}.pt")
+    fixed = open_data(Path(folder) / "small")
+    exact = [
+        score(make_checkpoint(), fixed, limit=limit, batch_size=size, sentences=kind)
+        for limit, size, kind in EXACT
+    ]
+    torch.save((scores, [tuple(each) for each in exact]), f"{folder}/{rank}.pt")
     leave()
+
+
+# the last batch is uneven on one process or both; of one sample, the other has none
+EXACT = [(0, 32, "own"), (0, 4, "other"), (7, 2, "own"), (1, 8, "none")]
 
 
 def test_two_processes_equal_one(
     checkpoint: Checkpoint, dataset: ReferDataset, root: Path, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path / "checkpoint", checkpoint)
+    fixed = open_data(write_data(tmp_path / "small", pictures=9))
     torch.multiprocessing.spawn(_evaluate_share, (str(tmp_path), str(root)), nprocs=2)
     for limit in (1, 7):
         one = evaluate(checkpoint, dataset, limit=limit, batch_size=1)
         for rank in range(2):
-            scores = torch.load(tmp_path / f"{rank}.pt")[limit]
+            scores = torch.load(tmp_path / f"{rank}.pt")[0][limit]
             assert scores == pytest.approx(one, abs=2e-4)
             assert scores["samples"] == limit
+    for number, (limit, size, kind) in enumerate(EXACT):
+        one = score(make_checkpoint(), fixed, limit=limit, batch_size=size, sentences=kind)
+        for rank in range(2):
+            assert torch.load(tmp_path / f"{rank}.pt")[1][number] == tuple(one)

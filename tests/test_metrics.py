@@ -9,87 +9,169 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksd.evaluation.metrics import PRECISION_THRESHOLDS, SegmentationScores
+from masksd.evaluation.metrics import (
+    GROUPS,
+    PRECISION_THRESHOLDS,
+    SegmentationScores,
+    count_pixels,
+    headline,
+)
 
 TENTHS = {threshold: Fraction(round(threshold * 10), 10) for threshold in PRECISION_THRESHOLDS}
-Sample = tuple[list[bool], list[bool]]
+Sample = tuple[list[bool], list[bool], int, int]
 
 
-def oracle(samples: list[Sample]) -> dict[str, Fraction]:
+def group_names(area: int, words: int) -> set[str]:
+    """The groups of a sample, from the words of the documentation."""
+    if area < 32 * 32:
+        names = {"all", "small object"}
+    elif area < 96 * 96:
+        names = {"all", "medium object"}
+    else:
+        names = {"all", "large object"}
+    if 1 <= words <= 2:
+        names.add("1-2 words")
+    elif 3 <= words <= 5:
+        names.add("3-5 words")
+    elif 6 <= words <= 10:
+        names.add("6-10 words")
+    elif words > 10:
+        names.add("> 10 words")
+    return names
+
+
+def share(part: int, whole: int, empty: Fraction) -> Fraction:
+    return Fraction(part, whole) if whole else empty
+
+
+def oracle(samples: list[Sample], empty: Fraction = Fraction(1)) -> dict[str, Fraction]:
     """Score lists of pixels with exact fractions."""
-    ious, intersections, unions = [], 0, 0
-    for prediction, truth in samples:
+    ious, over, under = [], [], []
+    total = [0, 0, 0, 0]
+    for prediction, truth, _, _ in samples:
         both = sum(p and t for p, t in zip(prediction, truth, strict=True))
         either = sum(p or t for p, t in zip(prediction, truth, strict=True))
-        ious.append(Fraction(both, either) if either else Fraction(1))
-        intersections, unions = intersections + both, unions + either
+        ious.append(share(both, either, empty))
+        over.append(share(sum(prediction) - both, sum(prediction), Fraction(0)))
+        under.append(share(sum(truth) - both, sum(truth), Fraction(0)))
+        new = (both, either, sum(prediction), sum(truth))
+        total = [a + b for a, b in zip(total, new, strict=True)]
+    count, zero = len(samples), Fraction(0)
     scores = {
-        "mIoU": sum(ious, Fraction(0)) / len(ious),
-        "oIoU": Fraction(intersections, unions) if unions else Fraction(1),
-        "samples": Fraction(len(samples)),
+        "mIoU": sum(ious, zero) / count,
+        "oIoU": share(total[0], total[1], empty),
+        "mOver": sum(over, zero) / count,
+        "oOver": share(total[2] - total[0], total[2], zero),
+        "mUnder": sum(under, zero) / count,
+        "oUnder": share(total[3] - total[0], total[3], zero),
+        "samples": Fraction(count),
     }
     for threshold, exact in TENTHS.items():
-        scores[f"Pr@{threshold}"] = Fraction(sum(iou > exact for iou in ious), len(ious))
+        scores[f"Pr@{threshold}"] = Fraction(sum(iou > exact for iou in ious), count)
+        scores[f"Pr@{threshold} (>=)"] = Fraction(sum(iou >= exact for iou in ious), count)
     return scores
 
 
-def batch(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    prediction = torch.tensor([p for p, _ in samples]).reshape(len(samples), 2, 5)
-    truth = torch.tensor([t for _, t in samples]).reshape(len(samples), 2, 5)
-    return prediction, truth
+def add(scores: SegmentationScores, samples: list[Sample]) -> None:
+    prediction = torch.tensor([p for p, _, _, _ in samples]).reshape(len(samples), 2, 5)
+    truth = torch.tensor([t for _, t, _, _ in samples]).reshape(len(samples), 2, 5)
+    areas = torch.tensor([area for _, _, area, _ in samples])
+    words = torch.tensor([words for _, _, _, words in samples])
+    scores.update(count_pixels(prediction, truth), areas, words)
+
+
+def strict_and_not(empty_iou: float = 1.0) -> SegmentationScores:
+    return SegmentationScores(comparisons=(">", ">="), empty_iou=empty_iou)
 
 
 pixels = st.lists(st.booleans(), min_size=10, max_size=10)
-many = st.lists(st.tuples(pixels, pixels), min_size=1, max_size=12)
+areas = st.sampled_from([0, 1, 1023, 1024, 9215, 9216, 10**6])
+many = st.lists(st.tuples(pixels, pixels, areas, st.integers(0, 14)), min_size=1, max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
-@given(samples=many, cut=st.integers(0, 12))
-def test_scores_equal_the_oracle_for_any_batching(samples: list[Sample], cut: int) -> None:
-    whole, parts = SegmentationScores(), SegmentationScores()
-    whole.update(*batch(samples))
+@given(samples=many, cut=st.integers(0, 12), empty=st.integers(0, 1))
+def test_scores_of_every_group_equal_the_oracle_for_any_batching(
+    samples: list[Sample], cut: int, empty: int
+) -> None:
+    whole, parts = strict_and_not(float(empty)), strict_and_not(float(empty))
+    add(whole, samples)
     for part in (samples[cut:], samples[:cut]):  # another order too; one of them may be empty
         if part:
-            parts.update(*batch(part))
+            add(parts, part)
     scores = whole.compute()
+    assert torch.equal(whole.sums, parts.sums)
     assert scores == parts.compute()
-    expected = oracle(samples)
-    assert scores.keys() == expected.keys()
-    for name, value in expected.items():
-        assert scores[name] == pytest.approx(float(value), abs=1e-11), name
+    members = {g: [s for s in samples if g in group_names(s[2], s[3])] for g in GROUPS}
+    assert list(scores) == [group for group in GROUPS if members[group]]
+    for group, found in scores.items():
+        expected = oracle(members[group], Fraction(empty))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(float(value), abs=1e-11), (group, name)
 
 
 def test_iou_of_exactly_the_threshold_is_not_above_it() -> None:
     truth = torch.ones(1, 1, 10, dtype=torch.bool)
     for threshold in PRECISION_THRESHOLDS:
         prediction = torch.arange(10).reshape(1, 1, 10) < round(threshold * 10)
-        scores = SegmentationScores()
-        scores.update(prediction, truth)
-        expected = {f"Pr@{other}": float(threshold > other) for other in PRECISION_THRESHOLDS}
-        assert {name: scores.compute()[name] for name in expected} == expected
+        scores = strict_and_not()
+        scores.update(count_pixels(prediction, truth))
+        found = scores.compute()["all"]
+        for other in PRECISION_THRESHOLDS:
+            assert found[f"Pr@{other}"] == float(threshold > other)
+            assert found[f"Pr@{other} (>=)"] == float(threshold >= other)
 
 
-def test_empty_prediction_of_an_empty_truth_scores_one() -> None:
-    scores = SegmentationScores()
+def test_epsilon_in_the_union_keeps_an_exact_half_below_its_threshold() -> None:
+    counts = torch.tensor([[5], [10], [5], [10]])
+    found = {}
+    for epsilon in (0.0, 1e-6):
+        scores = SegmentationScores(comparisons=(">=",), epsilon=epsilon, empty_iou=0.0)
+        scores.update(counts)
+        found[epsilon] = scores.compute()["all"]
+    assert (found[0.0]["Pr@0.5"], found[1e-6]["Pr@0.5"]) == (1.0, 0.0)
+    assert found[1e-6]["mIoU"] == pytest.approx(5 / (10 + 1e-6), abs=1e-11)
+
+
+def test_what_empty_masks_score() -> None:
     nothing = torch.zeros(1, 3, 3, dtype=torch.bool)
-    scores.update(nothing, nothing)
-    assert scores.compute() | {"samples": 1} == {
-        "mIoU": 1.0,
-        "oIoU": 1.0,
-        "samples": 1,
-        **{f"Pr@{threshold}": 1.0 for threshold in PRECISION_THRESHOLDS},
-    }
+    something = ~nothing
+    found = {}
+    for name, pair in {
+        "both": (nothing, nothing),
+        "prediction": (nothing, something),
+        "truth": (something, nothing),
+    }.items():
+        scores = SegmentationScores()
+        scores.update(count_pixels(*pair))
+        row = scores.compute()["all"]
+        found[name] = [row[key] for key in ("mIoU", "oIoU", "mOver", "oOver", "mUnder", "oUnder")]
+    assert found["both"] == [1, 1, 0, 0, 0, 0]
+    assert found["prediction"] == [0, 0, 0, 0, 1, 1]
+    assert found["truth"] == [0, 0, 1, 1, 0, 0]
 
 
-def test_wrong_masks_are_refused() -> None:
-    scores = SegmentationScores()
+def test_headline_is_the_short_table() -> None:
+    scores = strict_and_not()
+    scores.update(torch.tensor([[5], [10], [5], [10]]))
+    short = headline(scores.compute()["all"])
+    assert list(short) == ["mIoU", "oIoU", *(f"Pr@{t}" for t in PRECISION_THRESHOLDS), "samples"]
+
+
+def test_wrong_masks_and_counts_are_refused() -> None:
     mask = torch.zeros(2, 3, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"prediction must be a bool tensor .*threshold"):
-        scores.update(mask.float(), mask)
+        count_pixels(mask.float(), mask)
     with pytest.raises(ValueError, match=r"truth must be a bool tensor .*\(3, 3\)"):
-        scores.update(mask, mask[0])
+        count_pixels(mask, mask[0])
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3, 3\) and \(1, 3, 3\)"):
-        scores.update(mask, mask[:1])
-    scores.update(mask[:0], mask[:0])
+        count_pixels(mask, mask[:1])
+    scores = SegmentationScores()
+    with pytest.raises(ValueError, match=r"counts must be int64 \(4, B\).*got torch.bool"):
+        scores.update(mask)
+    scores.update(count_pixels(mask[:0], mask[:0]))
     with pytest.raises(ValueError, match="no sample was scored"):
         scores.compute()
+    with pytest.raises(ValueError, match="comparisons must be of '>' and '>='"):
+        SegmentationScores(comparisons=("<",))

@@ -86,7 +86,10 @@ def test_names() -> None:
         ({"width": 0}, "width must be a whole number from 1, got 0"),
         ({"vocab_size": 10.0}, r"vocab_size must be a whole number from 1, got 10\.0"),
         ({"vocab_size": 10, "end_token": 10}, "end_token 10 must be below vocab_size 10"),
-        ({"pretrained": True}, "no pretrained weights for 'clip_cris_tiny'; clip_cris_vit_b16"),
+        (
+            {"pretrained": True},
+            "no pretrained weights for 'clip_cris_tiny'; models that have them: clip_cris_rn101",
+        ),
         ({"levels": 9}, r"levels must be in 1\.\.\.3"),
         ({"prior": 1}, "prior must lie strictly between 0 and 1, got 1"),
         ({"attention": "spda"}, "unknown attention 'spda'; did you mean 'sdpa'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from PIL import Image
 
 from masksd.data.records import DataError
+from masksd.data.transforms import fit_picture
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
 from masksd.engine.config import TrainConfig
-from masksd.engine.predictor import Predictor
+from masksd.engine.feeding import predict_logits
+from masksd.engine.predictor import Predictor, probabilities_of
 from masksd.engine.sources import build_model
+from masksd.models.base import CrisModel
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,56 @@ def test_words_that_do_not_fit_are_a_warning_and_not_judged(
     assert np.array_equal(predictor.predict(fits).probabilities, long)
     with pytest.raises(ValueError, match="knows no word of"):
         predictor.predict("zeppelin " * 15 + "red")
+
+
+@pytest.mark.parametrize("model", ["clip_cris_tiny", "lavt_tiny"])
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_every_expression_is_answered_as_the_whole_model_would(
+    model: str, fit: Any, picture: Image.Image
+) -> None:
+    """Bit for bit, though the picture is encoded once where that can be."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        checkpoint = build_model(TrainConfig(model=model, fit=fit))
+    predictor = Predictor(checkpoint)
+    encoded = []
+    if isinstance(checkpoint.model, CrisModel):
+        patches = checkpoint.model.encoder.vision.embeddings.patch_embedding
+        patches.register_forward_hook(lambda *_: encoded.append(1))
+    predictor.set_image(picture)
+    answers = predictor.predict(["the red circle", "the star on the left"])
+    assert len(encoded) == (1 if model == "clip_cris_tiny" else 0)
+    images = fit_picture(picture, 64, fit)[None]
+    for answer, sentence in zip(answers, ("the red circle", "the star on the left"), strict=True):
+        tokens = checkpoint.tokenizer.encode(sentence)[None]
+        with torch.no_grad():
+            logits = predict_logits(
+                checkpoint._replace(model=checkpoint.model.eval()), images, tokens
+            )
+        whole = probabilities_of(checkpoint.config, logits[0], (50, 70)).numpy()
+        assert np.array_equal(answer.probabilities, whole)
+        assert answer.mask.shape == (50, 70)
+    assert not np.array_equal(answers[0].probabilities, answers[1].probabilities)
+
+
+def test_a_letterbox_is_undone_where_the_picture_lies() -> None:
+    """A map that is the left part of the picture comes back as its left part."""
+    config = build_model(TrainConfig(fit="letterbox")).config  # 64 px
+    picture = np.zeros((40, 80, 3), dtype=np.uint8)
+    picture[:, :40] = 255
+    square = fit_picture(Image.fromarray(picture), 64, "letterbox")[0].float()
+    assert square.shape == (64, 64)
+    logits = square[None] - 190.0  # the padding, 123, is background here
+    found = probabilities_of(config, logits, (40, 80)).numpy() > 0.5
+    assert found[:, :39].all()
+    assert not found[:, 41:].any()
+
+
+def test_a_failing_expression_of_several_is_named(
+    checkpoint: Checkpoint, picture: Image.Image
+) -> None:
+    predictor = Predictor(checkpoint)
+    predictor.set_image(picture)
+    assert predictor.predict([]) == []
+    with pytest.raises(ValueError, match="knows no word of 'zeppelin'"):
+        predictor.predict(["the red circle", "zeppelin"])

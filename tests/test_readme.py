@@ -56,7 +56,7 @@ def test_commands_have_the_options_that_there_are(capfd: pytest.CaptureFixture[s
     found = [line for path in TEXTS for line in COMMANDS.findall(path.read_text())]
     split = [command for command in map(shlex.split, found) if command]
     commands = [c for c in split if c[0] in ("train", "evaluate", "predict", "data")]
-    assert {command[0] for command in commands} == {"train", "evaluate", "predict"}
+    assert {command[0] for command in commands} == {"train", "evaluate", "predict", "data"}
     for command in commands:
         if command[-1] in ("--help", "..."):
             continue
@@ -72,8 +72,9 @@ def test_options_named_in_the_text_are_there(
     from masksd import cli
 
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit):
-        cli._parse(["train", "--help"])
+    for command in (["train"], ["evaluate"], ["predict"], ["data", "prepare"], ["data", "inspect"]):
+        with pytest.raises(SystemExit):
+            cli._parse([*command, "--help"])
     known = set(re.findall(r"--[a-z][\w.-]*", capfd.readouterr().out))
     text = (ROOT / "README.md").read_text().partition("## Data")[2]
     named = set(re.findall(r"--[a-z][\w.-]*", text))

@@ -24,6 +24,7 @@ from masksd.data.refer import ReferDataset
 from masksd.data.segmentation import check_segmentation, decode_mask, encode_runs
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.data.tokenizers import load_tokenizer
+from masksd.data.transforms import fit_mask, fit_picture
 
 TOKENIZER = load_tokenizer("shapes", 17)
 
@@ -34,7 +35,7 @@ masks = arrays(
 )
 
 
-@given(mask=masks)
+@given(mask=masks.filter(np.any))  # what draws no pixel is refused
 def test_run_lengths_agree_with_pycocotools(mask: np.ndarray) -> None:
     height, width = mask.shape
     code = coco_mask.encode(np.asfortranarray(mask))
@@ -340,7 +341,7 @@ def folder(
     lists = {"images": images, "annotations": annotations, "refs": refs, "sentences": sentences}
     if repeat:
         lists[repeat].append(dict(lists[repeat][0]))
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine").mkdir(parents=True)
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
     instances = {"images": images, "annotations": annotations}
@@ -380,32 +381,89 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
     [
         ({"image": {"id": "7"}}, r"images\[0\]: field 'id' must be of type int, it is of type str"),
         ({"image": {"id": None}}, r"images\[0\]: field 'id' must be of type int, it is missing"),
-        ({"image": {"width": 0}}, r"images\[0\]: field 'width' is 0, it must be at least 1"),
+        (
+            {"image": {"width": 0}},
+            r"images\[0\] \(id 7\): field 'width' is 0, it must be",
+        ),
         ({"image": {"width": True}}, "field 'width' must be of type int, it is of type bool"),
         ({"image": {"width": 40000}}, "annotation 5: a picture of 40000x6 pixels"),
         ({"image": {"file_name": "../a.png"}}, "'../a.png', a bare file name is expected"),
         ({"image": {"file_name": ".."}}, "a bare file name"),
         ({"image": {"file_name": ""}}, "a bare file name"),
         ({"image": {"file_name": "c:\\a.png"}}, "a bare file name"),
-        ({"repeat": "images"}, r"images\[1\]: field 'id' is 7, which another record has already"),
-        ({"repeat": "annotations"}, r"annotations\[1\]: field 'id' is 5"),
-        ({"annotation": {"image_id": 8}}, r"annotations\[0\]: field 'image_id' is 8, no such"),
+        ({"repeat": "images"}, r"images\[1\] \(id 7\): field 'id' is 7, which another"),
+        ({"repeat": "annotations"}, r"annotations\[1\] \(id 5\): field 'id' is 5"),
+        (
+            {"annotation": {"image_id": 8}},
+            r"annotations\[0\] \(id 5\): field 'image_id' is 8, no such",
+        ),
         ({"annotation": {"segmentation": 3}}, "field 'segmentation' must be a list or an object"),
         ({"annotation": {"segmentation": [[1, 2]]}}, "annotation 5: segmentation: no polygon"),
-        ({"ref": {"ann_id": 6}}, r"refs\[0\]: field 'ann_id' is 6, not in instances.json"),
+        (
+            {"ref": {"ann_id": 6}},
+            r"refs\[0\] \(ref_id 1\): field 'ann_id' is 6, not in instances.json",
+        ),
         ({"ref": {"image_id": 8}}, "field 'image_id' is 8, but object 5 belongs to picture 7"),
-        ({"ref": {"split": None}}, r"refs\[0\]: field 'split' must be of type str"),
-        ({"ref": {"sentences": []}}, r"refs\[0\]: field 'sentences' is empty"),
+        ({"ref": {"split": None}}, r"refs\[0\] \(ref_id 1\): field 'split' must be of type str"),
+        ({"ref": {"sentences": []}}, "field 'sentences' has no usable sentence"),
         ({"ref": {"sentences": ["red"]}}, r"sentences\[0\] must be of type dict"),
-        ({"repeat": "refs"}, r"refs\[1\]: sentences\[0\]: field 'sent_id' is 0, which another"),
-        ({"sentence": {"sent": "  "}}, r"sentences\[0\]: field 'sent' is blank"),
-        ({"sentence": {"sent": None}}, r"sentences\[0\]: field 'sent' must be of type str"),
+        ({"repeat": "refs"}, r"refs\[1\] \(ref_id 1\): field 'ref_id' is 1, which another"),
+        ({"repeat": "sentences"}, r"refs\[0\] \(ref_id 1\): sentences: field 'sent_id' is 0"),
+        ({"sentence": {"sent": "  "}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
+        ({"sentence": {"sent": "  ", "raw": ""}}, r"\(sent_id 0\): fields 'sent' and 'raw' are bl"),
+        ({"sentence": {"sent": None}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
+        ({"sentence": {"sent": 3}}, "field 'sent' must be of type str, it is of type int"),
+        ({"ref": {"category_id": "3"}}, "field 'category_id' must be of type int"),
+        ({"ref": {"ann_id": [5, 6]}}, "field 'ann_id' is a list: refs of several or of no"),
         ({"sentence": {"sent_id": 0.5}}, "field 'sent_id' must be of type int"),
     ],
 )
 def test_bad_records(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         open_mine(folder(tmp_path, **changes))
+
+
+def test_a_record_says_what_identifies_an_item(tmp_path: Path) -> None:
+    data = open_mine(folder(tmp_path, ref={"category_id": 17}))
+    known = {"ref_id": 1, "ann_id": 5, "image_id": 7, "sent_id": 0}
+    assert data.record(0) == {**known, "category_id": 17, "height": 6, "width": 8}
+    other = open_mine(folder(tmp_path / "other"))
+    assert other.record(0)["category_id"] is None
+
+
+def test_sentences_of_one_form_only(tmp_path: Path) -> None:
+    root = folder(tmp_path, sentence={"sent": None})
+    assert open_mine(root, text="raw").sentence(0) == "Red!"
+    with pytest.warns(UserWarning, match=r"1 bad record left out: .*field 'sent' is missing"):
+        assert len(open_mine(root, skip_bad=True)) == 0
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_fit(tmp_path: Path, fit: str) -> None:
+    data = open_mine(folder(tmp_path), fit=fit)
+    item = data[0]
+    assert torch.equal(item["image"], fit_picture(data.picture(0), 8, fit))
+    assert torch.equal(item["target"], fit_mask(data.truth(0), 8, fit))
+
+
+def test_unicode_and_long_expressions(tmp_path: Path) -> None:
+    for number, text in enumerate(("左边的红色圆 🔴", "ein rötlicher Kreis", "red " * 5000)):
+        data = open_mine(folder(tmp_path / str(number), sentence={"sent": text}))
+        assert data.sentence(0) == text
+
+
+def test_file_names_that_are_no_ascii(tmp_path: Path) -> None:
+    root = folder(tmp_path, image={"file_name": "bild-ä-圆.png"})
+    (root / "images" / "a.png").rename(root / "images" / "bild-ä-圆.png")
+    assert open_mine(root)[0]["target"].sum() > 0
+
+
+def test_a_run_length_code_in_a_list(tmp_path: Path) -> None:
+    code = {"size": [6, 8], "counts": [6, 3, 39]}
+    plain = open_mine(folder(tmp_path / "1", annotation={"segmentation": code}))
+    listed = open_mine(folder(tmp_path / "2", annotation={"segmentation": [code]}))
+    assert np.array_equal(plain.truth(0), listed.truth(0))
+    assert plain.truth(0)[:, 1].tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -460,6 +518,8 @@ def test_bad_options(root: Path) -> None:
         dataset(root, text="sents")
     with pytest.raises(ValueError, match="unknown train_items 'ref'; did you mean 'refs'"):
         dataset(root, train_items="ref")
+    with pytest.raises(ValueError, match="unknown fit 'letterbx'; did you mean 'letterbox'"):
+        dataset(root, fit="letterbx")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         dataset(root, seed=-1)
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):

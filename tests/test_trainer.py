@@ -26,10 +26,15 @@ from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.engine.checkpoints import load_checkpoint, load_training_state
 from masksd.engine.config import DataConfig, TrainConfig, TrainingError, cache_folder
+from masksd.engine.evaluator import evaluate_all
+from masksd.engine.feeding import model_inputs
 from masksd.engine.files import StagedFolder
-from masksd.engine.keys import EpochSampler
-from masksd.engine.loop import parameter_groups
+from masksd.engine.keys import EpochSampler, keyed_seed
+from masksd.engine.predictor import Predictor
+from masksd.engine.schedules import Schedule
+from masksd.engine.sources import build_model, open_split
 from masksd.engine.trainer import RunResult, check_output, train
+from masksd.engine.wrapping import wrap_model
 
 
 @pytest.fixture(scope="module")
@@ -216,14 +221,14 @@ def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
         # a shell that runs the tests in the background has its jobs ignore Ctrl-C
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-        rate = TrainConfig.learning_rate
+        rate = Schedule.rate
 
-        def stopped(config: TrainConfig, updates: int) -> float:
+        def stopped(schedule: Schedule, updates: int) -> float:
             if updates == 2:
                 signal.raise_signal(signal.SIGINT)
-            return rate(config, updates)
+            return rate(schedule, updates)
 
-        monkeypatch.setattr(TrainConfig, "learning_rate", stopped)
+        monkeypatch.setattr(Schedule, "rate", stopped)
     for output, overwrite in ((old, True), (tmp_path / "new", False)):
         with pytest.raises(expected) as caught:
             train(settings(data, output, overwrite=overwrite, **changes))
@@ -238,14 +243,14 @@ def test_a_run_takes_its_place_with_its_first_checkpoint(
 ) -> None:
     """What fails later leaves that checkpoint, whole."""
     config = settings(data, tmp_path / "two", steps=4, evaluate_every=2)
-    rate = TrainConfig.learning_rate
+    rate = Schedule.rate
 
-    def stopped(config: TrainConfig, updates: int) -> float:
+    def stopped(schedule: Schedule, updates: int) -> float:
         if updates == 2:
             raise KeyboardInterrupt
-        return rate(config, updates)
+        return rate(schedule, updates)
 
-    monkeypatch.setattr(TrainConfig, "learning_rate", stopped)
+    monkeypatch.setattr(Schedule, "rate", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     assert load_checkpoint(tmp_path / "two" / "checkpoint").config.step == 2
@@ -341,14 +346,19 @@ def test_data_config_comes_back_from_its_dict(data: DataConfig) -> None:
         ({"batch_size": 1000}, r"has \d+ items, one step takes 1000; lower --batch-size"),
         ({"image_size": 60}, "60 must be a multiple of"),
         (
-            {"pretrained": True, "tokenizer": "shapes"},
+            {"model": "clip_cris_vit_b16", "pretrained": True, "tokenizer": "shapes"},
             "pretrained weights know 49408 tokens, tokenizer 'shapes' has .* use --tokenizer clip",
+        ),
+        (
+            {"model": "lavt_swin_b", "pretrained": True, "tokenizer": "shapes"},
+            "pretrained weights know 30522 tokens, tokenizer 'shapes' has .* use --tokenizer bert",
         ),
         (
             {"distill": DistillConfig(image=MaskingConfig(token="position", positions=7))},
             "positions",
         ),
         ({"tokenizer": "shape"}, "did you mean 'shapes'"),
+        ({"frozen": ("bert.",)}, r"no parameter's name begins with 'bert\.'"),
     ],
 )
 def test_wrong_runs_write_nothing(
@@ -369,6 +379,23 @@ def test_wrong_runs_write_nothing(
         ({"threshold": 1.5}, r"threshold must be a number in \[0, 1\]"),
         ({"mixed_precision": "fp15"}, "did you mean 'fp16'"),
         ({"train_items": "ref"}, "did you mean 'refs'"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"schedule": "pol"}, "did you mean 'poly'"),
+        ({"fit": "letterbx"}, "did you mean 'letterbox'"),
+        ({"epochs": 3}, "exactly one of steps and epochs .* got steps=1000 and epochs=3"),
+        ({"warmup": None}, "exactly one of warmup and warmup_epochs"),
+        ({"steps": None, "epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"schedule": "multistep"}, "milestones are where schedule 'multistep' drops"),
+        ({"milestones": (0.5,)}, "milestones are where schedule 'multistep' drops"),
+        ({"schedule": "multistep", "milestones": (35,)}, r"shares of the run, in \(0, 1\), got"),
+        ({"backbone_lr": 2.0}, r"backbone_lr must be a number in \[0, 1\]"),
+        ({"gamma": -1.0}, "gamma must be a number"),
+        ({"power": 0.0}, "power must be a finite number above 0"),
+        ({"class_weights": (0.9, 0.0)}, "class_weights must be two finite numbers above 0"),
+        (
+            {"class_weights": (0.9, 1.1), "distill": DistillConfig(dice_weight=1.0)},
+            "class_weights take the place of the segmentation loss",
+        ),
     ],
 )
 def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None:
@@ -376,18 +403,10 @@ def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None
         TrainConfig(**changes)
 
 
-def test_data_that_are_not_generated_need_a_folder() -> None:
+def test_data_that_are_not_generated_need_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'refcoco' is not generated; name the folder"):
-        DataConfig(name="refcoco")
-
-
-def test_every_parameter_is_in_one_group_and_vectors_do_not_decay() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    module[1].weight.requires_grad_(False)
-    decayed, plain = parameter_groups(module, 0.1)
-    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
-    assert [tuple(p.shape) for p in plain["params"]] == [(4,), (4,)]
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+        train(TrainConfig(data=DataConfig(name="refcoco"), output=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -401,7 +420,88 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert len({tuple(order) for order in orders.values()}) == 3
 
 
-def test_a_model_that_takes_other_inputs_says_where_to_train_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'lavt_tiny' takes BERT's ids and a mask"):
-        train(TrainConfig(model="lavt_tiny", output=tmp_path / "run"))
-    assert list(tmp_path.iterdir()) == []
+def test_lavt_trains_and_its_checkpoint_is_scored_and_predicts(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    """Two channels, an attention mask, its own loss with weights, and pictures in a letterbox."""
+    config = settings(
+        data,
+        tmp_path / "lavt",
+        model="lavt_tiny",
+        steps=3,
+        class_weights=(0.9, 1.1),
+        fit="letterbox",
+        frozen=("text_encoder.embeddings.",),
+        optimizer="adam",
+        schedule="poly",
+        backbone_lr=0.5,
+    )
+    run = train(config)
+    assert lines(run)[0]["losses"].keys() == {"seg", "lmvsd", "vmlsd"}
+    checkpoint = load_checkpoint(run.checkpoint)
+    assert checkpoint.config.fit == "letterbox"
+    assert checkpoint.config.mean == (0.485, 0.456, 0.406)
+    state = load_training_state(run.checkpoint)
+    assert not any(".embeddings." in key for key in state if key.startswith("optimizer."))
+    # the word token is learned although the embeddings below it are frozen
+    assert state["optimizer.branches.vmlsd.token.exp_avg"].abs().sum() > 0
+    dataset = open_split(data, "val", checkpoint.tokenizer, 64, fit="letterbox")
+    again = evaluate_all(checkpoint, dataset, limit=config.eval_samples)
+    assert again == run.scores
+    predictor = Predictor(checkpoint)
+    predictor.set_image(dataset.picture(0))
+    assert predictor.predict(dataset.sentence(0)).mask.shape == dataset.truth(0).shape
+
+
+def test_words_are_masked_and_nothing_else_whatever_the_tokenizer(data: DataConfig) -> None:
+    """Ids of the words of shapes mean other things to BERT: 0 and 100 to 103 are special there."""
+    checkpoint = build_model(TrainConfig(model="lavt_tiny", data=data))
+    sd = wrap_model(checkpoint.model, DistillConfig(), checkpoint.tokenizer)
+    tokens = checkpoint.tokenizer.encode("the red circle on the left")[None]
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    words = int((tokens == checkpoint.tokenizer.end_token).long().argmax()) - 1
+    plain = sd.segmenter.plain(*model_inputs(checkpoint, images, tokens))
+    assert plain.text.valid.tolist() == [[0 < place <= words for place in range(17)]]
+
+
+def test_the_towers_learn_at_their_own_rate(data: DataConfig, tmp_path: Path) -> None:
+    """With a factor of 0 they stay as they were drawn; their positions do not."""
+    config = settings(data, tmp_path / "one", steps=2, backbone_lr=0.0, weight_decay=0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(keyed_seed(config.seed, "weights"))
+        before = build_model(config).model.state_dict()
+    after = load_checkpoint(train(config).checkpoint).model.state_dict()
+    moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert any(key.startswith("decoder.") for key in moved)
+    assert {key for key in moved if key.startswith("encoder.")} == {
+        "encoder.vision.embeddings.position_embedding.weight",
+        "encoder.text.embeddings.position_embedding.weight",
+    }
+
+
+def test_epochs_are_passes_over_the_items(data: DataConfig, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "one", steps=None, epochs=2, warmup=None, warmup_epochs=1)
+    with torch.random.fork_rng():
+        items = len(open_split(data, "train", build_model(config).tokenizer, 8, train_items="refs"))
+    run = train(config)
+    assert run.steps == 2 * (items // 4)
+    assert load_checkpoint(run.checkpoint).config.step == run.steps
+
+
+def test_workers_that_stay_read_the_same_items(data: DataConfig, tmp_path: Path) -> None:
+    """Several epochs: each draws other sentences, also in a worker that lives on."""
+    alone = train(settings(data, tmp_path / "one", steps=25, log_every=1))
+    helped = train(settings(data, tmp_path / "two", steps=25, log_every=1, workers=2))
+    assert lines(helped) == lines(alone)
+
+
+@pytest.mark.parametrize("pretrained", ["clip_cris_tiny", "lavt_tiny"])
+def test_weights_that_do_not_exist_are_refused_at_once(
+    pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("nothing must be loaded")
+
+    monkeypatch.setattr("masksd.engine.sources.load_tokenizer", fail)
+    with pytest.raises(ValueError, match=f"no pretrained weights for '{pretrained}'"):
+        build_model(TrainConfig(model=pretrained, pretrained=True))

@@ -1,15 +1,26 @@
-"""Squash resize, nearest masks, and normalisation on 8-bit pictures."""
+"""Squash and letterbox, nearest masks, and normalisation on 8-bit pictures."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from masksd.data.transforms import CLIP_MEAN, CLIP_STD, normalize, resize_mask, resize_picture
+from masksd.data.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    fit_mask,
+    fit_picture,
+    letterbox_geometry,
+    normalize,
+    resize_mask,
+    resize_picture,
+)
 
 
 def test_resize_picture_agrees_with_torch_antialiasing() -> None:
@@ -55,6 +66,84 @@ def test_resize_mask_reads_any_nonzero_as_one() -> None:
     assert resize_mask(np.array([[0, 255]]), 2).tolist() == [[0, 1], [0, 1]]
 
 
+def test_squash_is_the_default_fit() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    assert torch.equal(fit_picture(picture, 6), resize_picture(picture, 6))
+    assert torch.equal(fit_mask(pixels[..., 0] > 99, 6), resize_mask(pixels[..., 0] > 99, 6))
+
+
+def cubic(x: float) -> float:
+    """OpenCV's kernel, as its documentation of INTER_CUBIC has it, with a = -0.75."""
+    a, x = -0.75, abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def warp_affine_pixel(pixels: np.ndarray, x: float, y: float) -> list[float]:
+    """One pixel of warpAffine with INTER_CUBIC and a constant border, at a position of 1/32."""
+    height, width, _ = pixels.shape
+    x, y = math.floor(x * 32 + 0.5) / 32, math.floor(y * 32 + 0.5) / 32
+    total = np.zeros(3)
+    for row in range(math.floor(y) - 1, math.floor(y) + 3):
+        for column in range(math.floor(x) - 1, math.floor(x) + 3):
+            inside = 0 <= row < height and 0 <= column < width
+            value = pixels[row, column] if inside else np.array([123, 117, 104])
+            total += cubic(x - column) * cubic(y - row) * value
+    return total.clip(0, 255).tolist()
+
+
+sides = st.integers(1, 14)
+
+
+@given(height=sides, width=sides, size=st.integers(1, 18), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_letterbox_is_that_of_cris(height: int, width: int, size: int, seed: int) -> None:
+    key = np.random.default_rng(seed)
+    pixels = key.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = key.integers(0, 2, (height, width), dtype=np.uint8)
+    result = fit_picture(Image.fromarray(pixels), size, "letterbox")
+    fitted = fit_mask(mask, size, "letterbox")
+    assert result.shape == (3, size, size)
+    assert result.is_contiguous()
+    assert fitted.shape == (size, size)
+    assert fitted.dtype == result.dtype == torch.uint8
+    scale = min(size / height, size / width)
+    left, top = (size - width * scale) / 2, (size - height * scale) / 2
+    for row in range(size):
+        for column in range(size):
+            x, y = (column - left) / scale, (row - top) / scale
+            expected = warp_affine_pixel(pixels, x, y)
+            assert np.allclose(result[:, row, column].tolist(), expected, atol=0.51)
+            nearest_x, nearest_y = math.floor(x + 0.5), math.floor(y + 0.5)
+            inside = 0 <= nearest_x < width and 0 <= nearest_y < height
+            assert fitted[row, column] == (mask[nearest_y, nearest_x] if inside else 0)
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), size=st.integers(1, 1000))
+def test_letterbox_geometry_centres_and_fills(height: int, width: int, size: int) -> None:
+    scale, left, top = letterbox_geometry(height, width, size)
+    assert max(height, width) * scale == pytest.approx(size)
+    assert (min(left, top), 2 * left + width * scale) == pytest.approx((0, size), abs=1e-9)
+    assert 2 * top + height * scale == pytest.approx(size)
+
+
+def test_letterbox_of_a_fitting_square_changes_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    result = fit_picture(Image.fromarray(pixels), 8, "letterbox")
+    assert torch.equal(result, torch.from_numpy(pixels).permute(2, 0, 1))
+    mask = pixels[..., 0] > 99
+    assert torch.equal(fit_mask(mask, 8, "letterbox"), torch.from_numpy(mask.astype(np.uint8)))
+
+
+def test_letterbox_pads_with_the_mean_colour() -> None:
+    result = fit_picture(Image.new("RGB", (64, 16), (9, 9, 9)), 32, "letterbox")
+    assert result[:, 0, 0].tolist() == [round(255 * each) for each in CLIP_MEAN]
+    assert result[:, 16, 16].tolist() == [9, 9, 9]
+    assert result[:, 31, 31].tolist() == [123, 117, 104]
+
+
 def test_normalize_is_clips() -> None:
     images = torch.randint(0, 256, (2, 3, 5, 4), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
@@ -80,3 +169,16 @@ def test_errors_name_what_came() -> None:
         resize_picture(Image.new("RGB", (2, 2)), 0)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 1\), expected \(H, W\)"):
         resize_mask(np.zeros((2, 2, 1)), 4)
+    for fit in ("squash", "letterbox"):
+        with pytest.raises(ValueError, match="mode 'L', expected 'RGB'"):
+            fit_picture(Image.new("L", (2, 2)), 4, fit)
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            fit_picture(Image.new("RGB", (2, 2)), 0, fit)
+        with pytest.raises(ValueError, match=r"expected \(H, W\)"):
+            fit_mask(np.zeros((2, 2, 1)), 4, fit)
+    with pytest.raises(ValueError, match="unknown fit 'letterbx'; did you mean 'letterbox'"):
+        fit_picture(Image.new("RGB", (2, 2)), 4, "letterbx")
+    with pytest.raises(ValueError, match="unknown fit 'crop'"):
+        fit_mask(np.zeros((2, 2)), 4, "crop")
+    with pytest.raises(ValueError, match="width must be a whole number of pixels of at least 1"):
+        letterbox_geometry(4, 0, 8)

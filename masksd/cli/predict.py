@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,52 +9,92 @@ from typing import Annotated
 import tyro
 
 from masksd.cli.shared import CHECKPOINT, device_name
+from masksd.errors import check_fraction
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Find what an expression refers to in a picture; write an overlay and the mask as PNG.
+    """Find what expressions refer to in pictures; write overlays and masks as PNG.
+
+    One expression on one picture makes two files, more make a folder. All is written or nothing.
 
     Attributes:
-        image: a JPEG, PNG, WEBP or BMP file.
-        expression: what to find, as in "the red circle".
+        image: a JPEG, PNG, WEBP or BMP file, or a folder of them.
+        expressions: what to find, as in "the red circle"; several are found one by one.
         checkpoint: folder that training wrote.
-        output: the overlay, a PNG; None takes IMAGE-prediction.png in the working folder. The mask
-            goes beside it, as ...-mask.png.
+        output: the overlay, a PNG, with the mask beside it as ...-mask.png; or a new folder, for
+            overlays/ and masks/ in it. None takes IMAGE-prediction.png or IMAGE-predictions in the
+            working folder.
+        rle: a JSON file for all masks as COCO's run lengths, which pycocotools decodes.
         threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             checkpoint's.
+        skip_bad: go on without pictures of a folder that cannot be read; they are counted at the
+            end.
         device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        progress: show a progress bar for a folder.
     """
 
     image: Annotated[Path, tyro.conf.Positional]
-    expression: Annotated[str, tyro.conf.Positional]
+    expressions: Annotated[tuple[str, ...], tyro.conf.Positional]
     checkpoint: Path = CHECKPOINT
     output: Path | None = None
+    rle: Path | None = None
     threshold: float | None = None
+    skip_bad: bool = False
     device: str | None = None
+    progress: bool = True
 
     def run(self) -> None:
         """Predict and write."""
-        import numpy as np
-        from PIL import Image
-
-        from masksd.engine.figures import overlay, save_pictures
+        from masksd.engine.prediction_files import predict_to_files, predict_to_folder
+        from masksd.engine.prediction_places import check_files, check_folder, list_pictures
         from masksd.engine.predictor import Predictor
 
-        output = self.output or Path(f"{self.image.stem}-prediction.png")
-        if output.suffix.lower() != ".png":
-            raise ValueError(f"output {output} must end in .png")
-        if not output.parent.is_dir():
-            raise ValueError(f"output {output}: there is no folder {output.parent}; make it first")
-        mask_output = output.with_name(f"{output.stem}-mask.png")
-        for path in (output, mask_output):
-            if path.is_dir():
-                raise ValueError(f"output {path} is a folder; choose another --output")
-            if path.exists() and self.image.exists() and path.samefile(self.image):
-                raise ValueError(f"output {path} is the picture itself; choose another --output")
+        if not self.expressions:
+            raise ValueError("no expression; say what to find, as in 'the red circle'")
+        folder = self.image.is_dir()
+        several = folder or len(self.expressions) > 1
+        pictures = list_pictures(self.image) if folder else [self.image]
+        name = self.image.resolve().name if folder else self.image.stem
+        default = f"{name}-predictions" if several else f"{name}-prediction.png"
+        output = Path(default) if self.output is None else self.output
+        if output.suffix.lower() not in ("", ".png"):
+            raise ValueError(f"output {output} must end in .png, or be a folder, without an ending")
+        if several and output.suffix:
+            raise ValueError(
+                f"output {output} is one file, and there are several predictions; name a folder, "
+                f"as in {output.with_suffix('')}"
+            )
+        if self.threshold is not None:
+            check_fraction("threshold", self.threshold)
+        if output.suffix:
+            check_files(self.image, output, self.rle)
+        else:
+            check_folder(output, self.rle)
         predictor = Predictor.from_checkpoint(self.checkpoint, device_name(self.device))
-        predictor.set_image(self.image)
-        mask, _ = predictor.predict(self.expression, self.threshold)
-        shown = overlay(typing.cast(Image.Image, predictor.picture), mask)
-        save_pictures({output: shown, mask_output: Image.fromarray(mask.astype(np.uint8) * 255)})
-        print(f"{output} and {mask_output.name}: {mask.sum()} pixels ({mask.mean():.1%}) found")
+        if output.suffix:
+            mask, pixels, share = predict_to_files(
+                predictor,
+                self.image,
+                self.expressions[0],
+                output=output,
+                rle=self.rle,
+                threshold=self.threshold,
+            )
+            print(f"{output} and {mask.name}: {pixels} pixels ({share:.1%}) found")
+            return
+        read = predict_to_folder(
+            predictor,
+            pictures,
+            self.expressions,
+            output=output,
+            rle=self.rle,
+            threshold=self.threshold,
+            skip_bad=self.skip_bad,
+            progress=self.progress and len(pictures) > 1,
+        )
+        numbered = "".join(f"\n  -{n}: {text}" for n, text in enumerate(self.expressions, start=1))
+        print(
+            f"{output}: overlays and masks of {read} {'picture' if read == 1 else 'pictures'}"
+            + (numbered if len(self.expressions) > 1 else "")
+        )

@@ -10,15 +10,20 @@ from masksd.engine.config import DataConfig
 CHECKPOINT = Path("runs/shapes-easy/checkpoint")
 
 
-def data_title(data: DataConfig, split: str) -> str:
+def data_title(data: DataConfig, split: str, scored: str = "at the original size") -> str:
     """Return the line above a table of scores.
+
+    Args:
+        data: what was scored on.
+        split: of it.
+        scored: how.
 
     Example:
         >>> data_title(DataConfig(), "val")
         'shapes-easy (generated), val, per cent, at the original size'
     """
     place = "generated" if data.data_root is None else data.data_root
-    return f"{data.title()} ({place}), {split}, per cent, at the original size"
+    return f"{data.title()} ({place}), {split}, per cent, {scored}"
 
 
 def device_name(name: str | None) -> str:

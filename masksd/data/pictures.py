@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from masksd.data.records import DataError
+from masksd.data.bad import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 2**20
@@ -22,7 +25,20 @@ _UPRIGHT = {  # the tag's value: what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DAMAGE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, ValueError)
+_DAMAGE = (
+    *(OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError),
+    # Pillow looks up, divides by and asserts what a file says
+    *(LookupError, ArithmeticError, AssertionError),
+)
+_OTHERS = {  # what is found in the place of a picture, by its first bytes
+    b"GIF8": "a GIF",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"%PDF": "a PDF",
+    b"\0\0\0": "perhaps a HEIC or AVIF",
+    b"<": "a web page or an SVG",
+    b"version https://git-lfs": "a Git LFS pointer",
+}
 
 
 def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
@@ -51,16 +67,19 @@ def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
         (255, 255, 255)
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise DataError(f"{path}: cannot be decoded: not a regular file")
         with warnings.catch_warnings():
-            # Pillow warns between one and two times its own limit; ours is lower and an error
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(path, formats=FORMATS)
-        with file as picture:
-            return to_rgb(picture, upright, str(path))
+            # Pillow warns between one and two times its own limit, where ours is an error, and of
+            # odd EXIF data, which are read as far as they go
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as picture:
+                return _to_rgb(picture, upright, str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a readable {', '.join(FORMATS)} picture") from None
+        known = ", ".join(FORMATS)
+        raise DataError(f"{path}: not a readable {known} picture{_looks_like(path)}") from None
     except DataError:
         raise
     except _DAMAGE as error:
@@ -76,7 +95,8 @@ def to_rgb(picture: Image.Image, upright: bool = False, name: str = "picture") -
         name: of the picture, for errors.
 
     Returns:
-        A picture of mode ``"RGB"``, white where it was transparent.
+        A picture of mode ``"RGB"``, white where it was transparent; the same object if it has this
+        mode already and need not be turned.
 
     Raises:
         DataError: as :func:`read_picture`, with the name and the reason.
@@ -85,24 +105,53 @@ def to_rgb(picture: Image.Image, upright: bool = False, name: str = "picture") -
         >>> to_rgb(Image.new("LA", (4, 3), (0, 0))).getpixel((0, 0))
         (255, 255, 255)
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in read_picture
+        return _to_rgb(picture, upright, name)
+
+
+def _to_rgb(picture: Image.Image, upright: bool, name: str) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise DataError(
             f"{name}: {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all are read"
         )
     try:
         picture.load()
-        # this tag alone: rewriting the others, as Pillow's exif_transpose does, fails on odd ones
-        orientation = picture.getexif().get(_ORIENTATION) if upright else None
     except _DAMAGE as error:
         raise DataError(f"{name}: cannot be decoded: {error}") from None
     if picture.mode[0] in "IF":
         raise DataError(
             f"{name}: {picture.mode} has more than 8 bits a channel; convert it to 8 bits"
         )
-    if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
+    turn = _UPRIGHT.get(_orientation(picture, name)) if upright else None
+    try:
+        return _on_white(picture if turn is None else picture.transpose(turn))
+    except _DAMAGE as error:
+        raise DataError(f"{name}: {picture.mode} cannot be turned into RGB: {error}") from None
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image, name: str) -> Any:
+    try:
+        # this tag alone: rewriting the others, as Pillow's exif_transpose does, fails on odd ones
+        return picture.getexif().get(_ORIENTATION)
+    except _DAMAGE as error:
+        raise DataError(
+            f"{name}: its EXIF data are damaged, so which way is up? Save it without them ({error})"
+        ) from None
+
+
+def _looks_like(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        begin = file.read(32)
+    if not begin:
+        return "; the file is empty"
+    found = (what for start, what in _OTHERS.items() if begin.startswith(start))
+    return "".join(f"; it looks like {what}" for what in found)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksd.data.records import DataError
+from masksd.data.bad import DataError
 
 _MAX_SIDE = 32_768
+_MAX_POLYGONS = 4_096  # drawing takes time by the square of their number
+_MAX_OUTLINE = 2_000_000  # pixels; drawing takes 40 bytes for each
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, int]:
@@ -29,7 +30,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
 
     Raises:
         DataError: no usable polygon, a coordinate that is not finite or far outside the picture,
-            runs that do not cover the picture exactly.
+            an outline without measure, runs that do not cover the picture exactly, or a
+            segmentation that draws no pixel (of no area, or wholly outside).
 
     Example:
         >>> check_segmentation([[0, 0, 4, 0, 4, 4], [1, 1]], height=6, width=8)
@@ -43,20 +45,13 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
         return _check_runs(segmentation, height, width), 0
     if not isinstance(segmentation, list):
         raise DataError(f"segmentation is a {type(segmentation).__name__}, not a list or an object")
-    bound = 2 * max(height, width)
-    kept = []
-    for polygon in segmentation:
-        if not isinstance(polygon, list):
-            raise DataError("segmentation: a polygon must be a list of numbers")
-        for value in polygon:
-            if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > bound:
-                raise DataError(
-                    f"segmentation: coordinate {value!r} is not a number within {bound} pixels"
-                )
-        if len(polygon) >= 6 and len(polygon) % 2 == 0:
-            kept.append(polygon)
-    if not kept:
-        raise DataError("segmentation: no polygon of at least 3 points")
+    kept = _check_polygons(segmentation, 2 * max(height, width))
+    from pycocotools import mask as coco_mask
+
+    if not any(coco_mask.area(each) for each in coco_mask.frPyObjects(kept, height, width)):
+        raise DataError(
+            "segmentation: its polygons draw no pixel; they have no area or are outside the picture"
+        )
     return kept, len(segmentation) - len(kept)
 
 
@@ -113,20 +108,59 @@ def encode_runs(mask: NDArray[Any]) -> list[int]:
     return [0, *runs] if flat.size and flat[0] else runs
 
 
-def _check_runs(code: dict[str, Any], height: int, width: int) -> list[int]:
-    if code.get("size") != [height, width]:
+def _check_polygons(polygons: list[Any], bound: int) -> list[list[float]]:
+    """Return those that can be drawn; an error where drawing one would crash."""
+    if len(polygons) > _MAX_POLYGONS:
+        raise DataError(f"segmentation: {len(polygons)} polygons; at most {_MAX_POLYGONS} are read")
+    kept = []
+    outline = 0.0
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            raise DataError(
+                "segmentation: a polygon must be a list of numbers, and a segmentation a list of "
+                f"polygons; got {polygon!r:.40} for a polygon"
+            )
+        for value in polygon:
+            # false for NaN, too
+            if type(value) not in (int, float) or not -bound <= value <= bound:
+                raise DataError(
+                    f"segmentation: coordinate {value!r:.40} is not a number within {bound} pixels"
+                )
+        if len(polygon) >= 6 and len(polygon) % 2 == 0:
+            points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+            outline += float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+            kept.append(polygon)
+    if not kept:
+        raise DataError("segmentation: no polygon of at least 3 points")
+    if outline > _MAX_OUTLINE:
         raise DataError(
-            f"segmentation: size is {code.get('size')!r}, the picture has [{height}, {width}]"
+            f"segmentation: an outline of {outline:.0f} pixels; at most {_MAX_OUTLINE} are drawn"
+        )
+    return kept
+
+
+def _check_runs(code: dict[str, Any], height: int, width: int) -> list[int]:
+    size, pixels = code.get("size"), height * width
+    if size != [height, width]:
+        swapped = " (its height and width are swapped)" if size == [width, height] else ""
+        raise DataError(
+            f"segmentation: size is {size!r:.40}, the picture has [{height}, {width}]{swapped}"
         )
     runs = code.get("counts")
     if isinstance(runs, str):
-        runs = _read_compressed(runs, height * width)
-    if not isinstance(runs, list) or any(type(run) is not int or run < 0 for run in runs):
-        raise DataError("segmentation: counts must be a string or a list of ints of at least 0")
-    if sum(runs) != height * width:
+        runs = _read_compressed(runs, pixels)
+    wanted = f"counts must be a string or a list of ints of at least 0 and at most {pixels}"
+    if not isinstance(runs, list):
+        raise DataError(f"segmentation: {wanted}, got {runs!r:.40}")
+    for run in runs:
+        if type(run) is not int or not 0 <= run <= pixels:
+            raise DataError(f"segmentation: {wanted}, got a run of {run!r:.40}")
+    if sum(runs) != pixels:
         raise DataError(
-            f"segmentation: the runs cover {sum(runs)} of {height * width} pixels of the picture"
+            f"segmentation: the runs cover {sum(runs)} of {pixels} pixels of the picture"
         )
+    if not any(runs[1::2]):
+        raise DataError("segmentation: its runs draw no pixel")
     return runs
 
 

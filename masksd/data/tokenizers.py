@@ -1,7 +1,8 @@
-"""Sentences to token ids: words for the shapes data set, CLIP's byte pairs for everything else.
+"""Sentences to token ids: start token, the words, end token, then padding.
 
-One convention for both: the start token, the words, the end token, then padding with 0. The end
-token is the largest id of the vocabulary, so its first occurrence is also the argmax.
+Three vocabularies (see :mod:`masksd.data.vocabularies`) share this convention. Which ids are no
+padding is told by the position of the first end token, never by comparing with the padding: some
+code pads with 0, some with the end token itself.
 """
 
 from __future__ import annotations
@@ -11,36 +12,45 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from masksd.errors import unknown_name
+from masksd.data.vocabularies import (
+    BERT_FILES,
+    BERT_NAME,
+    CLIP_FILES,
+    CLIP_NAME,
+    UNKNOWN,
+    Vocabulary,
+    bert_vocabulary,
+    clip_vocabulary,
+    word_vocabulary,
+)
+from masksd.errors import check_choice, unknown_name
 
-CLIP_NAME = "openai/clip-vit-base-patch16"
-DEFAULT_LENGTH = 17  # the paper's for RefCOCO and RefCOCO+; 22 for G-Ref
+DEFAULT_LENGTH = 17  # the paper's for RefCOCO and RefCOCO+; 22 for G-Ref, LAVT has 20
 
 _SETTINGS = "tokenizer_settings.json"
 _MODEL = "tokenizer.json"
-_UNKNOWN = "[unknown]"
 
 
 class Tokenizer:
     """Turns sentences into ids of one length; see :func:`load_tokenizer`.
 
     Args:
-        backend: a tokenizer of the ``tokenizers`` library without post-processing in use.
-        start_token: the id put in front.
-        end_token: the id put behind; the largest of the vocabulary.
+        vocabulary: the backend, its kind and its special tokens.
         max_length: number of ids of every encoded sentence, at least 3.
 
     Attributes:
+        kind: ``"words"``, ``"clip"`` or ``"bert"``.
         vocab_size: number of ids.
-        start_token: see above.
-        end_token: see above.
+        start_token: the id in front.
+        end_token: the id behind; the largest of the vocabulary, except for BERT's.
+        pad_token: the id that fills up.
         max_length: see above.
 
     Raises:
-        ValueError: an end token that is not the largest id, or a ``max_length`` below 3.
+        ValueError: an unknown kind, an end token that is not the largest id of words or byte pairs
+            (their models find it by argmax), or a ``max_length`` below 3.
 
     Example:
         >>> tokenizer = load_tokenizer("shapes", max_length=6)
@@ -49,32 +59,40 @@ class Tokenizer:
         (torch.Size([6]), 4, 0)
     """
 
-    def __init__(self, backend: Backend, start_token: int, end_token: int, max_length: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, max_length: int) -> None:
+        backend = vocabulary.backend
+        check_choice("kind", vocabulary.kind, UNKNOWN)
         if max_length < 3:
             raise ValueError(f"max_length must be at least 3 (start, word, end), got {max_length}")
         self.vocab_size = backend.get_vocab_size()
-        if end_token != self.vocab_size - 1:
+        if vocabulary.kind != "bert" and vocabulary.end_token != self.vocab_size - 1:
             raise ValueError(
-                f"end_token must be the largest id {self.vocab_size - 1}, got {end_token}"
+                f"end_token must be the largest id {self.vocab_size - 1}, "
+                f"got {vocabulary.end_token}"
             )
-        # "<|endoftext|>" typed by somebody is text, never the end token
+        # "<|endoftext|>" or "[SEP]" typed by somebody is text, never the end token
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
+        self._vocabulary = vocabulary
         self._backend = backend
-        self.start_token = start_token
-        self.end_token = end_token
+        self.kind = vocabulary.kind
+        self.start_token = vocabulary.start_token
+        self.end_token = vocabulary.end_token
+        self.pad_token = vocabulary.pad_token
         self.max_length = max_length
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, int, int, int]]:
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
         # by the constructor: the backend's own pickle forgets how special tokens are read
-        return Tokenizer, (self._backend, self.start_token, self.end_token, self.max_length)
+        return Tokenizer, (self._vocabulary, self.max_length)
 
     def encode(self, sentence: str) -> Tensor:
         """Encode one sentence.
 
-        A long one keeps its first ``max_length - 2`` tokens, then the end token, as CRIS does. The
-        empty sentence is start and end alone.
+        A long one keeps its first ``max_length - 2`` tokens, then the end token, as CRIS does. LAVT
+        cuts after ``max_length`` tokens, so that its longest sentences have no end token; ours keep
+        it, since the attention mask and the masking of words both go by its position. The empty
+        sentence is start and end alone.
 
         Args:
             sentence: any text.
@@ -86,9 +104,26 @@ class Tokenizer:
             ValueError: text that is not valid Unicode (a lone surrogate).
         """
         body = [token for token, _ in self._pieces(sentence)[: self.max_length - 2]]
-        ids = torch.zeros(self.max_length, dtype=torch.int64)
-        ids[: len(body) + 2] = torch.tensor([self.start_token, *body, self.end_token])
-        return ids
+        ids = [self.start_token, *body, self.end_token]
+        return torch.tensor(ids + [self.pad_token] * (self.max_length - len(ids)))
+
+    def attention_mask(self, tokens: Tensor) -> Tensor:
+        """Tell the ids of a sentence from its padding.
+
+        Args:
+            tokens: ``(..., L)`` int64, padded with any id, the end token among them.
+
+        Returns:
+            ``(..., L)`` int64: 1 up to and including the first end token, 0 behind. A row without
+            one (LAVT's longest sentences) is all 1.
+
+        Example:
+            >>> tokenizer = load_tokenizer("shapes", max_length=6)
+            >>> tokenizer.attention_mask(tokenizer.encode("red circle"))
+            tensor([1, 1, 1, 1, 0, 0])
+        """
+        ends = tokens == self.end_token
+        return (ends.cumsum(dim=-1) - ends.long() == 0).long()
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Return the words of a sentence that the vocabulary lacks (none with byte pairs).
@@ -102,7 +137,10 @@ class Tokenizer:
         Raises:
             ValueError: as :meth:`encode`.
         """
-        unknown = self._backend.token_to_id(_UNKNOWN)
+        name = UNKNOWN[self.kind]
+        if name is None:
+            return []
+        unknown = self._backend.token_to_id(name)
         return [
             sentence[start:end]
             for token, (start, end) in self._pieces(sentence)
@@ -136,8 +174,10 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MODEL).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
         settings = {
+            "kind": self.kind,
             "start_token": self.start_token,
             "end_token": self.end_token,
+            "pad_token": self.pad_token,
             "max_length": self.max_length,
         }
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -160,8 +200,9 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
 
     Args:
         name_or_dir: ``"shapes"`` (the words of the shapes data set), ``"clip"`` (CLIP's byte
-            pairs), another CLIP repository on the Hub (``"owner/name"``), a folder that
-            :meth:`Tokenizer.save` wrote, or one with CLIP's ``vocab.json`` and ``merges.txt``.
+            pairs), ``"bert"`` (the word pieces of ``bert-base-uncased``), another CLIP repository
+            on the Hub (``"owner/name"``), a folder that :meth:`Tokenizer.save` wrote, one with
+            CLIP's ``vocab.json`` and ``merges.txt``, or one with BERT's ``vocab.txt``.
         max_length: number of ids of every encoded sentence; None takes the one that was saved, or
             17, the paper's for RefCOCO.
 
@@ -175,31 +216,38 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
     Example:
         >>> load_tokenizer("shapes", 22).max_length
         22
-        >>> load_tokenizer("shape")
+        >>> load_tokenizer("bart")
         Traceback (most recent call last):
         ...
-        ValueError: unknown tokenizer 'shape'; did you mean 'shapes'? Known: 'clip', 'shapes'
+        ValueError: unknown tokenizer 'bart'; did you mean 'bert'? Known: 'bert', 'clip', 'shapes'
     """
     folder = Path(name_or_dir)
     if (folder / _SETTINGS).is_file():
         return _load_saved(folder, max_length)
     length = DEFAULT_LENGTH if max_length is None else max_length
-    name = str(name_or_dir)
+    return Tokenizer(_vocabulary(name_or_dir), length)
+
+
+def _vocabulary(name_or_dir: str | Path) -> Vocabulary:
+    folder, name = Path(name_or_dir), str(name_or_dir)
     if name == "shapes":
         from masksd.data.expressions import shapes_vocabulary
 
-        return _word_tokenizer(shapes_vocabulary(), length)
+        return word_vocabulary(shapes_vocabulary())
     if folder.is_dir():
-        wanted = ("vocab.json", "merges.txt")
-        if not all((folder / each).is_file() for each in wanted):
-            raise ValueError(
-                f"tokenizer folder {folder} has neither {_SETTINGS} (a saved tokenizer) nor "
-                f"{' and '.join(wanted)} (CLIP's)"
-            )
-        return _clip_tokenizer(name, length)
+        if all((folder / each).is_file() for each in CLIP_FILES):
+            return clip_vocabulary(folder)
+        if all((folder / each).is_file() for each in BERT_FILES):
+            return bert_vocabulary(folder)
+        raise ValueError(
+            f"tokenizer folder {folder} has neither {_SETTINGS} (a saved tokenizer) nor "
+            f"{' and '.join(CLIP_FILES)} (CLIP's) nor {' and '.join(BERT_FILES)} (BERT's)"
+        )
+    if name == "bert":
+        return bert_vocabulary(BERT_NAME)
     if name == "clip" or name.count("/") == 1:
-        return _clip_tokenizer(CLIP_NAME if name == "clip" else name, length)
-    raise unknown_name("tokenizer", name, ["clip", "shapes"])
+        return clip_vocabulary(CLIP_NAME if name == "clip" else name)
+    raise unknown_name("tokenizer", name, ["bert", "clip", "shapes"])
 
 
 def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
@@ -207,10 +255,15 @@ def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         text = (folder / _MODEL).read_text(encoding="utf-8")
         start, end = int(settings["start_token"]), int(settings["end_token"])
+        pad = int(settings.get("pad_token", 0))
+        kind = settings.get("kind")
         length = int(settings["max_length"]) if max_length is None else max_length
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {error!r}") from None
-    return Tokenizer(_read_backend(text, folder), start, end, length)
+    backend = _read_backend(text, folder)
+    if kind is None:  # written before there was a third kind
+        kind = "clip" if backend.token_to_id("[unknown]") is None else "words"
+    return Tokenizer(Vocabulary(backend, kind, start, end, pad), length)
 
 
 def _read_backend(text: str, folder: Path) -> Backend:
@@ -223,41 +276,3 @@ def _read_backend(text: str, folder: Path) -> Backend:
         return Backend.from_str(text)
     except Exception as error:  # the library raises this very class, whatever is wrong
         raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
-
-
-def _word_tokenizer(words: list[str], max_length: int) -> Tokenizer:
-    """Lower-case words, split at spaces and punctuation; 0 pads, 1 is unknown, start, end last."""
-    vocabulary = {word: index for index, word in enumerate(["[pad]", _UNKNOWN, *words])}
-    vocabulary |= {"[start]": len(vocabulary), "[end]": len(vocabulary) + 1}
-    backend = Backend(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
-    )
-    return Tokenizer(backend, vocabulary["[start]"], vocabulary["[end]"], max_length)
-
-
-def _clip_tokenizer(name: str, max_length: int) -> Tokenizer:
-    from transformers import CLIPTokenizer
-    from transformers.utils import cached_file
-
-    try:
-        # from_pretrained makes an empty tokenizer, without a word, where the files are missing
-        files = [cached_file(name, each) for each in ("vocab.json", "merges.txt")]
-    except OSError as error:
-        raise ValueError(
-            f"tokenizer {name!r} is not in the cache and cannot be downloaded "
-            f"({type(error).__name__}); get vocab.json and merges.txt with `hf download {name} "
-            "vocab.json merges.txt tokenizer_config.json` where there is a network, or pass a "
-            "folder that holds them"
-        ) from None
-    folder = Path(files[0]).parent
-    try:
-        clip = CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises this very class
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"tokenizer folder {folder} is damaged: vocab.json, merges.txt or another file of it "
-            f"cannot be read ({type(error).__name__}: {reason})"
-        ) from None
-    return Tokenizer(clip.backend_tokenizer, clip.bos_token_id, clip.eos_token_id, max_length)

@@ -1,4 +1,7 @@
-"""From a picture and its mask to tensors. Pixels stay 8-bit until they are on the device."""
+"""From a picture and its mask to tensors. Pixels stay 8-bit until they are on the device.
+
+Two ways to make a square: *squash* changes the proportions, *letterbox* keeps them and pads.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from masksd.errors import check_choice
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FITS = ("squash", "letterbox")
+_PAD = torch.tensor([123.0, 117.0, 104.0])  # CLIP's mean in 8 bits
 
 
 def resize_picture(picture: Image.Image, size: int) -> Tensor:
@@ -32,12 +39,13 @@ def resize_picture(picture: Image.Image, size: int) -> Tensor:
         >>> resize_picture(Image.new("RGB", (9, 5), (1, 2, 3)), 4)[:, 0, 0]
         tensor([1, 2, 3], dtype=torch.uint8)
     """
-    _check_size(size)
-    if picture.mode != "RGB":
-        raise ValueError(f"picture has mode {picture.mode!r}, expected 'RGB'; use .convert('RGB')")
+    _check_picture(picture, size)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # antialiased in Pillow
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    channels = np.empty((3, size, size), dtype=np.uint8)
+    for index, channel in enumerate(picture.split()):  # faster than one array and its transpose
+        channels[index] = np.asarray(channel)
+    return torch.from_numpy(channels)
 
 
 def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
@@ -57,13 +65,110 @@ def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
         >>> resize_mask(np.array([[0, 1], [0, 0]]), 4)[0]
         tensor([0, 0, 1, 1], dtype=torch.uint8)
     """
-    _check_size(size)
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {mask.shape}, expected (H, W)")
+    _check_mask(mask, size)
     height, width = mask.shape
     rows = ((np.arange(size) + 0.5) * height / size).astype(np.int64)
     columns = ((np.arange(size) + 0.5) * width / size).astype(np.int64)
-    return torch.from_numpy((mask[rows[:, None], columns] != 0).astype(np.uint8))
+    resized = mask[rows][:, columns]  # one axis after the other is faster than both at once
+    return torch.from_numpy((resized != 0).astype(np.uint8))
+
+
+def fit_picture(picture: Image.Image, size: int, fit: str = "squash") -> Tensor:
+    """Bring a picture into a square.
+
+    ``"squash"`` is :func:`resize_picture`. ``"letterbox"`` is CRIS's way, as OpenCV's
+    ``warpAffine`` defines it: scaled by :func:`letterbox_geometry`, centred, cubic (a = -0.75)
+    without antialiasing at positions of 1/32 pixel, padded with CLIP's mean colour.
+
+    Args:
+        picture: any size, mode ``"RGB"``.
+        size: side S of the square in pixels.
+        fit: ``"squash"`` or ``"letterbox"``.
+
+    Returns:
+        ``(3, S, S)`` uint8.
+
+    Raises:
+        ValueError: a picture that is not RGB, a size below 1, or an unknown ``fit``.
+
+    Example:
+        >>> picture = Image.new("RGB", (8, 4), (255, 0, 0))
+        >>> fit_picture(picture, 4, "letterbox")[:, :, 1]  # the top and bottom are padding
+        tensor([[123, 255, 255, 123],
+                [117,   0,   0, 117],
+                [104,   0,   0, 104]], dtype=torch.uint8)
+    """
+    check_choice("fit", fit, FITS)
+    if fit == "squash":
+        return resize_picture(picture, size)
+    _check_picture(picture, size)
+    scale, left, top = letterbox_geometry(picture.height, picture.width, size)
+    width, height = picture.size
+    pixels = torch.from_numpy(np.array(picture)).view(height, 3 * width).float()
+    pixels -= _PAD.repeat(width)  # with the padding as zero, what lies outside needs no tap
+    rows = torch.sparse.mm(_cubic_taps(height, size, scale, top), pixels)  # (S, 3 W)
+    turned = rows.view(size, width, 3).permute(1, 2, 0).reshape(width, 3 * size)
+    columns = torch.sparse.mm(_cubic_taps(width, size, scale, left), turned)  # (S, 3 S)
+    fitted = (columns.view(size, 3, size) + _PAD.view(3, 1)).round().clamp(0, 255)
+    return fitted.to(torch.uint8).permute(1, 2, 0).contiguous()
+
+
+def fit_mask(mask: NDArray[Any], size: int, fit: str = "squash") -> Tensor:
+    """Bring a mask into a square, nearest, so that it lies on :func:`fit_picture`'s picture.
+
+    Args:
+        mask: ``(H, W)``, zero or not.
+        size: side S of the square in pixels.
+        fit: ``"squash"`` (:func:`resize_mask`) or ``"letterbox"`` (0 on the padding).
+
+    Returns:
+        ``(S, S)`` uint8 of 0 and 1.
+
+    Raises:
+        ValueError: a mask that is not two-dimensional, a size below 1, or an unknown ``fit``.
+
+    Example:
+        >>> fit_mask(np.ones((4, 8)), 4, "letterbox")[:, 0]
+        tensor([0, 1, 1, 0], dtype=torch.uint8)
+    """
+    check_choice("fit", fit, FITS)
+    if fit == "squash":
+        return resize_mask(mask, size)
+    _check_mask(mask, size)
+    height, width = mask.shape
+    scale, left, top = letterbox_geometry(height, width, size)
+    padded = np.zeros((height + 1, width + 1), dtype=np.uint8)
+    padded[:-1, :-1] = mask != 0  # the last row and column stand for what lies outside
+    rows = _nearest(height, size, scale, top)
+    columns = _nearest(width, size, scale, left)
+    return torch.from_numpy(padded[rows][:, columns])
+
+
+def letterbox_geometry(height: int, width: int, size: int) -> tuple[float, float, float]:
+    """Return how a letterbox places a picture: ``x' = scale * x + left``, ``y' = scale * y + top``.
+
+    Coordinates are pixel indices: (0, 0) is the centre of the first pixel, as in CRIS.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        size: side S of the square in pixels.
+
+    Returns:
+        ``scale = min(S / height, S / width)``, ``left = (S - width * scale) / 2`` and
+        ``top = (S - height * scale) / 2``.
+
+    Raises:
+        ValueError: a side below 1.
+
+    Example:
+        >>> letterbox_geometry(480, 640, 416)
+        (0.65, 0.0, 52.0)
+    """
+    for name, value in (("height", height), ("width", width), ("size", size)):
+        _check_side(name, value)
+    scale = min(size / height, size / width)
+    return scale, (size - width * scale) / 2, (size - height * scale) / 2
 
 
 def normalize(
@@ -97,6 +202,44 @@ def normalize(
     return (images.float() / 255 - shift) / scale
 
 
-def _check_size(size: int) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"size must be a whole number of pixels of at least 1, got {size!r}")
+def _cubic_taps(length: int, size: int, scale: float, shift: float) -> Tensor:
+    """Return the matrix ``(size, length)``, sparse, that resamples one axis of a picture."""
+    position = np.floor((np.arange(size) - shift) / scale * 32 + 0.5) / 32
+    taps = np.floor(position).astype(np.int64)[:, None] + np.arange(-1, 3)
+    weights = _cubic(np.abs(position[:, None] - taps))
+    inside = np.nonzero((taps >= 0) & (taps < length))
+    places = torch.from_numpy(np.stack([inside[0], taps[inside]]))
+    values = torch.from_numpy(weights[inside].astype(np.float32))
+    return torch.sparse_coo_tensor(
+        places, values, (size, length), check_invariants=True, is_coalesced=True
+    )
+
+
+def _cubic(x: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
+    """Keys' cubic kernel for distances of 0 to 2 pixels."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, far)
+
+
+def _nearest(length: int, size: int, scale: float, shift: float) -> NDArray[np.int64]:
+    """Return the index that each of ``size`` pixels takes; -1 outside."""
+    index = np.floor((np.arange(size) - shift) / scale + 0.5).astype(np.int64)
+    return np.where((index >= 0) & (index < length), index, -1)
+
+
+def _check_picture(picture: Image.Image, size: int) -> None:
+    _check_side("size", size)
+    if picture.mode != "RGB":
+        raise ValueError(f"picture has mode {picture.mode!r}, expected 'RGB'; use .convert('RGB')")
+
+
+def _check_mask(mask: NDArray[Any], size: int) -> None:
+    _check_side("size", size)
+    if mask.ndim != 2:
+        raise ValueError(f"mask has shape {mask.shape}, expected (H, W)")
+
+
+def _check_side(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of pixels of at least 1, got {value!r}")

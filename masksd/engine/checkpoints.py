@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from masksd.data.transforms import FITS
 from masksd.engine.files import verify_folder, write_folder
-from masksd.errors import check_fraction
+from masksd.errors import check_choice, check_fraction
 
 if TYPE_CHECKING:
     from masksd.data.tokenizers import Tokenizer
@@ -48,6 +49,7 @@ class CheckpointConfig:
         step: training steps done.
         data: ``DataConfig`` of the training as a dict, its folders as strings.
         version: of masksd that wrote it.
+        fit: how a picture becomes a square, ``"squash"`` or ``"letterbox"``.
 
     Raises:
         ValueError: a field of another type or out of range, named.
@@ -64,6 +66,7 @@ class CheckpointConfig:
     step: int
     data: dict[str, Any]
     version: str
+    fit: str = "squash"
 
     def __post_init__(self) -> None:
         for name in ("model", "version"):
@@ -78,6 +81,7 @@ class CheckpointConfig:
             numbers = isinstance(value, tuple) and all(type(each) in (int, float) for each in value)
             _check(self, name, numbers and len(value) == 3, "three numbers")
         check_fraction("threshold", self.threshold)
+        check_choice("fit", self.fit, FITS)
         wanted = self.distill is None or isinstance(self.distill, dict)
         _check(self, "distill", wanted, "an object or null")
 
@@ -197,6 +201,7 @@ def _read_config(root: Path) -> CheckpointConfig:
     found = fields.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"checkpoint {root} has format {found!r}, this masksd reads {FORMAT}")
+    fields.setdefault("fit", "squash")  # before there was a choice
     known = {field.name for field in dataclasses.fields(CheckpointConfig)}
     if set(fields) != known:
         wrong = ", ".join(sorted(known ^ set(fields)))

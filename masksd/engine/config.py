@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from masksd.config import DistillConfig
-from masksd.errors import check_choice, check_fraction, unknown_name
+from masksd.data.transforms import FITS
+from masksd.engine.data_config import DataConfig as DataConfig
+from masksd.engine.data_config import cache_folder as cache_folder
+from masksd.engine.data_config import check_whole
+from masksd.engine.schedules import SCHEDULES, Schedule
+from masksd.errors import check_choice, check_fraction
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+OPTIMIZERS = ("adam", "adamw")
 
 
 class TrainingError(RuntimeError):
@@ -26,107 +31,6 @@ class TrainingError(RuntimeError):
     """
 
 
-def cache_folder() -> Path:
-    """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder.
-
-    Raises:
-        ValueError: if there is neither.
-
-    Example:
-        >>> cache_folder().name != ""
-        True
-    """
-    own = os.environ.get("MASKSD_CACHE")
-    if own:
-        return Path(own)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(cache or Path.home() / ".cache") / "masksd"
-    except RuntimeError:
-        raise ValueError(
-            "the user has no home folder to keep generated data in; set MASKSD_CACHE to a folder"
-        ) from None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where pictures and expressions come from: a folder in refer format, or generated shapes.
-
-    Attributes:
-        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; None generates the
-            shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
-        images: folder of the pictures; None takes DATA_ROOT/images.
-        name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
-        split_by: who made the splits, as the refs file says: masksd, unc, google, umd.
-        text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
-        level: of generated shapes: easy, medium, hard.
-        variant: of generated shapes: empty, + (no location words), g (long sentences).
-        pictures: generated for training, the other splits aside; None takes the default.
-
-    Raises:
-        ValueError: a field out of range, named.
-
-    Example:
-        >>> DataConfig(level="hard").title()
-        'shapes-hard'
-        >>> DataConfig(pictures=0)
-        Traceback (most recent call last):
-        ValueError: pictures must be a whole number of at least 1, got 0
-    """
-
-    data_root: Path | None = None
-    images: Path | None = None
-    name: str = "shapes"
-    split_by: str = "masksd"
-    text: Literal["sent", "raw"] = "sent"
-    level: str = "easy"
-    variant: str = ""
-    pictures: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("text", self.text, ("sent", "raw"))
-        _check_whole(self, pictures=1)
-        if self.data_root is None and self.name != "shapes":
-            raise ValueError(
-                f"data set {self.name!r} is not generated; name the folder that holds "
-                f"{self.name}/instances.json with data_root"
-            )
-
-    def title(self) -> str:
-        """Return a short name of the data, for folders."""
-        return self.name if self.data_root else f"shapes-{self.level}{self.variant}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; folders as they are found from everywhere.
-
-        Example:
-            >>> DataConfig.from_dict(DataConfig(level="hard").to_dict()).level
-            'hard'
-        """
-        fields = dataclasses.asdict(self)
-        return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> DataConfig:
-        """Build one from what :meth:`to_dict` returned; what is lacking takes its default.
-
-        Raises:
-            ValueError: an unknown field, or one of another type or out of range.
-        """
-        default = dataclasses.asdict(cls())
-        values = dict(fields)
-        for name, value in fields.items():
-            if name not in default:
-                raise unknown_name("field of the data", name, default)
-            if value is None and default[name] is None:
-                continue
-            if name != "pictures" and not isinstance(value, str):
-                raise ValueError(f"field {name!r} of the data must be a string, got {value!r}")
-            if name in ("data_root", "images"):
-                values[name] = Path(value)
-        return cls(**values)
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run: model, data, optimiser, method and what is written.
@@ -134,24 +38,39 @@ class TrainConfig:
     The defaults train the small model on generated pictures, on a CPU, in minutes.
 
     Attributes:
-        model: name in the registry of models.
-        pretrained: start from CLIP's weights, where the model has them.
+        model: clip_cris_tiny, clip_cris_vit_s16, clip_cris_vit_b16, clip_cris_vit_l14 (CLIP's
+            transformers), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or lavt_swin_b (LAVT).
+        pretrained: start from pretrained towers, where the model has them.
         dropout: of the decoder, in [0, 1]; None takes the model's own.
         data: see DataConfig.
         train_split: split to train on.
         eval_split: split to score on.
         train_items: one item a ref with a random sentence of it (refs), or one a sentence
             (sentences).
-        tokenizer: shapes (its words), clip (byte pairs, from the Hugging Face cache), a repository
-            there or a folder; None takes shapes for shapes and clip for other data and where the
-            model is pretrained.
+        tokenizer: shapes (its words), clip (byte pairs), bert (word pieces; both from the Hugging
+            Face cache), a repository there or a folder; None takes shapes for shapes, and what the
+            model's text tower knows for other data and where it is pretrained.
         max_length: tokens of a sentence, start and end included; the paper has 22 for G-Ref.
         image_size: side of the squared input, pixels; None takes the model's own.
+        fit: how a picture becomes a square: squash, or letterbox (centred on padding, as CRIS).
         batch_size: pictures a step on each device.
-        steps: optimiser steps of the whole run.
-        lr: peak learning rate of AdamW.
-        warmup: steps over which the learning rate rises from 0; it then falls to 0 as a cosine.
-        weight_decay: of AdamW, on parameters of two and more dimensions only.
+        steps: optimiser steps of the whole run; None where epochs say how long it is.
+        epochs: passes over the training items, where steps do not say how long the run is.
+        optimizer: adam or adamw; adam adds the weight decay to the gradient.
+        lr: peak learning rate.
+        schedule: how the learning rate goes down: cosine (to 0), multistep (drops) or poly (to 0).
+        warmup: steps over which the learning rate rises from 0; None where warmup_epochs say it.
+        warmup_epochs: the same in epochs.
+        milestones: of multistep, shares of the run, in (0, 1): 0.7 is epoch 35 of 50.
+        gamma: of multistep, what the learning rate is multiplied by at each of them, in [0, 1].
+        power: of poly, the exponent; LAVT has 0.9.
+        backbone_lr: factor of the learning rate of the two towers, in [0, 1]; not of tables of
+            absolute positions. CRIS has 0.1.
+        weight_decay: on parameters of two and more dimensions only, and not on Swin's tables of
+            relative positions.
+        class_weights: of background and foreground in a cross-entropy on what the model returns, in
+            place of the segmentation loss; LAVT has 0.9 1.1. None takes the loss as it is.
+        frozen: beginnings of names of the model's parameters that are not trained.
         clip_norm: the gradient is scaled down to this norm; inf never does.
         max_bad_steps: a step with a gradient that is not finite is skipped; this many in a row end
             the run.
@@ -192,11 +111,22 @@ class TrainConfig:
     tokenizer: str | None = None
     max_length: int = 17
     image_size: int | None = None
+    fit: Literal["squash", "letterbox"] = "squash"
     batch_size: int = 16
-    steps: int = 1000
+    steps: int | None = 1000
+    epochs: int | None = None
+    optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = 1.5e-3
-    warmup: int = 100
+    schedule: Literal["cosine", "multistep", "poly"] = "cosine"
+    warmup: int | None = 100
+    warmup_epochs: int | None = None
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    power: float = 0.9
+    backbone_lr: float = 1.0
     weight_decay: float = 0.01
+    class_weights: tuple[float, float] | None = None
+    frozen: tuple[str, ...] = ()
     clip_norm: float = 1.0
     max_bad_steps: int = 20
     seed: int = 0
@@ -216,13 +146,15 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _check_whole(
+        check_whole(
             self,
             max_length=3,
             image_size=1,
             batch_size=1,
             steps=1,
+            epochs=1,
             warmup=0,
+            warmup_epochs=0,
             max_bad_steps=1,
             seed=0,
             workers=0,
@@ -232,34 +164,82 @@ class TrainConfig:
             eval_batch_size=1,
             sheet_rows=1,
         )
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a finite number above 0, got {self.lr}")
+        for one, other in (("steps", "epochs"), ("warmup", "warmup_epochs")):
+            values = getattr(self, one), getattr(self, other)
+            if values.count(None) != 1:
+                raise ValueError(
+                    f"exactly one of {one} and {other} must be given and the other be None, got "
+                    f"{one}={values[0]} and {other}={values[1]}"
+                )
+        for name in ("lr", "power"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be a finite number above 0, got {getattr(self, name)}"
+                )
+        for name in ("gamma", "backbone_lr", "threshold"):
+            check_fraction(name, getattr(self, name))
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be finite, 0 or more, got {self.weight_decay}")
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                "milestones are where schedule 'multistep' drops, and of no other, got "
+                f"schedule={self.schedule!r} and milestones={self.milestones}"
+            )
+        if not all(0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(
+                f"milestones must be shares of the run, in (0, 1), got {self.milestones}"
+            )
+        weights = self.class_weights
+        if weights is not None and not (
+            len(weights) == 2 and all(0 < weight < math.inf for weight in weights)
+        ):
+            raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
+        if weights is not None and self.distill.dice_weight:
+            raise ValueError(
+                "class_weights take the place of the segmentation loss, which dice_weight belongs "
+                "to; set one of the two"
+            )
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 (inf never clips), got {self.clip_norm}")
-        check_fraction("threshold", self.threshold)
         if self.dropout is not None:
             check_fraction("dropout", self.dropout)
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         check_choice("train_items", self.train_items, ("refs", "sentences"))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("fit", self.fit, FITS)
 
     def output_folder(self) -> Path:
         """Return the folder of the run."""
         return Path("runs") / self.data.title() if self.output is None else self.output
 
-    def learning_rate(self, updates: int) -> float:
-        """Return the learning rate after a number of updates: linear warm-up, then a cosine to 0.
+    def schedule_of(self, epoch: int) -> Schedule:
+        """Return the learning rate over the run, and with it the number of steps.
+
+        Args:
+            epoch: steps in a pass over the training items.
+
+        Raises:
+            ValueError: epochs are counted, and there is not one step in an epoch.
 
         Example:
-            >>> config = TrainConfig(steps=100, warmup=10, lr=1.0)
-            >>> [round(config.learning_rate(updates), 3) for updates in (0, 9, 10, 55, 100)]
-            [0.1, 1.0, 1.0, 0.5, 0.0]
+            >>> schedule = TrainConfig(epochs=50, steps=None).schedule_of(epoch=662)
+            >>> schedule.steps, schedule.warmup
+            (33100, 100)
         """
-        if updates < self.warmup:
-            return self.lr * (updates + 1) / self.warmup
-        done = (updates - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if epoch < 1 and None in (self.steps, self.warmup):
+            raise ValueError("an epoch has no step; lower the batch size, or count in steps")
+        steps = (self.epochs or 0) * epoch if self.steps is None else self.steps
+        warmup = (self.warmup_epochs or 0) * epoch if self.warmup is None else self.warmup
+        return Schedule(
+            self.schedule,
+            lr=self.lr,
+            steps=steps,
+            warmup=warmup,
+            milestones=tuple(round(share * steps) for share in self.milestones),
+            gamma=self.gamma,
+            power=self.power,
+        )
 
     def to_json(self) -> str:
         """Return the config as JSON text; paths become strings, and an infinite number null.
@@ -277,13 +257,3 @@ def _without_infinity(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_infinity(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _check_whole(config: object, **least: int) -> None:
-    """Raise a ``ValueError`` unless the named fields are whole numbers, or None, from ``least``."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-            raise ValueError(f"{name} must be a whole number of at least {bound}, got {value!r}")

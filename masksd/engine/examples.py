@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from masksd.data.transforms import normalize
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.engine.checkpoints import Checkpoint
-from masksd.engine.feeding import resize_probabilities
+from masksd.engine.feeding import foreground_logits, model_inputs
 from masksd.engine.figures import SheetRow
+from masksd.engine.predictor import probabilities_of
 
 if TYPE_CHECKING:
     from masksd.data.refer import ReferDataset
@@ -37,17 +37,16 @@ def example_rows(
     config = checkpoint.config
     device = next(checkpoint.model.parameters()).device
     items = [dataset[index] for index in indices]
-    images = normalize(
-        torch.stack([item["image"] for item in items]).to(device), config.mean, config.std
-    )
+    images = torch.stack([item["image"] for item in items]).to(device)
     tokens = torch.stack([item["tokens"] for item in items]).to(device)
     target = torch.stack([item["target"] for item in items]).to(device).float()
-    out = sd.preview(images, tokens, target=target)
+    out = sd.preview(*model_inputs(checkpoint, images, tokens), target=target)
+    logits = foreground_logits(out.logits)
     rows = []
     for row, index in enumerate(indices):
         truth = dataset.truth(index) > 0
-        prediction = (resize_probabilities(out.logits[row], truth.shape) > config.threshold).cpu()
-        predicted = prediction.numpy()
+        probabilities = probabilities_of(config, logits[row], truth.shape)
+        predicted = (probabilities > config.threshold).cpu().numpy()
         union = int((predicted | truth).sum())
         relevance = masked = None
         if "lmvsd" in out.masks:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PREDICTION_COLOUR = (230, 45, 90)
 TRUTH_COLOUR = (20, 150, 70)
 BoolArray = NDArray[np.bool_]
+_STRIP = 256  # rows
 
 
 class SheetRow(NamedTuple):
@@ -69,15 +70,20 @@ def overlay(
     """
     from PIL import Image
 
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(picture.convert("RGB"))
     if mask.shape != pixels.shape[:2]:
         raise ValueError(
             f"mask is {mask.shape} and picture {pixels.shape[:2]} (H, W); resize the mask"
         )
     tint = np.asarray(colour, dtype=np.float32)
-    shown = np.where(mask[..., None], 0.7 * pixels + 0.3 * tint, 0.5 * pixels + 0.5 * 255)
-    shown[_edge(mask)] = tint
-    return Image.fromarray(shown.round().astype(np.uint8))
+    shown = np.empty_like(pixels)
+    for start in range(0, len(mask), _STRIP):  # a whole picture in floats may fill the memory
+        rows = slice(start, start + _STRIP)
+        inside, light = mask[rows, :, None], pixels[rows].astype(np.float32)
+        light = np.where(inside, 0.7 * light + 0.3 * tint, 0.5 * light + 0.5 * 255)
+        shown[rows] = light.round().astype(np.uint8)
+    shown[_edge(mask)] = np.asarray(colour, dtype=np.uint8)
+    return Image.fromarray(shown)
 
 
 def _edge(mask: BoolArray) -> BoolArray:
@@ -136,7 +142,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
@@ -180,7 +186,7 @@ def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
             panels += [_heat(row.picture, row.relevance), _covered(row.picture, row.masked)]
         for axes, panel in zip(cells[1:], panels, strict=False):
             axes.imshow(np.asarray(panel))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _heat(picture: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
@@ -204,7 +210,8 @@ def _covered(picture: Image.Image, masked: BoolArray) -> Image.Image:
     return Image.composite(Image.new("RGB", picture.size, (110, 110, 110)), picture, stencil)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_files({Path(path): buffer.getvalue()})

@@ -10,42 +10,27 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from masksd.data.records import DataError
-from masksd.data.transforms import normalize
-from masksd.distill import CrossModalMaskedSelfDistill
+from masksd.distill import DistillOutput
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
 from masksd.engine.config import TrainConfig, TrainingError
 from masksd.engine.evaluator import evaluate, evaluate_all, spread_indices
 from masksd.engine.examples import example_rows
+from masksd.engine.feeding import model_inputs
 from masksd.engine.figures import draw_curves, draw_sheet
 from masksd.engine.files import StagedFolder
 from masksd.engine.keys import EpochSampler, keyed_seed
+from masksd.engine.optimizers import build_optimizer, freeze
+from masksd.engine.wrapping import wrap_model
+from masksd.losses.class_weighted import class_weighted_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from masksd.data.refer import ReferDataset
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters for the optimiser: biases, norms and tokens ``(C,)`` do not decay.
-
-    Args:
-        module: all of its trainable parameters are taken, once each.
-        weight_decay: for those of two and more dimensions.
-
-    Example:
-        >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3), 0.1)]
-        [1, 1]
-    """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 class Run:
@@ -61,6 +46,7 @@ class Run:
 
     Attributes:
         sd: the wrapper around the model.
+        schedule: the learning rate over the steps.
         done: steps taken.
         skipped: of these, with a gradient that was not finite.
         records: the training lines of ``metrics.jsonl``.
@@ -79,9 +65,8 @@ class Run:
         self.checkpoint, self.training, self.scoring = checkpoint, training, scoring
         model: Any = checkpoint.model
         model.to(accelerator.device).train()
-        self.sd = CrossModalMaskedSelfDistill(
-            model.encoder, model.neck, model.decoder, config.distill
-        ).to(accelerator.device)
+        freeze(model, config.frozen)
+        self.sd = wrap_model(model, config.distill, checkpoint.tokenizer).to(accelerator.device)
         self.sampler = EpochSampler(len(training), config.seed)
         loader = DataLoader(
             training,
@@ -89,11 +74,14 @@ class Run:
             sampler=self.sampler,
             drop_last=True,
             num_workers=config.workers,
+            persistent_workers=config.workers > 0,  # an epoch of shapes lasts a few seconds
+            pin_memory=accelerator.device.type == "cuda",
             # without one of its own the loader draws from the global stream
             generator=torch.Generator().manual_seed(keyed_seed(config.seed, "workers")),
         )
-        optimizer = torch.optim.AdamW(parameter_groups(self.sd, config.weight_decay), lr=config.lr)
+        optimizer = build_optimizer(self.sd, model, config)
         self.wrapped, self.optimizer, self.loader = accelerator.prepare(self.sd, optimizer, loader)
+        self.schedule = config.schedule_of(len(self.loader))
         self.done = self.skipped = 0
         self.records: list[dict[str, Any]] = []
 
@@ -108,10 +96,9 @@ class Run:
         indices = range(self.config.batch_size)
         batch = default_collate([self.training[index] for index in indices])
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        target = batch["target"].float()
         with self.accelerator.autocast():
-            self.sd.preview(
-                self._normalized(batch), batch["tokens"], target=batch["target"].float()
-            )
+            self._losses(self.sd.preview(*self._inputs(batch), target=target), target)
 
     def fit(self) -> None:
         """Take all steps."""
@@ -119,10 +106,11 @@ class Run:
 
         config, accelerator = self.config, self.accelerator
         main = accelerator.is_main_process
-        steps = range(1, config.steps + 1)
+        total = self.schedule.steps
+        steps = range(1, total + 1)
         every = config.evaluate_every
         shown = main and config.progress
-        bar = tqdm(total=config.steps, desc="train", unit="step", disable=not shown)
+        bar = tqdm(total=total, desc="train", unit="step", disable=not shown)
         window: list[Tensor] = []
         bad: list[list[int]] = []
         since = time.perf_counter()
@@ -140,11 +128,11 @@ class Run:
                         "look at these items"
                     )
                 bar.update()
-                if step % config.log_every == 0 or step == config.steps:
+                if step % config.log_every == 0 or step == total:
                     self._log(step, window, time.perf_counter() - since)
                     bar.set_postfix(loss=self.records[-1]["loss"])
                     window, since = [], time.perf_counter()
-                if every and step % every == 0 and step < config.steps:
+                if every and step % every == 0 and step < total:
                     paused = time.perf_counter()
                     scores = evaluate(self.checkpoint, self.scoring, **self._scoring_options())
                     self._write({"step": step, "scores": {"own": scores}})
@@ -164,27 +152,34 @@ class Run:
                 raise DataError(text.strip()) from None
             epoch += 1
 
-    def _normalized(self, batch: dict[str, Tensor]) -> Tensor:
-        config = self.checkpoint.config
-        return normalize(batch["image"], config.mean, config.std)
+    def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return model_inputs(self.checkpoint, batch["image"], batch["tokens"])
+
+    def _losses(self, out: DistillOutput, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its terms, with the host's own loss where it is weighted by class."""
+        losses, weights = out.losses, self.config.class_weights
+        if weights is not None:
+            losses = {**losses, "seg": class_weighted_loss(out.host_output, target, weights)}
+        return losses["seg"] + out.distill_loss, losses
 
     def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
         """Take one step; return losses and gradient norm, and whether the norm was finite."""
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(keyed_seed(config.seed, "dropout", step, accelerator.process_index))
-        self.rate = config.learning_rate(step - 1 - self.skipped)
+        self.rate = self.schedule.rate(step - 1 - self.skipped)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group["scale"]
         target = batch["target"].float()
-        out = self.wrapped(self._normalized(batch), batch["tokens"], target=target)
-        accelerator.backward(out.loss)
+        out = self.wrapped(*self._inputs(batch), target=target)
+        loss, losses = self._losses(out, target)
+        accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_norm)
         finite = bool(torch.isfinite(norm))  # the same on every process: gradients are averaged
         if finite or accelerator.scaler is not None:  # a loss scaler skips and learns by itself
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_names = list(out.losses)
-        values = [out.loss, *out.losses.values(), norm]
+        self.loss_names = list(losses)
+        values = [loss, *losses.values(), norm]
         return torch.stack([value.detach().float() for value in values]), finite
 
     def _log(self, step: int, window: list[Tensor], seconds: float) -> None:

@@ -1,10 +1,14 @@
-"""Prediction on one picture: load a checkpoint, set a picture, ask for expressions."""
+"""Prediction on one picture: load a checkpoint, set a picture, ask for expressions.
+
+The picture is encoded once where the model allows it: that of a CRIS goes to neck and decoder with
+each sentence, while a LAVT fuses the sentence inside its image encoder and runs as a whole.
+"""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -12,14 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksd.data.pictures import read_picture, to_rgb
-from masksd.data.transforms import resize_picture
-from masksd.engine.checkpoints import Checkpoint, load_checkpoint
-from masksd.engine.feeding import predict_logits, resize_probabilities
+from masksd.data.transforms import fit_picture, normalize
+from masksd.engine.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint
+from masksd.engine.feeding import foreground_logits, predict_logits, resize_probabilities
 from masksd.errors import check_fraction
+from masksd.evaluation.resampling import unletterbox
+from masksd.models.base import CrisModel
 from masksd.modes import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from masksd.segmenter import ImageFeatures
 
 
 class Prediction(NamedTuple):
@@ -52,12 +60,15 @@ class Predictor:
         >>> predictor.set_image(Image.new("RGB", (40, 30)))
         >>> predictor.predict("the red circle").mask.shape
         (30, 40)
+        >>> [answer.mask.shape for answer in predictor.predict(["the red circle", "the star"])]
+        [(30, 40), (30, 40)]
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.picture: Image.Image | None = None
         self._image: Tensor | None = None
+        self._encoded: ImageFeatures | None = None
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -73,7 +84,7 @@ class Predictor:
         return cls(load_checkpoint(folder, device))
 
     def set_image(self, image: str | Path | Image.Image) -> None:
-        """Choose the picture.
+        """Choose the picture, and encode it where the model encodes it without a sentence.
 
         Args:
             image: a JPEG, PNG, WEBP or BMP file, or a picture of any mode of 8 bits; it is turned
@@ -88,20 +99,36 @@ class Predictor:
             if isinstance(image, str | Path)
             else to_rgb(image, upright=True)
         )
-        resized = resize_picture(picture, self.checkpoint.config.image_size)
-        device = next(self.checkpoint.model.parameters()).device
-        self.picture, self._image = picture, resized[None].to(device)
+        config, model = self.checkpoint.config, self.checkpoint.model
+        resized = fit_picture(picture, config.image_size, config.fit)[None]
+        resized = resized.to(next(model.parameters()).device)
+        encoded = None
+        if isinstance(model, CrisModel):
+            with evaluating(model), torch.inference_mode():
+                encoded = model.encoder.encode_image(normalize(resized, config.mean, config.std))
+        self.picture, self._image, self._encoded = picture, resized, encoded
 
-    def predict(self, expression: str, threshold: float | None = None) -> Prediction:
+    @overload
+    def predict(self, expression: str, threshold: float | None = None) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, expression: list[str] | tuple[str, ...], threshold: float | None = None
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, expression: str | list[str] | tuple[str, ...], threshold: float | None = None
+    ) -> Prediction | list[Prediction]:
         """Find what an expression refers to.
 
         Args:
-            expression: words; unknown ones, and that not all fit in, are a ``UserWarning``.
+            expression: words, or several expressions; unknown words, and that not all fit in, are
+                a ``UserWarning``.
             threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes
                 the checkpoint's (the paper's is 0.35).
 
         Returns:
-            The mask and the probabilities.
+            The mask and the probabilities; for several expressions a list of them.
 
         Raises:
             ValueError: no picture was set, an empty expression, one of unknown words only, or a
@@ -111,12 +138,41 @@ class Predictor:
             raise ValueError("no picture was set; call set_image first")
         threshold = self.checkpoint.config.threshold if threshold is None else threshold
         check_fraction("threshold", threshold)
-        tokens = encode_expression(self.checkpoint, expression)[None].to(self._image.device)
-        with evaluating(self.checkpoint.model), torch.inference_mode():
-            logits = predict_logits(self.checkpoint, self._image, tokens)
-            width, height = self.picture.size
-            probabilities = resize_probabilities(logits[0], (height, width)).cpu().numpy()
-        return Prediction(probabilities > threshold, probabilities)
+        found = []
+        for each in [expression] if isinstance(expression, str) else expression:
+            tokens = encode_expression(self.checkpoint, each)[None].to(self._image.device)
+            with evaluating(self.checkpoint.model), torch.inference_mode():
+                logits = self._logits(self._image, tokens)[0]
+                width, height = self.picture.size
+                at_size = probabilities_of(self.checkpoint.config, logits, (height, width))
+            probabilities = at_size.cpu().numpy()
+            found.append(Prediction(probabilities > threshold, probabilities))
+        return found[0] if isinstance(expression, str) else found
+
+    def _logits(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Return ``(1, 1, h, w)`` for one sentence ``(1, L)``."""
+        model = self.checkpoint.model
+        if isinstance(model, CrisModel) and self._encoded is not None:
+            return foreground_logits(model.segment(self._encoded, tokens))
+        return predict_logits(self.checkpoint, image, tokens)
+
+
+def probabilities_of(config: CheckpointConfig, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a model's answer to a picture's own size.
+
+    Args:
+        config: says how the picture became the model's square.
+        logits: ``(1, h, w)`` of one sample.
+        size: height and width of the picture, in pixels.
+
+    Returns:
+        float32 ``(H, W)`` in [0, 1]. Logits are resized bilinearly, those of a letterbox from the
+        part that the picture covers.
+    """
+    if config.fit == "squash":
+        return resize_probabilities(logits, size)
+    inside = unletterbox(logits, size, config.image_size, mode="bilinear", border="edge")
+    return inside[0].sigmoid_()
 
 
 def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:

@@ -14,8 +14,11 @@ from masksd.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.engine.checkpoints import Checkpoint, CheckpointConfig
 from masksd.engine.config import DataConfig, TrainConfig, cache_folder
 from masksd.models import create_model
+from masksd.models.registry import check_pretrained
 
-CLIP_VOCABULARY, CLIP_LENGTH = 49408, 77  # of every CLIP that OpenAI published
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP, BERT = (49408, 77), (30522, 512)
+"""Token ids and positions of every CLIP that OpenAI published, and of BERT (uncased)."""
 
 
 def find_root(data: DataConfig, progress: bool = True) -> Path:
@@ -26,10 +29,10 @@ def find_root(data: DataConfig, progress: bool = True) -> Path:
         progress: show a bar while generating.
 
     Raises:
-        ValueError: an unknown level or variant.
+        ValueError: an unknown level or variant, or a data set that is not generated.
         DataError: the folder does not exist.
     """
-    if data.data_root is not None:
+    if not data.generated() and data.data_root is not None:
         return data.data_root
     shapes = shapes_config(data)
     return build_shapes(shapes_folder(shapes), shapes, progress=progress)
@@ -66,6 +69,7 @@ def open_split(
     image_size: int,
     *,
     train_items: str | None = None,
+    fit: str = "squash",
     seed: int = 0,
     cache: bool = True,
     progress: bool = True,
@@ -78,6 +82,7 @@ def open_split(
         tokenizer: turns sentences into ids.
         image_size: side of the squared input, pixels.
         train_items: ``"refs"`` or ``"sentences"`` to train on it; None to score on it.
+        fit: ``"squash"`` or ``"letterbox"``.
         seed: of the sentences drawn.
         cache: keep decoded pictures in memory.
         progress: show a bar while generating shapes.
@@ -96,6 +101,7 @@ def open_split(
         text=data.text,
         train_items=train_items or "sentences",
         training=train_items is not None,
+        fit=fit,
         seed=seed,
         cache=cache,
     )
@@ -111,33 +117,23 @@ def build_model(config: TrainConfig) -> Checkpoint:
         The model in train mode, at step 0.
 
     Raises:
-        ValueError: an unknown model or tokenizer, or weights that cannot be had.
+        ValueError: an unknown model or tokenizer, or weights that do not exist or cannot be had.
 
     Example:
         >>> checkpoint = build_model(TrainConfig(max_length=9))
         >>> checkpoint.config.image_size, checkpoint.model.config.max_length
         (64, 9)
     """
-    words = config.data.name == "shapes" and not config.pretrained
-    name = config.tokenizer or ("shapes" if words else "clip")
-    tokenizer = load_tokenizer(name, config.max_length)
     if config.pretrained:
-        _check_pretrained(name, tokenizer.vocab_size, config.max_length)
-    overrides: dict[str, Any] = {
-        "vocab_size": tokenizer.vocab_size,
-        "end_token": tokenizer.end_token,
-    }
-    if not config.pretrained:  # CLIP's table of positions has a length of its own
-        overrides["max_length"] = config.max_length
-    for option in ("dropout", "image_size"):
-        if getattr(config, option) is not None:
-            overrides[option] = getattr(config, option)
-    if config.model.startswith("lavt_"):
-        raise ValueError(
-            f"model {config.model!r} takes BERT's ids and a mask, which masksd train does not "
-            "give; train it in a loop of your own around wrap(model), as "
-            "examples/lavt_integration.py does"
-        )
+        check_pretrained(config.model)
+    name = tokenizer_name(config)
+    tokenizer = load_tokenizer(name, config.max_length)
+    lavt = _is_lavt(config)
+    if config.pretrained:
+        _check_fits(name, tokenizer.vocab_size, config.max_length, *(BERT if lavt else CLIP))
+    overrides = {**model_options(config), "vocab_size": tokenizer.vocab_size}
+    if not lavt:  # which finds the end of a sentence by its attention mask
+        overrides["end_token"] = tokenizer.end_token
     model = create_model(config.model, config.pretrained, **overrides)
     return Checkpoint(
         CheckpointConfig(
@@ -145,28 +141,66 @@ def build_model(config: TrainConfig) -> Checkpoint:
             model_config=dataclasses.asdict(model.config),
             image_size=model.config.image_size,
             max_length=config.max_length,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
+            mean=IMAGENET_MEAN if lavt else CLIP_MEAN,
+            std=IMAGENET_STD if lavt else CLIP_STD,
             threshold=config.threshold,
             distill=dataclasses.asdict(config.distill),
             step=0,
             data=config.data.to_dict(),
             version=version("masksd"),
+            fit=config.fit,
         ),
         model,
         tokenizer,
     )
 
 
-def _check_pretrained(tokenizer: str, vocab_size: int, max_length: int) -> None:
-    """Raise unless CLIP's weights fit, before hundreds of megabytes of them are loaded."""
-    if vocab_size != CLIP_VOCABULARY:
+def tokenizer_name(config: TrainConfig) -> str:
+    """Return the tokenizer of a run, as :func:`masksd.data.tokenizers.load_tokenizer` takes it.
+
+    Example:
+        >>> tokenizer_name(TrainConfig()), tokenizer_name(TrainConfig(pretrained=True))
+        ('shapes', 'clip')
+    """
+    if config.tokenizer is not None:
+        return config.tokenizer
+    if config.data.name == "shapes" and not config.pretrained:
+        return "shapes"
+    return "bert" if _is_lavt(config) else "clip"
+
+
+def model_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of the model's config that a run sets, apart from its vocabulary.
+
+    Example:
+        >>> model_options(TrainConfig(dropout=0.0))
+        {'max_length': 17, 'dropout': 0.0}
+    """
+    options: dict[str, Any] = {}
+    if not config.pretrained:  # the towers' tables of positions have a length of their own
+        options["max_length"] = config.max_length
+    for option in ("dropout", "image_size"):
+        if getattr(config, option) is not None:
+            options[option] = getattr(config, option)
+    return options
+
+
+def _is_lavt(config: TrainConfig) -> bool:
+    return config.model.startswith("lavt_")
+
+
+def _check_fits(
+    tokenizer: str, vocab_size: int, max_length: int, known: int, positions: int
+) -> None:
+    """Raise unless pretrained weights fit, before hundreds of megabytes of them are loaded."""
+    if vocab_size != known:
+        right = "clip" if (known, positions) == CLIP else "bert"
         raise ValueError(
-            f"pretrained weights know {CLIP_VOCABULARY} tokens, tokenizer {tokenizer!r} has "
-            f"{vocab_size}; use --tokenizer clip, or train without --pretrained"
+            f"pretrained weights know {known} tokens, tokenizer {tokenizer!r} has "
+            f"{vocab_size}; use --tokenizer {right}, or train without --pretrained"
         )
-    if max_length > CLIP_LENGTH:
+    if max_length > positions:
         raise ValueError(
-            f"pretrained weights have {CLIP_LENGTH} positions, max_length is {max_length}; "
-            f"use at most {CLIP_LENGTH}"
+            f"pretrained weights have {positions} positions, max_length is {max_length}; "
+            f"use at most {positions}"
         )

@@ -31,6 +31,7 @@ class RunResult:
         folder: of the run.
         checkpoint: folder of the checkpoint in it.
         scores: by kind of sentence, ``"own"``, ``"other"``, ``"none"``; see ``evaluate_all``.
+        steps: of the whole run.
         skipped: steps whose gradient was not finite.
         seconds: wall time of the whole run.
     """
@@ -38,6 +39,7 @@ class RunResult:
     folder: Path
     checkpoint: Path
     scores: dict[str, dict[str, float]]
+    steps: int
     skipped: int
     seconds: float
 
@@ -70,6 +72,7 @@ def train(config: TrainConfig) -> RunResult:
     """
     start = time.perf_counter()
     folder = config.output_folder()
+    config.data.generated()  # or it names the folder of the data
     check_output(folder, config.overwrite)
     from accelerate import Accelerator
 
@@ -85,6 +88,7 @@ def train(config: TrainConfig) -> RunResult:
                     checkpoint.tokenizer,
                     checkpoint.config.image_size,
                     train_items=items,
+                    fit=config.fit,
                     seed=config.seed,
                     cache=config.cache,
                     progress=config.progress,
@@ -109,7 +113,7 @@ def train(config: TrainConfig) -> RunResult:
             run.fit()
             scores = run.finish()
     seconds = time.perf_counter() - start
-    return RunResult(folder, folder / "checkpoint", scores, run.skipped, seconds)
+    return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:

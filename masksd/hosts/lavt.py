@@ -58,16 +58,26 @@ def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> TapSegm
         )
     if inside is None and text_encoder is not None:
         check_wrappable(text_encoder, "text_encoder")
-        return PairSegmenter(LavtWithBert(host, text_encoder), _taps(host, "model."))
+        return PairSegmenter(LavtWithBert(host, text_encoder), taps(host, "model."))
     if text_encoder is not None:
         raise ValueError(
             f"{type(host).__name__} has a text_encoder of its own: leave text_encoder out"
         )
-    return TapSegmenter(host, _taps(host, ""))
+    return TapSegmenter(host, taps(host))
 
 
-def _taps(host: nn.Module, prefix: str) -> Taps:
-    """Say where a LAVT that is called ``prefix`` does what."""
+def taps(host: nn.Module, prefix: str = "") -> Taps:
+    """Say where a LAVT does what.
+
+    Args:
+        host: one that :func:`recognise` knows.
+        prefix: what comes before the paths, where the LAVT is a part of the wrapped module.
+
+    Example:
+        >>> from masksd.models import create_model
+        >>> taps(create_model("lavt_tiny")).logits
+        'classifier'
+    """
     projection = find_module(host, "backbone.patch_embed.proj", "image_embedding")
     # timm's patch embedding says its layout; LAVT's own gives (B, C, h, w).
     layout = getattr(find_module(host, "backbone.patch_embed", "image_embedding"), "output_fmt", "")

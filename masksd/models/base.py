@@ -14,6 +14,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from masksd.errors import unknown_name
+from masksd.segmenter import ImageFeatures
 
 
 class ModelConfig:
@@ -63,6 +64,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
 
     Attributes:
         config_class: the class of its config.
+        takes_attention_mask: whether ``forward`` takes an attention mask behind the tokens.
         config: what it was built from.
         encoder: see :class:`masksd.segmenter.Encoder`.
         neck: ``neck(image.maps, text.pooled) -> fused``.
@@ -70,6 +72,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
     """
 
     config_class: ClassVar[type[ModelConfig]]
+    takes_attention_mask: ClassVar[bool] = False
     config: Any
     encoder: Any
     neck: nn.Module
@@ -90,7 +93,18 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
         Raises:
             ValueError: wrong dtype, shape or size.
         """
-        image = self.encoder.encode_image(images)
+        return self.segment(self.encoder.encode_image(images), tokens)
+
+    def segment(self, image: ImageFeatures, tokens: Tensor) -> Tensor:
+        """Predict on pictures that are encoded already, as :meth:`forward` does after encoding.
+
+        Args:
+            image: what ``encoder.encode_image(images)`` returned.
+            tokens: as in :meth:`forward`.
+
+        Returns:
+            As :meth:`forward`, bit for bit.
+        """
         text = self.encoder.encode_text(tokens)
         logits: Tensor = self.decoder(
             self.neck(image.maps, text.pooled), text.local, text.attention_mask

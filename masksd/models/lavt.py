@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -240,6 +240,7 @@ class Lavt(nn.Module):
     """Segment the object that a sentence names, by words fused inside the backbone.
 
     Attributes:
+        takes_attention_mask: whether ``forward`` takes an attention mask behind the tokens.
         config: the :class:`LavtConfig` that it was built from.
         backbone: :class:`LanguageAwareSwin`.
         text_encoder: transformers' ``BertModel``, without its pooler.
@@ -252,6 +253,8 @@ class Lavt(nn.Module):
         >>> model(torch.zeros(1, 3, 64, 96), tokens, tokens != 0).shape
         torch.Size([1, 2, 64, 96])
     """
+
+    takes_attention_mask: ClassVar[bool] = True
 
     def __init__(self, config: LavtConfig) -> None:
         super().__init__()

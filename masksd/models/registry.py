@@ -82,6 +82,41 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Any:
     return _BUILDERS[name](pretrained=pretrained, **overrides)
 
 
+_WITHOUT_WEIGHTS = ("clip_cris_tiny", "clip_cris_vit_s16", "lavt_tiny")
+_ARCHIVES = {"clip_cris_rn50": "RN50.pt", "clip_cris_rn101": "RN101.pt"}
+
+
+def check_pretrained(name: str) -> None:
+    """Raise a ``ValueError`` where a model's pretrained weights do not exist, at once.
+
+    Whether they can be downloaded is not tried.
+
+    Args:
+        name: of the model.
+
+    Example:
+        >>> check_pretrained("clip_cris_tiny")
+        Traceback (most recent call last):
+        ValueError: there are no pretrained weights for 'clip_cris_tiny'; models that have them: ...
+    """
+    if name not in _BUILDERS:
+        raise unknown_name("model", name, _BUILDERS)
+    if name in _WITHOUT_WEIGHTS:
+        having = ", ".join(other for other in list_models() if other not in _WITHOUT_WEIGHTS)
+        raise ValueError(
+            f"there are no pretrained weights for {name!r}; models that have them: {having}"
+        )
+    if name in _ARCHIVES and not _archive(name).is_file():
+        raise ValueError(
+            f"the weights of {name!r} are OpenAI's {_ARCHIVES[name]}: put it at {_archive(name)}, "
+            "or call model.encoder.load_clip(path)"
+        )
+
+
+def _archive(name: str) -> Path:
+    return Path.home() / ".cache" / "clip" / _ARCHIVES[name]
+
+
 def _clip_cris(
     name: str,
     weights: str | None,
@@ -93,11 +128,8 @@ def _clip_cris(
     from masksd.models.clip_cris import ClipCris, ClipCrisConfig
 
     config = ClipCrisConfig.from_dict({**sizes, **overrides})
-    if pretrained and weights is None:
-        raise ValueError(
-            f"there are no pretrained weights for {name!r}; clip_cris_vit_b16 and "
-            "clip_cris_vit_l14 have them"
-        )
+    if pretrained:
+        check_pretrained(name)
     model = ClipCris(config)
     if pretrained and weights is not None:
         model.encoder.load_clip(weights)
@@ -188,20 +220,17 @@ def clip_cris_vit_l14(pretrained: bool = False, **overrides: Any) -> ClipCris:
 
 
 def _resnet_cris(
-    name: str, archive: str, pretrained: bool, overrides: dict[str, Any], **sizes: Any
+    name: str, pretrained: bool, overrides: dict[str, Any], **sizes: Any
 ) -> ResNetCris:
     """Build a :class:`ResNetCris`, with CLIP's towers where OpenAI's own loader leaves them."""
     from masksd.models.cris_resnet import ResNetCris, ResNetCrisConfig
 
-    model = ResNetCris(ResNetCrisConfig.from_dict({**sizes, **overrides}))
+    config = ResNetCrisConfig.from_dict({**sizes, **overrides})
     if pretrained:
-        path = Path.home() / ".cache" / "clip" / archive
-        if not path.is_file():
-            raise ValueError(
-                f"the weights of {name!r} are OpenAI's {archive}: put it at {path}, or call "
-                "model.encoder.load_clip(path)"
-            )
-        model.encoder.load_clip(path)
+        check_pretrained(name)
+    model = ResNetCris(config)
+    if pretrained:
+        model.encoder.load_clip(_archive(name))
     return model
 
 
@@ -212,7 +241,7 @@ def clip_cris_rn50(pretrained: bool = False, **overrides: Any) -> ResNetCris:
     Given the weights of CRIS.pytorch it gives their logits. ``pretrained`` takes CLIP's towers from
     ``~/.cache/clip/RN50.pt``.
     """
-    return _resnet_cris("clip_cris_rn50", "RN50.pt", pretrained, overrides)
+    return _resnet_cris("clip_cris_rn50", pretrained, overrides)
 
 
 @register_model
@@ -220,7 +249,6 @@ def clip_cris_rn101(pretrained: bool = False, **overrides: Any) -> ResNetCris:
     """CRIS with CLIP's RN101 at 416 pixels; see :func:`clip_cris_rn50`."""
     return _resnet_cris(
         "clip_cris_rn101",
-        "RN101.pt",
         pretrained,
         overrides,
         blocks=(3, 4, 23, 3),
@@ -264,9 +292,10 @@ def _lavt(name: str, pretrained: bool, overrides: dict[str, Any], **sizes: Any) 
     """Build a :class:`Lavt` of the given sizes, replaced by the overrides."""
     from masksd.models.lavt import Lavt, LavtConfig
 
-    model = Lavt(LavtConfig.from_dict({**sizes, **overrides}))
-    if pretrained and name == "lavt_tiny":
-        raise ValueError("there are no pretrained weights for 'lavt_tiny'; lavt_swin_b has them")
+    config = LavtConfig.from_dict({**sizes, **overrides})
+    if pretrained:
+        check_pretrained(name)
+    model = Lavt(config)
     if pretrained:
         model.load_towers("swin_base_patch4_window12_384.ms_in22k", "bert-base-uncased")
     return model

@@ -1,0 +1,242 @@
+"""How fast pictures, masks and words are read and prepared, and whether training waits for them.
+
+    python benchmarks/loading.py [--image-size 480] [--train-steps 60]
+
+The data are made up (keyed numbers): JPEG pictures of 640 x 480 and quality 90 with the spectrum of
+photographs (1 / f), objects of 40 points, two refs a picture. Every item is prepared anew
+(``cache=False``), as 8-bit pixels: normalising is the device's work. The last rows are the default
+``masksd train``, with its cache of decoded pictures and without: how long a step waits for its
+batch. Before anything is timed, an item is compared with Pillow's own reading and resizing. Rows
+are appended to ``benchmarks/loading.csv``. The figures want a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+import masksd
+from masksd.data.pictures import read_picture
+from masksd.data.refer import ReferDataset
+from masksd.data.segmentation import check_segmentation, decode_mask
+from masksd.data.tokenizers import load_tokenizer
+from masksd.data.transforms import fit_mask, fit_picture
+from masksd.engine import trainer
+from masksd.engine.config import TrainConfig
+
+CSV = Path(__file__).with_name("loading.csv")
+PICTURES, REFS, HEIGHT, WIDTH, BATCH, ROUNDS = 64, 2, 480, 640, 16, 5
+SENTENCES = ["the red circle on the left", "large blue square", "the small one above the circle"]
+
+
+def photograph(draw: np.random.Generator) -> Image.Image:
+    """Noise whose amplitude falls with the frequency, as in pictures of natural scenes."""
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
+    frequency[0, 0] = 1
+    channels = []
+    for _ in range(3):
+        waves = draw.normal(size=(2, *frequency.shape)) / frequency
+        channel = np.fft.irfft2(waves[0] + 1j * waves[1], (HEIGHT, WIDTH))
+        channels.append(110 + 55 * channel / channel.std())
+    return Image.fromarray(np.stack(channels, axis=2).clip(0, 255).astype(np.uint8))
+
+
+def outline(draw: np.random.Generator) -> list[float]:
+    """A wavy closed line of 40 points around some place of the picture."""
+    x, y = draw.uniform(0.3, 0.7, 2) * (WIDTH, HEIGHT)
+    points = []
+    for angle in np.linspace(0, 2 * math.pi, 40, endpoint=False):
+        radius = draw.uniform(80, 140)
+        points += [x + radius * math.cos(angle), y + radius * math.sin(angle)]
+    return [round(float(value), 2) for value in points]
+
+
+def make_up(root: Path) -> None:
+    draw = np.random.default_rng(0)
+    (root / "images").mkdir()
+    (root / "photographs").mkdir()
+    images, annotations, refs = [], [], []
+    for number in range(PICTURES):
+        name = f"{number:03d}.jpg"
+        photograph(draw).save(root / "images" / name, quality=90)
+        images.append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        for ann_id in range(REFS * number, REFS * (number + 1)):
+            ids = {"id": ann_id, "image_id": number, "category_id": 1}
+            annotations.append({**ids, "segmentation": [outline(draw)]})
+            said = [
+                {"sent_id": 3 * ann_id + k, "sent": sent, "raw": sent, "tokens": sent.split()}
+                for k, sent in enumerate(SENTENCES)
+            ]
+            ids = {"ref_id": ann_id, "ann_id": ann_id, "image_id": number, "category_id": 1}
+            refs.append({**ids, "split": "train", "sentences": said})
+    instances = {"images": images, "annotations": annotations}
+    (root / "photographs" / "instances.json").write_text(json.dumps(instances))
+    (root / "photographs" / "refs(unc).json").write_text(json.dumps(refs))
+
+
+def check(data: ReferDataset, root: Path, size: int) -> None:
+    """Compare an item with what Pillow and a direct look at the outline say."""
+    item = data[0]
+    with Image.open(root / "images" / "000.jpg") as picture:
+        plain = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    if not np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.asarray(plain)):
+        raise SystemExit("the picture of an item is not what Pillow makes of the file")
+    if not 0.02 < item["target"].float().mean() < 0.5:
+        raise SystemExit("the mask of an item does not have the area of its outline")
+
+
+def seconds_each(run: Callable[[int], object], count: int) -> float:
+    """Time ``run(0) ... run(count - 1)`` several times; the median round, for one of them."""
+    run(0)
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for number in range(count):
+            run(number)
+        rounds.append((time.perf_counter() - start) / count)
+    return statistics.median(rounds)
+
+
+def steps(data: ReferDataset, root: Path, size: int) -> dict[str, float]:
+    """Seconds a picture, one row a part of the work."""
+    paths = [root / "images" / f"{number:03d}.jpg" for number in range(PICTURES)]
+    pictures = [read_picture(path) for path in paths]
+    instances = json.loads((root / "photographs" / "instances.json").read_text())
+    objects = [
+        check_segmentation(each["segmentation"], HEIGHT, WIDTH)[0]
+        for each in instances["annotations"]
+    ]
+    masks: list[NDArray[np.uint8]] = [decode_mask(each, HEIGHT, WIDTH) for each in objects]
+    runs: dict[str, Callable[[int], object]] = {
+        "decode the picture": lambda n: read_picture(paths[n]),
+        "squash it": lambda n: fit_picture(pictures[n], size, "squash"),
+        "letterbox it instead": lambda n: fit_picture(pictures[n], size, "letterbox"),
+        "draw the mask": lambda n: decode_mask(objects[n], HEIGHT, WIDTH),
+        "squash it too": lambda n: fit_mask(masks[n], size, "squash"),
+        "encode the sentence": lambda n: data.tokenizer.encode(SENTENCES[n % 3]),
+        "a whole item": lambda n: data[n],
+    }
+    found = {name: seconds_each(run, PICTURES) for name, run in runs.items()}
+    batches = PICTURES // BATCH
+    found["items, collated"] = BATCH**-1 * seconds_each(
+        lambda n: default_collate([data[n * BATCH + k] for k in range(BATCH)]), batches
+    )
+    return found
+
+
+def loader_seconds(data: ReferDataset, workers: int, epochs: int = 12) -> float:
+    """Seconds a picture of a data loader, the start of its workers included."""
+    order = [index for _ in range(epochs) for index in range(len(data))]
+    loader: DataLoader[Any] = DataLoader(data, BATCH, sampler=order, num_workers=workers)
+    start = time.perf_counter()
+    count = sum(len(batch["index"]) for batch in loader)
+    return (time.perf_counter() - start) / count
+
+
+def waiting(cache: bool, train_steps: int, root: Path) -> tuple[float, float]:
+    """Train as ``masksd train`` does: seconds a picture, and the share that waits for batches."""
+    waited, taken = [0.0], [0.0]
+
+    class Watched(trainer.Run):
+        def fit(self) -> None:
+            start = time.perf_counter()
+            super().fit()
+            taken[0] = time.perf_counter() - start
+
+        def _batches(self) -> Iterator[dict[str, Tensor]]:
+            batches = super()._batches()
+            while True:
+                start = time.perf_counter()
+                batch = next(batches)
+                waited[0] += time.perf_counter() - start
+                yield batch
+
+    plain, trainer.Run = trainer.Run, Watched  # type: ignore[misc]
+    config = TrainConfig(
+        steps=train_steps, cache=cache, eval_samples=8, progress=False, output=root / f"run-{cache}"
+    )
+    trainer.train(config)
+    trainer.Run = plain  # type: ignore[misc]
+    return taken[0] / (train_steps * config.batch_size), waited[0] / taken[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image-size", type=int, default=480, help="pixels")
+    parser.add_argument("--train-steps", type=int, default=60, help="0 leaves training out")
+    args = parser.parse_args()
+    threads = torch.get_num_threads()
+    rows: list[dict[str, object]] = []
+
+    def add(
+        step: str, seconds: float, cores: int, size: int | None, share: float | None = None
+    ) -> None:
+        rows.append(
+            {
+                "step": step,
+                "image_size": size,
+                "milliseconds": round(1000 * seconds, 3),
+                "pictures_per_second": round(1 / seconds, 1),
+                "pictures_per_second_and_core": round(1 / seconds / cores, 1),
+                "waiting": share,
+                "device": f"{platform.machine()} CPU, {cores} of its cores",
+                "torch": torch.__version__,
+                "pillow": PIL.__version__,
+                "python": platform.python_version(),
+                "masksd": masksd.__version__,
+            }
+        )
+        shown = "" if share is None else f", {share:.2%} of it waiting for data"
+        print(f"{step:<28}{1000 * seconds:>9.3f} ms{1 / seconds:>9.1f} pictures/s{shown}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_up(root)
+        torch.set_num_threads(1)
+        data = ReferDataset(
+            root,
+            "photographs",
+            "train",
+            tokenizer=load_tokenizer("shapes", 17),
+            image_size=args.image_size,
+            training=True,
+        )
+        check(data, root, args.image_size)
+        for step, seconds in steps(data, root, args.image_size).items():
+            add(step, seconds, 1, args.image_size)
+        for workers in (0, 1, 2):
+            seconds = loader_seconds(data, workers)
+            name = f"loader, {workers} worker{'s' * (workers != 1)}"
+            add(name, seconds, max(1, workers), args.image_size)
+        torch.set_num_threads(threads)
+        if args.train_steps:
+            for cache, step in ((True, "train"), (False, "train, cache=False")):
+                seconds, share = waiting(cache, args.train_steps, root)
+                add(step, seconds, threads, None, round(share, 4))
+    new = not CSV.exists()
+    with CSV.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""What a run costs, before it is started: parameters, multiply-adds, memory and steps.
+
+The model is built on torch's meta device, where tensors have shapes and no values, and takes one
+training step there with the batch of the config. No weights and no data are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from masksd.data.catalog import PUBLISHED
+from masksd.engine.config import TrainConfig
+from masksd.engine.optimizers import freeze
+from masksd.engine.sources import (
+    find_root,
+    model_options,
+    open_split,
+    shapes_config,
+    shapes_folder,
+    tokenizer_name,
+)
+from masksd.engine.wrapping import wrap_model
+from masksd.losses.class_weighted import class_weighted_loss
+from masksd.models import create_model
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training step costs on one device.
+
+    Attributes:
+        model_config: every field of the model's config.
+        parameters: of the host.
+        trainable: of the host and what masksd adds, those that are trained.
+        added: by masksd, in training only.
+        plain: multiply-adds of one plain pass of one picture.
+        forward: of one training step's passes, a picture.
+        step: of these and their backward, a picture.
+        weights: bytes of all parameters and buffers.
+        gradients: bytes.
+        optimizer: bytes of Adam's two moments.
+        activations: bytes that a step of the whole batch keeps for its backward.
+    """
+
+    model_config: dict[str, Any]
+    parameters: int
+    trainable: int
+    added: int
+    plain: int
+    forward: int
+    step: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def measure_budget(config: TrainConfig) -> Budget:
+    """Count what a training step of a config costs.
+
+    Activations are the bytes of every distinct tensor that autograd keeps for backward, in float32
+    (16-bit training keeps about half), with attention as fused kernels compute it. What kernels and
+    the allocator need beside is not in it: expect a fifth more.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: an unknown model, or sizes that do not fit.
+
+    Example:
+        >>> budget = measure_budget(TrainConfig(batch_size=2))
+        >>> budget.added, 2.0 < budget.forward / budget.plain < 3.0
+        (160, True)
+    """
+    options = model_options(config)
+    if tokenizer_name(config) == "shapes":
+        from masksd.data.tokenizers import load_tokenizer
+
+        options["vocab_size"] = load_tokenizer("shapes").vocab_size
+    with torch.device("meta"):
+        model = create_model(config.model, **options)
+        size, batch = model.config.image_size, config.batch_size
+        tokens = torch.zeros(batch, config.max_length, dtype=torch.int64)
+        inputs: list[Tensor] = [torch.zeros(batch, 3, size, size), tokens]
+        if model.takes_attention_mask:
+            inputs.append(torch.ones_like(tokens))
+        target = torch.zeros(batch, size, size)
+    freeze(model, config.frozen)
+    host = sum(p.numel() for p in model.parameters())
+    sd = wrap_model(model, config.distill).to("meta")
+    added = sum(p.numel() for p in sd.distill_parameters())
+    trainable = sum(p.numel() for p in sd.parameters() if p.requires_grad)
+    own = [*sd.parameters(), *sd.buffers()]
+
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
+    with _Shapes():
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            model.eval()(*inputs)
+            sd.train()
+        plain = counted.get_total_flops()
+        kept: dict[int, torch.UntypedStorage] = {}
+        known = {tensor.untyped_storage()._cdata for tensor in own}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                kept[storage._cdata] = storage  # held, so that the key stays its own
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counted, hooks:
+            out = sd(*inputs, target=target)
+            seg = out.losses["seg"]
+            if config.class_weights is not None:
+                seg = class_weighted_loss(out.host_output, target, config.class_weights)
+            forward = counted.get_total_flops()
+            (seg + out.distill_loss).backward()
+        step = counted.get_total_flops()
+    pictures = 2 * batch  # the counter has two a multiply-add
+    return Budget(
+        model_config=dataclasses.asdict(model.config),
+        parameters=host,
+        trainable=trainable,
+        added=added,
+        plain=plain // pictures,
+        forward=forward // pictures,
+        step=step // pictures,
+        weights=sum(tensor.nbytes for tensor in own),
+        gradients=4 * trainable,
+        optimizer=8 * trainable,
+        activations=sum(storage.nbytes() for storage in kept.values()),
+    )
+
+
+class _Shapes(TorchFunctionMode):
+    """Let models run without values: attention as one kernel, and every question answered no."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.Tensor.__bool__:  # "are all words valid?"; no is the longer way
+            return False
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Call the operation that GPUs use; the meta device would take the one that keeps matrices."""
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    result: Tensor = attention(
+        query, key, value, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+    )[0]
+    return result
+
+
+class _NoTokenizer:
+    """Stands in where only items are counted."""
+
+    def encode(self, sentence: str) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)
+
+
+def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
+    """Count the items of a training split.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Their number by ``"refs"`` and ``"sentences"``, those that are known, and where it is from.
+        Shapes that are not generated yet are not, and a data set whose folder is not named is the
+        published one.
+
+    Raises:
+        DataError: a named folder that lacks the data.
+
+    Example:
+        >>> from masksd.engine.recipes import get_recipe
+        >>> count_items(get_recipe("cris-r50"))
+        ({'refs': 42404, 'sentences': 120624}, 'as published')
+    """
+    data, split = config.data, config.train_split
+    if data.data_root is None and data.name != "shapes":
+        published = PUBLISHED.get((data.name, data.split_by), {}).get(split)
+        if published is None:
+            return {}, "not known without --data-root"
+        found = {"refs": published.refs, "sentences": published.sentences}
+        return {kind: count for kind, count in found.items() if count}, "as published"
+    if data.data_root is None and not shapes_folder(shapes_config(data)).is_dir():
+        return {}, "shapes that are not generated yet"
+    counts = {
+        kind: len(open_split(data, split, _NoTokenizer(), 1, train_items=kind, cache=False))
+        for kind in ("refs", "sentences")
+    }
+    return counts, f"in {find_root(data)}"

@@ -1,0 +1,146 @@
+"""Where the data of a run come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from masksd.errors import check_choice, unknown_name
+
+
+def cache_folder() -> Path:
+    """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder.
+
+    Raises:
+        ValueError: if there is neither.
+
+    Example:
+        >>> cache_folder().name != ""
+        True
+    """
+    own = os.environ.get("MASKSD_CACHE")
+    if own:
+        return Path(own)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(cache or Path.home() / ".cache") / "masksd"
+    except RuntimeError:
+        raise ValueError(
+            "the user has no home folder to keep generated data in; set MASKSD_CACHE to a folder"
+        ) from None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and expressions come from: a folder in refer format, or generated shapes.
+
+    Attributes:
+        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; None generates the
+            shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
+        images: folder of the pictures; None takes DATA_ROOT/images.
+        name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
+        split_by: who made the splits, as the refs file says: masksd, unc, google, umd.
+        text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
+        level: of generated shapes: easy, medium, hard.
+        variant: of generated shapes: empty, + (no location words), g (long sentences).
+        pictures: generated for training, the other splits aside; None takes the default.
+
+    Raises:
+        ValueError: a field out of range, named.
+
+    Example:
+        >>> DataConfig(level="hard").title()
+        'shapes-hard'
+        >>> DataConfig(pictures=0)
+        Traceback (most recent call last):
+        ValueError: pictures must be a whole number of at least 1, got 0
+    """
+
+    data_root: Path | None = None
+    images: Path | None = None
+    name: str = "shapes"
+    split_by: str = "masksd"
+    text: Literal["sent", "raw"] = "sent"
+    level: str = "easy"
+    variant: str = ""
+    pictures: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("text", self.text, ("sent", "raw"))
+        check_whole(self, pictures=1)
+
+    def title(self) -> str:
+        """Return a short name of the data, for folders."""
+        made = self.data_root is None and self.name == "shapes"
+        return f"shapes-{self.level}{self.variant}" if made else self.name
+
+    def generated(self) -> bool:
+        """Say whether the data are made on the spot, not read from a folder of the user's.
+
+        Raises:
+            ValueError: no folder is named, and the data are not such that are generated.
+
+        Example:
+            >>> DataConfig().generated()
+            True
+            >>> DataConfig(name="refcoco").generated()
+            Traceback (most recent call last):
+            ValueError: data set 'refcoco' is not generated; name the folder that holds ...
+        """
+        if self.data_root is None and self.name != "shapes":
+            raise ValueError(
+                f"data set {self.name!r} is not generated; name the folder that holds "
+                f"{self.name}/instances.json with data_root (--data-root)"
+            )
+        return self.data_root is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; folders as they are found from everywhere.
+
+        Example:
+            >>> DataConfig.from_dict(DataConfig(level="hard").to_dict()).level
+            'hard'
+        """
+        fields = dataclasses.asdict(self)
+        return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> DataConfig:
+        """Build one from what :meth:`to_dict` returned; what is lacking takes its default.
+
+        Raises:
+            ValueError: an unknown field, or one of another type or out of range.
+        """
+        default = dataclasses.asdict(cls())
+        values = dict(fields)
+        for name, value in fields.items():
+            if name not in default:
+                raise unknown_name("field of the data", name, default)
+            if value is None and default[name] is None:
+                continue
+            if name != "pictures" and not isinstance(value, str):
+                raise ValueError(f"field {name!r} of the data must be a string, got {value!r}")
+            if name in ("data_root", "images"):
+                values[name] = Path(value)
+        return cls(**values)
+
+
+def check_whole(config: object, **least: int) -> None:
+    """Raise a ``ValueError`` unless the named fields are whole numbers, or None, from ``least``.
+
+    Args:
+        config: any object.
+        least: the smallest value, by name of the field.
+
+    Example:
+        >>> check_whole(DataConfig(pictures=5), pictures=1)
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < bound:
+            raise ValueError(f"{name} must be a whole number of at least {bound}, got {value!r}")

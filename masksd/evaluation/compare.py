@@ -1,0 +1,261 @@
+"""Two reports on the same samples: paired differences with bootstrap intervals.
+
+Several expressions share a picture and stand or fall together, so pictures are drawn, not samples
+(the cluster bootstrap; percentile intervals, Efron and Tibshirani 1993, chapter 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksd.data.records import DataError
+from masksd.evaluation.protocols import Protocol, get_protocol
+from masksd.evaluation.report import read_report, read_samples
+
+Rows = Sequence[Mapping[str, Any]]
+Floats = NDArray[np.float64]
+_CHUNK = 2**21  # draws held in memory at a time
+_LOWER_IS_BETTER = ("mOver", "mUnder")
+
+
+class Difference(NamedTuple):
+    """One score of two models.
+
+    Attributes:
+        a: score of the first, in [0, 1].
+        b: score of the second.
+        difference: ``b - a``.
+        low: lower end of its 95 % interval.
+        high: upper end of it.
+    """
+
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare_rows` finds.
+
+    Attributes:
+        differences: by name of the score.
+        samples: how many were paired.
+        pictures: how many they are on.
+        resamples: how often pictures were drawn.
+    """
+
+    differences: dict[str, Difference]
+    samples: int
+    pictures: int
+    resamples: int
+
+    def verdict(self, name: str) -> str:
+        """Say in words what an interval allows to say.
+
+        Args:
+            name: of the score.
+
+        Example:
+            >>> found = Comparison({"mIoU": Difference(0.5, 0.6, 0.1, 0.02, 0.2)}, 8, 4, 1000)
+            >>> found.verdict("mIoU")
+            'B is better'
+        """
+        _, _, _, low, high = self.differences[name]
+        if low <= 0 <= high:
+            return "no difference could be shown"
+        return "B is better" if (low > 0) != (name in _LOWER_IS_BETTER) else "A is better"
+
+
+def compare_reports(
+    a: str | Path, b: str | Path, *, sentences: str = "own", resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Compare two reports sample by sample.
+
+    Args:
+        a: folder that ``masksd evaluate --output`` wrote.
+        b: another one, of the same data, split, protocol and input size.
+        sentences: the kind of sentence that is compared.
+        resamples: how often pictures are drawn.
+        seed: of the draws.
+
+    Raises:
+        DataError: a folder that is no report or is damaged, reports by different protocols or at
+            different sizes, or samples that are in one of them only, by name.
+    """
+    reports = [read_report(folder) for folder in (a, b)]
+    for field in ("protocol", "input_size") if _at_input(reports[0]) else ("protocol",):
+        first, second = (report[field] for report in reports)
+        if first != second:
+            raise DataError(
+                f"{a} has {field} {first!r} and {b} has {second!r}: these scores are not "
+                "comparable; score both models alike"
+            )
+    return compare_rows(
+        read_samples(a, sentences),
+        read_samples(b, sentences),
+        get_protocol(reports[0]["protocol"]),
+        names=(str(a), str(b)),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def compare_rows(
+    a: Rows,
+    b: Rows,
+    protocol: Protocol,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the samples of two evaluations.
+
+    Args:
+        a: one row a sample, as :class:`masksd.engine.scoring.Evaluation` holds them.
+        b: the same samples in any order.
+        protocol: whose Pr@X and empty IoU are taken.
+        names: of the two, for errors.
+        resamples: how often pictures are drawn, at least 100.
+        seed: of the draws, at least 0; equal seeds give equal intervals.
+
+    Returns:
+        mIoU, oIoU, Pr@X, mOver and mUnder (:class:`masksd.evaluation.metrics.SegmentationScores`)
+        of both with the difference and its interval.
+
+    Raises:
+        DataError: a sample that comes twice, is in one of them only, or has another truth.
+        ValueError: fewer than two pictures, or options out of range.
+
+    Example:
+        >>> sample = {"sent_id": 1, "ref_id": 1, "sentence": "cat", "intersection": 1, "union": 4,
+        ...           "predicted_area": 2, "truth_area": 3, "iou": 0.25}
+        >>> one = [{**sample, "image_id": n, "ref_id": n} for n in range(9)]
+        >>> two = [{**row, "intersection": 2, "union": 3, "iou": 2 / 3} for row in one]
+        >>> found = compare_rows(one, two, get_protocol("original"), resamples=100)
+        >>> found.verdict("mIoU"), found.pictures
+        ('B is better', 9)
+    """
+    for name, value, least in (("resamples", resamples, 100), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    rows = _pair(a, b, names)
+    images = np.array([row["image_id"] for row in rows[0]])
+    pictures, cluster = np.unique(images, return_inverse=True)
+    if len(pictures) < 2:
+        raise ValueError("an interval needs samples of at least two pictures")
+    # (pictures, columns): what the scores are made of, summed over each picture's samples
+    sums = [_cluster_sums(_columns(side, protocol), cluster, len(pictures)) for side in rows]
+    parts: list[list[Floats]] = [[], []]
+    for weights in _draws(len(pictures), resamples, seed):
+        for part, side in zip(parts, sums, strict=True):
+            part.append(weights @ side)  # both models on the same pictures: the pairs stay pairs
+    drawn = [_scores(np.concatenate(part), protocol) for part in parts]
+    whole = [_scores(side.sum(axis=0)[None], protocol) for side in sums]
+    differences = {}
+    for name in whole[0]:
+        first, second = (float(side[name][0]) for side in whole)
+        low, high = np.percentile(drawn[1][name] - drawn[0][name], [2.5, 97.5])
+        differences[name] = Difference(first, second, second - first, float(low), float(high))
+    return Comparison(differences, len(rows[0]), len(pictures), resamples)
+
+
+def format_comparison(found: Comparison) -> list[list[str]]:
+    """Lay out a comparison in per cent: lines of cells, the first one names the columns.
+
+    Example:
+        >>> found = Comparison({"mIoU": Difference(0.5, 0.6, 0.1, 0.02, 0.2)}, 8, 4, 1000)
+        >>> format_comparison(found)[1]
+        ['mIoU', '50.00', '60.00', '+10.00', '[+2.00, +20.00]', 'B is better']
+    """
+    lines = [["", "A", "B", "B - A", "95 % interval", "verdict"]]
+    for name, (a, b, difference, low, high) in found.differences.items():
+        cells = [f"{100 * a:.2f}", f"{100 * b:.2f}", f"{100 * difference:+.2f}"]
+        interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+        lines.append([name, *cells, interval, found.verdict(name)])
+    return lines
+
+
+def _at_input(report: Mapping[str, Any]) -> bool:
+    return get_protocol(report["protocol"]).scored_at == "input"
+
+
+def _pair(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list[Any]]:
+    """Sort both by sample, or say which samples do not agree."""
+    keyed: list[dict[tuple[int, int], Mapping[str, Any]]] = []
+    for rows, name in zip((a, b), names, strict=True):
+        keyed.append({(row["ref_id"], row["sent_id"]): row for row in rows})
+        if len(keyed[-1]) != len(rows):
+            raise DataError(f"{name}: a sample (ref_id, sent_id) comes twice")
+    for side, name in enumerate(names):
+        lone = sorted(keyed[side].keys() - keyed[1 - side].keys())
+        if lone:
+            listed = ", ".join(f"ref {ref} sentence {sent}" for ref, sent in lone[:5])
+            more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
+            raise DataError(
+                f"{len(lone)} samples are in {name} only: {listed}{more}; "
+                "score both models on the same split with the same --limit"
+            )
+    order = sorted(keyed[0])
+    for key in order:
+        first, second = keyed[0][key], keyed[1][key]
+        for field in ("image_id", "truth_area"):
+            if first[field] != second[field]:
+                raise DataError(
+                    f"ref {key[0]} sentence {key[1]}: field {field!r} is {first[field]} in "
+                    f"{names[0]} and {second[field]} in {names[1]}; the data are not the same"
+                )
+    return [keyed[0][key] for key in order], [keyed[1][key] for key in order]
+
+
+def _columns(rows: Rows, protocol: Protocol) -> Floats:
+    """What each sample adds to the sums, ``(samples, 6 + thresholds)``."""
+    fields = ("intersection", "union", "predicted_area", "truth_area", "iou")
+    values = np.array([[row[field] for field in fields] for row in rows], dtype=np.float64)
+    inter, union, predicted, truth, iou = values.T
+    over = (predicted - inter) / np.maximum(predicted, 1)
+    under = (truth - inter) / np.maximum(truth, 1)
+    compare = np.greater if protocol.comparisons[0] == ">" else np.greater_equal
+    hits = [compare(iou, threshold) for threshold in protocol.thresholds]
+    return np.stack([np.ones_like(iou), inter, union, iou, over, under, *hits], axis=1)
+
+
+def _cluster_sums(columns: Floats, cluster: NDArray[np.intp], count: int) -> Floats:
+    sums = np.zeros((count, columns.shape[1]))
+    np.add.at(sums, cluster, columns)
+    return sums
+
+
+def _draws(pictures: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each picture is drawn, ``(n, pictures)``, until all n are ``resamples``."""
+    random = np.random.default_rng([seed, pictures])
+    most = max(1, _CHUNK // pictures)
+    for start in range(0, resamples, most):
+        n = min(most, resamples - start)
+        drawn = random.integers(pictures, size=(n, pictures))
+        drawn += pictures * np.arange(n)[:, None]  # each resample counts in a range of its own
+        counts = np.bincount(drawn.ravel(), minlength=n * pictures)
+        yield counts.reshape(n, pictures).astype(np.float64)
+
+
+def _scores(sums: Floats, protocol: Protocol) -> dict[str, Floats]:
+    """Turn sums ``(n, columns)`` into scores ``(n,)`` by name."""
+    count, inter, union, iou, over, under, *hits = sums.T
+    overall = np.where(union > 0, inter / np.maximum(union, 1), protocol.empty_iou)
+    names = [f"Pr@{threshold}" for threshold in protocol.thresholds]
+    return {
+        "mIoU": iou / count,
+        "oIoU": overall,
+        **{name: hit / count for name, hit in zip(names, hits, strict=True)},
+        "mOver": over / count,
+        "mUnder": under / count,
+    }

@@ -1,0 +1,140 @@
+"""What a run costs is what it costs: compared with a model and a step that are really there."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from masksd.cli.dry_run import GROUPS, dry_run
+from masksd.data.records import DataError
+from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.engine.budget import count_items, measure_budget
+from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.feeding import model_inputs
+from masksd.engine.recipes import RECIPES, get_recipe
+from masksd.engine.sources import build_model, open_split
+from masksd.engine.wrapping import wrap_model
+
+
+@pytest.mark.parametrize("name", ["clip_cris_tiny", "lavt_tiny"])
+def test_counts_are_those_of_a_real_step(name: str) -> None:
+    config = TrainConfig(model=name, batch_size=2, frozen=())
+    budget = measure_budget(config)
+    with torch.random.fork_rng():
+        checkpoint = build_model(config)
+        sd = wrap_model(checkpoint.model, config.distill, checkpoint.tokenizer)
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        tokens = checkpoint.tokenizer.encode("the red circle").expand(2, -1)
+        inputs = model_inputs(checkpoint, images, tokens)
+        target = torch.zeros(2, 64, 64)
+        with FlopCounterMode(display=False) as plain, torch.no_grad():
+            checkpoint.model.eval()(*inputs)
+            sd.train()
+        with FlopCounterMode(display=False) as step:
+            out = sd(*inputs, target=target)
+            forward = step.get_total_flops()
+            out.loss.backward()
+    assert budget.parameters == sum(p.numel() for p in checkpoint.model.parameters())
+    assert budget.trainable == sum(p.numel() for p in sd.parameters())
+    assert budget.added == budget.trainable - budget.parameters
+    grads = [p.grad for p in sd.parameters()]
+    assert budget.gradients == sum(grad.nbytes for grad in grads if grad is not None)
+    assert budget.plain == pytest.approx(plain.get_total_flops() / 4, rel=0.02)
+    assert budget.forward == pytest.approx(forward / 4, rel=0.02)
+    # kernels of attention compute the matrix again in backward, on the CPU too
+    assert budget.step == pytest.approx(step.get_total_flops() / 4, rel=0.05)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """Without dropout, for which the CPU has no fused attention and keeps the matrices."""
+    config = TrainConfig(batch_size=2, dropout=0.0)
+    budget = measure_budget(config)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.random.fork_rng():
+        checkpoint = build_model(config)
+        sd = wrap_model(checkpoint.model, config.distill, checkpoint.tokenizer).train()
+        tokens = checkpoint.tokenizer.encode("the red circle").expand(2, -1)
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        inputs = model_inputs(checkpoint, images, tokens)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = sd(*inputs, target=torch.zeros(2, 64, 64))
+        assert out.loss is not None
+    own = {p.untyped_storage().data_ptr() for p in [*sd.parameters(), *sd.buffers()]}
+    total = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
+    assert budget.activations == pytest.approx(total, rel=0.15)
+
+
+def test_activations_grow_with_the_batch_and_weights_do_not() -> None:
+    small, large = (measure_budget(TrainConfig(batch_size=size)) for size in (2, 8))
+    assert large.activations == pytest.approx(4 * small.activations, rel=0.02)
+    assert (large.weights, large.plain, large.step) == (small.weights, small.plain, small.step)
+
+
+def test_what_is_frozen_needs_no_gradient_and_no_moments() -> None:
+    whole = measure_budget(TrainConfig(batch_size=2))
+    frozen = measure_budget(TrainConfig(batch_size=2, frozen=("encoder.",)))
+    assert frozen.parameters == whole.parameters
+    assert frozen.trainable < whole.trainable
+    assert frozen.optimizer == 2 * frozen.gradients == 8 * frozen.trainable
+    assert frozen.activations < whole.activations
+
+
+def test_items_are_counted_where_the_data_are(tmp_path: Path) -> None:
+    shapes = ShapesConfig(train=3, val=1, test_a=1, test_b=1)
+    data = DataConfig(data_root=build_shapes(tmp_path / "shapes", shapes, progress=False))
+    config = TrainConfig(data=data, batch_size=2)
+    counts, source = count_items(config)
+    tokenizer = build_model(config).tokenizer
+    assert counts == {
+        kind: len(open_split(data, "train", tokenizer, 8, train_items=kind))
+        for kind in ("refs", "sentences")
+    }
+    assert str(tmp_path) in source
+    with pytest.raises(DataError, match="nowhere"):
+        count_items(TrainConfig(data=DataConfig(data_root=tmp_path / "nowhere")))
+
+
+def test_items_of_published_data_are_known_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, source = count_items(get_recipe("paper-refcoco-vit-b"))
+    assert counts == {"refs": 42_404, "sentences": 120_624}
+    assert source == "as published"
+    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path))
+    assert count_items(TrainConfig()) == ({}, "shapes that are not generated yet")
+    assert list(tmp_path.iterdir()) == []
+    other = dataclasses.replace(get_recipe("cris-r50"), data=DataConfig(name="mine"))
+    assert count_items(other) == ({}, "not known without --data-root")
+
+
+def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+    config = dataclasses.replace(get_recipe("paper-ablation-vit-b"), batch_size=2)
+    text = dry_run("paper-ablation-vit-b", config)
+    shown = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
+    assert shown["lr"] == "1e-05"
+    assert shown["distill.lambda_image"] == "0.75"
+    assert shown["dropout"] == "0.1"  # of the model, which the config leaves to it
+    assert shown["tokenizer"] == "clip"
+    assert shown["refs"].startswith("42,404 items, 21,202 steps an epoch, 2,120,200 in all")
+    assert shown["sentences"].endswith("<- train_items")
+    assert "194.1 M of the model" in shown["parameters"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_budget(name: str) -> None:
+    """On a batch of two, which a large one differs from in nothing but memory."""
+    budget = measure_budget(dataclasses.replace(get_recipe(name), batch_size=2))
+    assert 2 <= budget.forward / budget.plain <= 3.001
+    assert budget.step > 2.5 * budget.forward
+    assert budget.activations > 0

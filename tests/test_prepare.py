@@ -1,0 +1,191 @@
+"""``masksd data prepare`` and ``inspect``: what is there is verified, what is bad is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masksd.cli import main
+from masksd.data.bad import DataError
+from masksd.data.index import open_index
+from masksd.data.layout import find_files
+from masksd.data.refer import ReferDataset
+from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.engine.prepare import prepare_data
+from tests.refer_folders import annotation, image, ref, write_refer
+from tests.test_index import TOKENIZER
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three pictures with an object and a ref each."""
+    images = [image(number) for number in (7, 8, 9)]
+    annotations = [annotation(10 * number, number) for number in (7, 8, 9)]
+    refs = [ref(number, 10 * number, number, f"circle {number}") for number in (7, 8, 9)]
+    return write_refer(tmp_path / "data", images, annotations, refs)
+
+
+def ref_ids(root: Path) -> list[int]:
+    return open_index(find_files(root, "mine", "unc")).refs["ref_id"].tolist()
+
+
+def spoil(root: Path, how: str) -> str:
+    """Spoil picture 8; return the error that names it."""
+    path = root / "images" / "8.png"
+    if how == "missing":
+        path.unlink()
+        return r"picture 8: .*8.png: no such file"
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+        return r"picture 8: .*8.png: "
+    Image.new("RGB", (6, 8)).save(path)
+    return r"picture 8: .*8.png: 6x8 pixels, instances.json says 8x6"
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "turned"])
+def test_bad_pictures(root: Path, how: str) -> None:
+    says = spoil(root, how)
+    decode = how != "missing"
+    with pytest.raises(DataError, match=says):
+        prepare_data(root, "mine", check_pictures=decode, progress=False)
+    assert not (root / "mine" / "index(unc)").exists()
+    with pytest.warns(
+        UserWarning, match=rf"2 bad records left out: {says}.*; .*ref_id 8"
+    ) as caught:
+        prepare_data(root, "mine", check_pictures=decode, skip_bad=True, progress=False)
+    assert len(caught) == 1
+    assert ref_ids(root) == [7, 9]
+    reasons = json.loads((root / "mine" / "index(unc)" / "left-out.json").read_text())
+    assert "picture 8" in reasons[0]
+    # nothing is dropped in silence: opening what was prepared so says it again
+    with pytest.warns(UserWarning, match="2 bad records left out"):
+        data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8)
+    assert [data.sentence(index) for index in range(len(data))] == ["circle 7", "circle 9"]
+
+
+def test_pictures_are_not_decoded_unless_asked(root: Path) -> None:
+    spoil(root, "cut")
+    prepare_data(root, "mine", progress=False)
+    assert ref_ids(root) == [7, 8, 9]
+
+
+def test_a_data_set_opened_with_skip_bad_leaves_missing_pictures_out(root: Path) -> None:
+    prepare_data(root, "mine", progress=False)
+    spoil(root, "missing")
+    with pytest.warns(UserWarning, match="1 bad record left out: picture 8: .*no such file"):
+        data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8, skip_bad=True)
+    assert [item["index"] for item in data] == [0, 1]
+    assert [data.record(index)["ref_id"] for index in range(2)] == [7, 9]
+    assert data.bad.count == 1
+
+
+def test_a_failed_check_leaves_the_older_index(root: Path) -> None:
+    layout, _ = prepare_data(root, "mine", progress=False)
+    before = {path: path.read_bytes() for path in layout.index.iterdir()}
+    spoil(root, "missing")
+    with pytest.raises(DataError, match="picture 8"):
+        prepare_data(root, "mine", progress=False)
+    assert {path: path.read_bytes() for path in layout.index.iterdir()} == before
+    assert {path.name for path in (root / "mine").iterdir()} == {
+        "instances.json",
+        "refs(unc).p",
+        "index(unc)",
+    }
+
+
+def test_places_that_are_not_taken(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; choose another folder"):
+        prepare_data(root, "mine", output=tmp_path / "file", progress=False)
+    with pytest.raises(ValueError, match="exists and is no index; choose another folder"):
+        prepare_data(root, "mine", output=root / "images", progress=False)
+    assert len(list((root / "images").iterdir())) == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_cannot_be_written(root: Path) -> None:
+    (root / "mine").chmod(0o500)
+    try:
+        with pytest.raises(ValueError, match=r"cannot be written .* choose another --output"):
+            prepare_data(root, "mine", progress=False)
+    finally:
+        (root / "mine").chmod(0o700)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((root / "mine" / "instances.json").read_text())
+    content["annotations"][1]["segmentation"].append([1, 2])
+    (root / "mine" / "instances.json").write_text(json.dumps(content))
+    assert main(["data", "prepare", "mine", str(root), "--check-pictures"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[0].split() == ["split", "images", "objects", "refs", "sentences"]
+    assert out[1].split() == ["val", "3", "3", "3", "3"]
+    assert out[2].endswith("dropped from objects that have others: 1")
+    assert out[3] == f"3 pictures decoded in {root / 'images'}"
+    assert out[4].startswith(f"{root / 'mine' / 'index(unc)'} (")
+
+
+# the program prints its warnings, it does not raise them
+@pytest.mark.filterwarnings("default:2 bad records left out")
+def test_prepare_counts_what_it_leaves_out(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(root, "missing")
+    assert main(["data", "prepare", "mine", str(root)]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("masksd: error: picture 8: ")
+    assert error.endswith("or leave its refs out with --skip-bad")
+    assert main(["data", "prepare", "mine", str(root), "--skip-bad"]) == 0
+    assert "masksd: warning: 2 bad records left out: picture 8" in capfd.readouterr().err
+
+
+def test_prepare_says_which_files_it_wants(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "prepare", "refcocog", str(tmp_path)]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert f"Wanted: {tmp_path / 'refcocog' / 'instances.json'}, one of refs(umd).p" in error
+    assert "https://web.archive.org/web/20220413012904/" in error
+
+
+@pytest.mark.filterwarnings("default:split 'val' of refcoco")
+def test_published_counts_are_printed_beside(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (root / "mine").rename(root / "refcoco+")
+    assert main(["data", "prepare", "refcoco+", str(root)]) == 0
+    found = capfd.readouterr()
+    head, row = found.out.splitlines()[:2]
+    assert head.endswith("refs published  sentences published")
+    assert row.split() == ["val", "3", "3", "3", "3", "3805", "10758"]
+    assert "warning: split 'val' of refcoco+ (unc) has 3 refs, published 3 805" in found.err
+
+
+def test_inspect_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ShapesConfig(train=3, val=2, test_a=1, test_b=1)
+    build_shapes(tmp_path / "data", config, progress=False)
+    assert main(["data", "inspect", "data", "--samples", "6"]) == 0
+    out = capfd.readouterr().out
+    assert "area, % of the picture: median" in out
+    with Image.open("shapes-masksd.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    outline = np.abs(pixels - (0xD8, 0x1B, 0x60)).sum(-1) < 12
+    halves = np.array_split(outline, 2)  # two rows of pictures
+    assert all(half.sum() > 100 for half in halves)
+    assert outline.mean() < 0.05
+    assert main(["data", "inspect", "data", "shapes", "--output", "none/a.png"]) == 2
+    assert "there is no folder none; make it first" in capfd.readouterr().err
+    assert main(["data", "inspect", "data", "--output", "a.jpg"]) == 2
+    assert "must end in .png" in capfd.readouterr().err
+    assert main(["data", "inspect", "data", "--samples", "0"]) == 2
+    assert "samples must be at least 1" in capfd.readouterr().err
+    assert main(["data", "inspect", str(tmp_path / "none")]) == 2
+    assert "holds no data set; name one" in capfd.readouterr().err
