@@ -1,19 +1,16 @@
-"""What the benchmarks share: paired timing, kept activations, and rows with device and versions."""
+"""What the benchmarks share: paired timing, and rows with device and versions."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import platform
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import masksd
 
@@ -87,39 +84,3 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 def median_ratio(of: Iterable[float], to: Iterable[float]) -> float:
     """The median of the ratios of the rounds: what drifts over the run cancels in each."""
     return statistics.median(a / b for a, b in zip(of, to, strict=True))
-
-
-@contextlib.contextmanager
-def kept_activations(excluded: Iterable[Tensor]) -> Iterator[dict[str, int]]:
-    """Count the bytes that autograd keeps for backward, each storage once, and their peak.
-
-    Args:
-        excluded: tensors that are there anyway, such as parameters.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
-    users: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    count = {"now": 0, "peak": 0}
-
-    def release(key: int) -> None:
-        users[key] -= 1
-        if not users[key]:
-            count["now"] -= sizes[key]
-            del users[key], sizes[key]
-
-    class Kept:
-        def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
-            storage = tensor.untyped_storage()
-            key = storage.data_ptr()
-            if key in known:
-                return
-            if key not in users:
-                users[key], sizes[key] = 0, storage.nbytes()
-                count["now"] += sizes[key]
-                count["peak"] = max(count["peak"], count["now"])
-            users[key] += 1
-            weakref.finalize(self, release, key)
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        yield count

@@ -33,9 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import append, environment, kept_activations, median_ratio, paired
+from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
+from masksd.engine.kept import kept_activations
 from masksd.hosts.taps import masking
 from masksd.models import create_model
 from masksd.tap import TokenMask
@@ -200,7 +201,7 @@ def kept_bytes(setting: Setting, run: Callable[[], Any]) -> int:
     there = [*setting.model.parameters(), *setting.model.buffers(), *setting.args, setting.truth]
     with kept_activations(there) as count:
         run()
-    return count["peak"]
+    return count.peak
 
 
 def kept_by_encoder(setting: Setting) -> int:

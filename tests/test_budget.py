@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from masksd import DistillConfig
 from masksd.cli.dry_run import GROUPS, dry_run
 from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
@@ -138,3 +139,13 @@ def test_every_recipe_has_a_budget(name: str) -> None:
     assert 2 <= budget.forward / budget.plain <= 3.001
     assert budget.step > 2.5 * budget.forward
     assert budget.activations > 0
+
+
+def test_low_memory_needs_less_by_little_more_than_one_host_pass() -> None:
+    budgets = {
+        low: measure_budget(TrainConfig(distill=DistillConfig(low_memory=low)))
+        for low in (False, True)
+    }
+    assert budgets[True].activations < 0.5 * budgets[False].activations
+    assert budgets[True].gradients == 2 * budgets[False].gradients
+    assert budgets[True].step == budgets[False].step

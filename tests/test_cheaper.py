@@ -212,3 +212,4 @@ def test_a_compiled_wrapper_compiles_each_of_two_graphs_once():
     assert len(graphs) == 2
     with pytest.raises(Exception, match="must be told the step"):
         compiled(images, tokens, target=truth)
+    torch._dynamo.reset()

@@ -14,8 +14,8 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import kept_activations
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
+from masksd.engine.kept import kept_activations
 from masksd.models import create_model
 from tests.processes import leave
 from tests.test_hosts_clipseg import batch as clipseg_batch
@@ -214,7 +214,7 @@ def test_autocast_runs_back_in_the_dtype_it_ran_in():
 def peak(run, module):
     with kept_activations(module.parameters()) as count:
         run().backward()
-    return count["peak"]
+    return count.peak
 
 
 def test_activations_are_those_of_little_more_than_one_host_pass():

@@ -47,7 +47,7 @@ def test_towers_have_a_rate_of_their_own_and_their_positions_have_not() -> None:
         assert scale == (0.25 if tower else 1.0), name
         assert decay in (0.0, 0.1)
     assert found["segmenter.encoder.vision.embeddings.position_embedding.weight"] == (0.1, 1.0)
-    assert found["branches.lmvsd.token"] == (0.0, 1.0)
+    assert found["maskers.image.token"] == (0.0, 1.0)
     assert {scale for _, scale in found.values()} == {0.25, 1.0}
 
 

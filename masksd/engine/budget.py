@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from masksd.data.catalog import PUBLISHED
+from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.engine.config import TrainConfig
+from masksd.engine.kept import kept_activations
 from masksd.engine.optimizers import freeze
 from masksd.engine.sources import (
     find_root,
@@ -65,7 +67,7 @@ class Budget:
 def measure_budget(config: TrainConfig) -> Budget:
     """Count what a training step of a config costs.
 
-    Activations are the bytes of every distinct tensor that autograd keeps for backward, in float32
+    Activations are the bytes that autograd keeps for backward at their peak, in float32
     (16-bit training keeps about half), with attention as fused kernels compute it. What kernels and
     the allocator need beside is not in it: expect a fifth more.
 
@@ -95,7 +97,9 @@ def measure_budget(config: TrainConfig) -> Budget:
         target = torch.zeros(batch, size, size)
     freeze(model, config.frozen)
     host = sum(p.numel() for p in model.parameters())
-    sd = wrap_model(model, config.distill).to("meta")
+    # the counter does not go with the backwards inside of low memory, whose operations are the same
+    counted_config = dataclasses.replace(config.distill, low_memory=False)
+    sd = wrap_model(model, counted_config).to("meta")
     added = sum(p.numel() for p in sd.distill_parameters())
     trainable = sum(p.numel() for p in sd.parameters() if p.requires_grad)
     own = [*sd.parameters(), *sd.buffers()]
@@ -107,24 +111,16 @@ def measure_budget(config: TrainConfig) -> Budget:
             model.eval()(*inputs)
             sd.train()
         plain = counted.get_total_flops()
-        kept: dict[int, torch.UntypedStorage] = {}
-        known = {tensor.untyped_storage()._cdata for tensor in own}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in known:
-                kept[storage._cdata] = storage  # held, so that the key stays its own
-            return tensor
-
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counted, hooks:
-            out = sd(*inputs, target=target)
-            seg = out.losses["seg"]
-            if config.class_weights is not None:
-                seg = class_weighted_loss(out.host_output, target, config.class_weights)
-            forward = counted.get_total_flops()
-            (seg + out.distill_loss).backward()
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            sd(*inputs, target=target)
+        forward = counted.get_total_flops()
+        with FlopCounterMode(display=False) as counted:
+            _loss(sd, inputs, target, config).backward()
         step = counted.get_total_flops()
+        sd.unwrap()
+        sd = wrap_model(model, config.distill).to("meta")
+        with kept_activations(own) as kept:
+            _loss(sd, inputs, target, config).backward()
     pictures = 2 * batch  # the counter has two a multiply-add
     return Budget(
         model_config=dataclasses.asdict(model.config),
@@ -135,10 +131,20 @@ def measure_budget(config: TrainConfig) -> Budget:
         forward=forward // pictures,
         step=step // pictures,
         weights=sum(tensor.nbytes for tensor in own),
-        gradients=4 * trainable,
+        gradients=4 * trainable * (2 if config.distill.low_memory else 1),  # one more, held
         optimizer=8 * trainable,
-        activations=sum(storage.nbytes() for storage in kept.values()),
+        activations=kept.peak,
     )
+
+
+def _loss(
+    sd: CrossModalMaskedSelfDistill, inputs: list[Tensor], target: Tensor, config: TrainConfig
+) -> Tensor:
+    out = sd(*inputs, target=target)
+    if config.class_weights is None:
+        loss: Tensor = out.loss
+        return loss
+    return class_weighted_loss(out.host_output, target, config.class_weights) + out.distill_loss
 
 
 class _Shapes(TorchFunctionMode):

@@ -194,6 +194,11 @@ class TrainConfig:
             len(weights) == 2 and all(0 < weight < math.inf for weight in weights)
         ):
             raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
+        if weights is not None and self.distill.low_memory:
+            raise ValueError(
+                "class_weights make the loss outside the wrapper, which distill.low_memory runs "
+                "backward inside; set one of the two"
+            )
         if weights is not None and self.distill.dice_weight:
             raise ValueError(
                 "class_weights take the place of the segmentation loss, which dice_weight belongs "

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -157,9 +157,10 @@ class Run:
 
     def _losses(self, out: DistillOutput, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its terms, with the host's own loss where it is weighted by class."""
-        losses, weights = out.losses, self.config.class_weights
-        if weights is not None:
-            losses = {**losses, "seg": class_weighted_loss(out.host_output, target, weights)}
+        weights = self.config.class_weights
+        if weights is None:
+            return cast(Tensor, out.loss), out.losses
+        losses = {**out.losses, "seg": class_weighted_loss(out.host_output, target, weights)}
         return losses["seg"] + out.distill_loss, losses
 
     def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
@@ -169,6 +170,8 @@ class Run:
         self.rate = self.schedule.rate(step - 1 - self.skipped)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["scale"]
+        if accelerator.scaler is not None:
+            self.sd.loss_scale = accelerator.scaler.get_scale()
         target = batch["target"].float()
         out = self.wrapped(*self._inputs(batch), target=target)
         loss, losses = self._losses(out, target)
@@ -217,8 +220,8 @@ class Run:
         """Write the checkpoint: the host for use, and what only going on with the run needs."""
         if self.accelerator.is_main_process:
             config = dataclasses.replace(self.checkpoint.config, step=self.done)
-            state = {f"distill.{k}": v for k, v in self.sd.branches.state_dict().items()}
-            state["distill.step"] = self.sd.step
+            own = {k: v for k, v in self.sd.state_dict().items() if not k.startswith("segmenter.")}
+            state = {f"distill.{name}": value for name, value in own.items()}
             state["skipped"] = torch.tensor(self.skipped)
             for name, parameter in self.sd.named_parameters():
                 for key, value in self.optimizer.state.get(parameter, {}).items():

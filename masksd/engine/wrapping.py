@@ -34,7 +34,7 @@ def wrap_model(
     Example:
         >>> from masksd.models import create_model
         >>> sd = wrap_model(create_model("lavt_tiny"), DistillConfig())
-        >>> sd.branches["lmvsd"].relevance
+        >>> sd.maskers["image"].relevance
         'prediction'
     """
     if not lavt.recognise(model):
