@@ -1,6 +1,6 @@
 """What the index of a data set of RefCOCO's size costs: time, memory, bytes.
 
-    python benchmarks/index_cost.py [--refs 50000]
+    python -m benchmarks.index_cost [--refs 50000]
 
 The data set is made up (keyed numbers; no pictures but empty files): as many refs, sentences,
 pictures and annotations as RefCOCO, many objects of several polygons, some of run lengths. Every
@@ -11,7 +11,6 @@ whole process with them. Rows are appended to ``benchmarks/index_cost.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import pickle
@@ -23,9 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-import masksd
+from benchmarks.measure import append, environment
 
-CSV = Path(__file__).with_name("index_cost.csv")
 WORDS = "left right man woman red blue shirt on the of with dog front second from chair"
 STEPS = {
     "import": "pass",
@@ -144,20 +142,14 @@ def main() -> None:
                     "peak_mb": round(peak, 1),
                     "sources_mb": megabytes(root / "refcoco"),
                     "index_mb": megabytes(index) if index.exists() else "",
-                    "device": f"{platform.machine()} CPU, 1 thread",
-                    "python": platform.python_version(),
                     "numpy": np.__version__,
-                    "masksd": masksd.__version__,
+                    **environment(),
+                    "device": f"{platform.machine()} CPU, 1 thread",
                 }
             )
             print(f"{step:<18}{seconds:>9.3f} s{peak:>9.1f} MB at its peak")
     print(f"sources {rows[-1]['sources_mb']} MB, index {rows[-1]['index_mb']} MB")
-    new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append("index_cost", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast pictures, masks and words are read and prepared, and whether training waits for them.
 
-    python benchmarks/loading.py [--image-size 480] [--train-steps 60]
+    python -m benchmarks.loading [--image-size 480] [--train-steps 60]
 
 The data are made up (keyed numbers): JPEG pictures of 640 x 480 and quality 90 with the spectrum of
 photographs (1 / f), objects of 40 points, two refs a picture. Every item is prepared anew
@@ -13,7 +13,6 @@ are appended to ``benchmarks/loading.csv``. The figures want a quiet machine.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import platform
@@ -32,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-import masksd
+from benchmarks.measure import append, environment
 from masksd.data.pictures import read_picture
 from masksd.data.refer import ReferDataset
 from masksd.data.segmentation import check_segmentation, decode_mask
@@ -41,7 +40,6 @@ from masksd.data.transforms import fit_mask, fit_picture
 from masksd.engine import trainer
 from masksd.engine.config import TrainConfig
 
-CSV = Path(__file__).with_name("loading.csv")
 PICTURES, REFS, HEIGHT, WIDTH, BATCH, ROUNDS = 64, 2, 480, 640, 16, 5
 SENTENCES = ["the red circle on the left", "large blue square", "the small one above the circle"]
 
@@ -196,11 +194,9 @@ def main() -> None:
                 "pictures_per_second": round(1 / seconds, 1),
                 "pictures_per_second_and_core": round(1 / seconds / cores, 1),
                 "waiting": share,
-                "device": f"{platform.machine()} CPU, {cores} of its cores",
-                "torch": torch.__version__,
                 "pillow": PIL.__version__,
-                "python": platform.python_version(),
-                "masksd": masksd.__version__,
+                **environment(),
+                "device": f"{platform.machine()} CPU, {cores} of its cores",
             }
         )
         shown = "" if share is None else f", {share:.2%} of it waiting for data"
@@ -230,12 +226,7 @@ def main() -> None:
             for cache, step in ((True, "train"), (False, "train, cache=False")):
                 seconds, share = waiting(cache, args.train_steps, root)
                 add(step, seconds, threads, None, round(share, 4))
-    new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append("loading", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the tables of ``benchmarks/README.md`` from the CSV files; no figure there is typed.
 
-python benchmarks/tables.py
+python -m benchmarks.tables
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ README = FOLDER / "README.md"
 def read(name: str) -> list[dict[str, str]]:
     with (FOLDER / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def newest(rows: list[dict[str, str]], *names: str) -> list[dict[str, str]]:
+    """Keep the last of the rows that agree in these columns."""
+    return list({tuple(row[name] for name in names): row for row in rows}.values())
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -51,6 +56,73 @@ def step_cost() -> str:
             f"2 + d = {2 + share:.3f}, torch {rows['host']['torch']}:\n\n{table}"
         )
     return "\n\n".join(tables)
+
+
+def train_step() -> str:
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in newest(read("train_step"), "model", "device", "provider"):
+        groups.setdefault((row["model"], row["device"]), []).append(row)
+    tables = []
+    for (model, device), rows in groups.items():
+        lines = [
+            [
+                row["provider"],
+                f"{float(row['seconds']):.4g}",
+                *(f"{float(row[n]):.3f}" if row[n] else "" for n in ("to_host", "to_naive")),
+                f"{float(row['kept_to_host']):.3f}" if row["kept_to_host"] else "",
+                f"{float(row['peak_mb']):,.0f}" if row["peak_mb"] else "",
+            ]
+            for row in rows
+        ]
+        first = rows[0]
+        head = ["provider", "s a step", "× host", "× naive", "kept × host's", "peak, MB"]
+        share = ""
+        if first["d"]:
+            d, kept = float(first["d"]), float(first["d_kept"])
+            share = f"; 2 + d = {2 + d:.3f} in multiply-adds, {2 + kept:.3f} in kept bytes"
+        tables.append(
+            f"`{model}`, {first['image_size']} px, batch {first['batch']}, {first['tokens']} "
+            f"tokens, {first['precision']}{share}; {first['rounds']} rounds on {device}, torch "
+            f"{first['torch']}:\n\n{markdown(head, lines)}"
+        )
+    return "\n\n".join(tables)
+
+
+def masking() -> str:
+    rows = newest(read("masking"), "operation", "provider", "batch", "tokens", "width", "dtype")
+    lines = [
+        [
+            row["operation"],
+            f"{row['batch']} x {row['tokens']} x {row['width']} {row['dtype']}",
+            row["provider"],
+            f"{float(row['milliseconds']):.3f}",
+            *(f"{float(row[n]):.2f}" if row[n] else "" for n in ("to_eager", "to_where")),
+            _share(row["gb_per_s"], row["copy_gb_per_s"]),
+        ]
+        for row in sorted(rows, key=lambda row: row["operation"] != "select")
+    ]
+    head = ["operation", "size", "provider", "ms", "× eager", "× where", "of copying's speed"]
+    return f"{markdown(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
+
+
+def _share(part: str, whole: str) -> str:
+    return f"{float(part) / float(whole):.0%}" if part else ""
+
+
+def joined_decode() -> str:
+    rows = newest(read("joined_decode"), "model", "batch", "provider")
+    lines = [
+        [
+            row["model"],
+            row["batch"],
+            f"{float(row['seconds']):.4f}",
+            f"{float(row['to_two_calls']):.3f}",
+        ]
+        for row in rows
+        if row["provider"] == "joined"
+    ]
+    head = ["model", "batch", "s, joined", "× two calls"]
+    return f"{markdown(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
 
 
 def default_run() -> str:
@@ -121,12 +193,14 @@ def loading() -> str:
 
 def render(text: str) -> str:
     """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->``."""
-    for table in (step_cost, default_run, index_cost, loading):
+    for table in TABLES:
         pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- end -->)"
         body = table()
         text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
+
+TABLES = (step_cost, train_step, masking, joined_decode, default_run, index_cost, loading)
 
 if __name__ == "__main__":
     README.write_text(render(README.read_text()))
