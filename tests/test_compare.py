@@ -100,7 +100,7 @@ def test_intervals_equal_a_loop_over_draws(name: str) -> None:
 def test_draws_in_chunks_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = made_rows([2], pictures=12)
     whole = compare_rows(a, b, get_protocol("cris"), resamples=500)
-    monkeypatch.setattr("masksd.evaluation.compare._CHUNK", 12 * 7)
+    monkeypatch.setattr("masksd.evaluation.clusters._CHUNK", 12 * 7)
     assert compare_rows(a, b, get_protocol("cris"), resamples=500) == whole
     assert compare_rows(a, b, get_protocol("cris"), resamples=500, seed=1) != whole
 

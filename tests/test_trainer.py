@@ -30,6 +30,7 @@ from masksd.engine.evaluator import evaluate_all
 from masksd.engine.feeding import model_inputs
 from masksd.engine.files import StagedFolder
 from masksd.engine.keys import EpochSampler, keyed_seed
+from masksd.engine.loop import Run
 from masksd.engine.predictor import Predictor
 from masksd.engine.schedules import Schedule
 from masksd.engine.sources import build_model, open_split
@@ -528,3 +529,31 @@ def test_low_memory_takes_the_same_steps(data: DataConfig, tmp_path: Path) -> No
     for record, other in zip(plain[:3], low[:3], strict=True):  # Adam lets rounding grow
         assert other["losses"] == pytest.approx(record["losses"], rel=1e-4)
         assert other["grad_norm"] == pytest.approx(record["grad_norm"], rel=1e-3)
+
+
+def test_a_ramp_raises_the_weights_of_the_branches(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+    losses = Run._losses
+
+    def watched(run: Run, out: Any, target: torch.Tensor) -> Any:
+        weights = {name: float(branch.weight) for name, branch in run._branches()}
+        parts = {name: loss.item() for name, loss in out.losses.items()}
+        total = parts["seg"] + sum(weights[name] * parts[name] for name in weights)
+        assert out.loss.item() == pytest.approx(total, rel=1e-5)
+        seen.append(weights)
+        return losses(run, out, target)
+
+    monkeypatch.setattr(Run, "_losses", watched)
+    train(settings(data, tmp_path / "run", ramp=(0.2, 0.6)))
+    _, *steps = seen  # the first one is the rehearsal
+    shares = [step["lmvsd"] / 0.75 for step in steps]
+    assert shares == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-6)
+    assert [step["vmlsd"] / 0.1 for step in steps] == pytest.approx(shares, abs=1e-6)
+
+
+def test_a_ramp_out_of_order_is_refused(data: DataConfig, tmp_path: Path) -> None:
+    for ramp in ((0.5, 0.2), (0.5, 1.2), (0.5,)):
+        with pytest.raises(ValueError, match="ramp must be"):
+            settings(data, tmp_path, ramp=ramp)

@@ -1,4 +1,4 @@
-"""The command line: ``masksd train | evaluate | predict | data``.
+"""The command line: ``masksd train | evaluate | predict | data | pretrain``.
 
 Options are made from the config dataclasses. An error of the user is one line on stderr and exit
 code 2; ``MASKSD_TRACEBACK=1`` shows where it was raised.
@@ -19,6 +19,7 @@ from masksd.cli.data import data_commands
 from masksd.cli.evaluate import evaluate_command
 from masksd.cli.options import command
 from masksd.cli.predict import Predict
+from masksd.cli.pretrain import pretrain_command
 from masksd.cli.train import train_command
 from masksd.engine.config import TrainingError
 
@@ -69,6 +70,7 @@ def _parse(arguments: list[str]) -> Any:
         "evaluate": evaluate_command(arguments),
         "predict": Predict,
         "data": command(_data),
+        "pretrain": pretrain_command(),
     }
     return tyro.extras.subcommand_cli_from_dict(
         commands,

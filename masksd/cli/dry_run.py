@@ -11,7 +11,16 @@ from masksd.engine.config import TrainConfig
 from masksd.engine.sources import tokenizer_name
 
 GROUPS = {
-    "model": ("model", "pretrained", "dropout", "image_size", "fit", "tokenizer", "max_length"),
+    "model": (
+        "model",
+        "pretrained",
+        "encoder_weights",
+        "dropout",
+        "image_size",
+        "fit",
+        "tokenizer",
+        "max_length",
+    ),
     "data": ("data", "train_split", "eval_split", "train_items", "batch_size", "workers", "cache"),
     "optimisation": (
         "steps",
@@ -34,7 +43,7 @@ GROUPS = {
         "cpu",
         "seed",
     ),
-    "method": ("distill",),
+    "method": ("distill", "ramp"),
     "evaluation": (
         "evaluate_every",
         "eval_samples",

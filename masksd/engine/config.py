@@ -41,6 +41,7 @@ class TrainConfig:
         model: clip_cris_tiny, clip_cris_vit_s16, clip_cris_vit_b16, clip_cris_vit_l14 (CLIP's
             transformers), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or lavt_swin_b (LAVT).
         pretrained: start from pretrained towers, where the model has them.
+        encoder_weights: file of two towers that masksd pretrain wrote, to start from.
         dropout: of the decoder, in [0, 1]; None takes the model's own.
         data: see DataConfig.
         train_split: split to train on.
@@ -80,6 +81,9 @@ class TrainConfig:
         mixed_precision: no, fp16 or bf16.
         cpu: stay on the CPU where there is a GPU.
         distill: the method; see DistillConfig.
+        ramp: shares of the run, in [0, 1], between which the weights of the branches rise from 0 to
+            those of the method: 0 0 has them full all along, 0.5 0.5 from the middle on. A branch
+            of weight 0 runs all the same.
         log_every: steps between two lines of metrics.jsonl.
         evaluate_every: steps between two evaluations and checkpoints; 0 only at the end.
         eval_samples: expressions scored, evenly spread over the split; 0 scores all.
@@ -103,6 +107,7 @@ class TrainConfig:
 
     model: str = "clip_cris_tiny"
     pretrained: bool = False
+    encoder_weights: Path | None = None
     dropout: float | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train_split: str = "train"
@@ -135,6 +140,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
     distill: DistillConfig = field(default_factory=DistillConfig)
+    ramp: tuple[float, float] = (0.0, 0.0)
     log_every: int = 10
     evaluate_every: int = 0
     eval_samples: int = 600
@@ -188,6 +194,15 @@ class TrainConfig:
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise ValueError(
                 f"milestones must be shares of the run, in (0, 1), got {self.milestones}"
+            )
+        if len(self.ramp) != 2 or not self.ramp[0] <= self.ramp[1]:
+            raise ValueError(f"ramp must be two shares of the run, in order, got {self.ramp}")
+        for share in self.ramp:
+            check_fraction("ramp", share)
+        if self.pretrained and self.encoder_weights is not None:
+            raise ValueError(
+                f"pretrained and encoder_weights={str(self.encoder_weights)!r} are two sources of "
+                "the same weights; give one of the two"
             )
         weights = self.class_weights
         if weights is not None and not (
@@ -245,6 +260,20 @@ class TrainConfig:
             gamma=self.gamma,
             power=self.power,
         )
+
+    def ramp_at(self, done: float) -> float:
+        """Return the share of their weights that the branches have.
+
+        Args:
+            done: share of the run that is behind, in [0, 1].
+
+        Example:
+            >>> config = TrainConfig(ramp=(0.2, 0.6))
+            >>> [round(config.ramp_at(done), 2) for done in (0.0, 0.2, 0.3, 0.6, 1.0)]
+            [0.0, 0.0, 0.25, 1.0, 1.0]
+        """
+        start, end = self.ramp
+        return 1.0 if done >= end else max(0.0, (done - start) / (end - start))
 
     def to_json(self) -> str:
         """Return the config as JSON text; paths become strings, and an infinite number null.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from masksd.branches import MaskedBranch
 from masksd.data.records import DataError
 from masksd.distill import DistillOutput
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
@@ -82,6 +83,7 @@ class Run:
         optimizer = build_optimizer(self.sd, model, config)
         self.wrapped, self.optimizer, self.loader = accelerator.prepare(self.sd, optimizer, loader)
         self.schedule = config.schedule_of(len(self.loader))
+        self._full = {name: branch.weight.clone() for name, branch in self._branches()}
         self.done = self.skipped = 0
         self.records: list[dict[str, Any]] = []
 
@@ -152,6 +154,9 @@ class Run:
                 raise DataError(text.strip()) from None
             epoch += 1
 
+    def _branches(self) -> list[tuple[str, MaskedBranch]]:
+        return [(name, cast(MaskedBranch, each)) for name, each in self.sd.branches.items()]
+
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return model_inputs(self.checkpoint, batch["image"], batch["tokens"])
 
@@ -170,6 +175,10 @@ class Run:
         self.rate = self.schedule.rate(step - 1 - self.skipped)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["scale"]
+        if config.ramp != (0.0, 0.0):
+            share = config.ramp_at((step - 1) / self.schedule.steps)
+            for name, branch in self._branches():
+                branch.weight.copy_(share * self._full[name])
         if accelerator.scaler is not None:
             self.sd.loss_scale = accelerator.scaler.get_scale()
         target = batch["target"].float()

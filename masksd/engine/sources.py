@@ -13,6 +13,7 @@ from masksd.data.tokenizers import load_tokenizer
 from masksd.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.engine.checkpoints import Checkpoint, CheckpointConfig
 from masksd.engine.config import DataConfig, TrainConfig, cache_folder
+from masksd.engine.encoder_weights import load_encoder
 from masksd.models import create_model
 from masksd.models.registry import check_pretrained
 
@@ -135,6 +136,8 @@ def build_model(config: TrainConfig) -> Checkpoint:
     if not lavt:  # which finds the end of a sentence by its attention mask
         overrides["end_token"] = tokenizer.end_token
     model = create_model(config.model, config.pretrained, **overrides)
+    if config.encoder_weights is not None:  # after the draws, which thus are those of a run without
+        load_encoder(model, config.encoder_weights, name)
     return Checkpoint(
         CheckpointConfig(
             model=config.model,

@@ -6,22 +6,25 @@ Several expressions share a picture and stand or fall together, so pictures are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from masksd.data.records import DataError
+from masksd.evaluation.clusters import (
+    LOWER_IS_BETTER,
+    Floats,
+    Rows,
+    pair_rows,
+    picture_draws,
+    picture_sums,
+    scores_of_sums,
+)
 from masksd.evaluation.protocols import Protocol, get_protocol
 from masksd.evaluation.report import read_report, read_samples
-
-Rows = Sequence[Mapping[str, Any]]
-Floats = NDArray[np.float64]
-_CHUNK = 2**21  # draws held in memory at a time
-_LOWER_IS_BETTER = ("mOver", "mUnder")
 
 
 class Difference(NamedTuple):
@@ -72,7 +75,7 @@ class Comparison:
         _, _, _, low, high = self.differences[name]
         if low <= 0 <= high:
             return "no difference could be shown"
-        return "B is better" if (low > 0) != (name in _LOWER_IS_BETTER) else "A is better"
+        return "B is better" if (low > 0) != (name in LOWER_IS_BETTER) else "A is better"
 
 
 def compare_reports(
@@ -148,25 +151,22 @@ def compare_rows(
     for name, value, least in (("resamples", resamples, 100), ("seed", seed, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    rows = _pair(a, b, names)
-    images = np.array([row["image_id"] for row in rows[0]])
-    pictures, cluster = np.unique(images, return_inverse=True)
-    if len(pictures) < 2:
+    rows = pair_rows(a, b, names)
+    sums, pictures = picture_sums(rows, protocol)
+    if pictures < 2:
         raise ValueError("an interval needs samples of at least two pictures")
-    # (pictures, columns): what the scores are made of, summed over each picture's samples
-    sums = [_cluster_sums(_columns(side, protocol), cluster, len(pictures)) for side in rows]
     parts: list[list[Floats]] = [[], []]
-    for weights in _draws(len(pictures), resamples, seed):
+    for weights in picture_draws(pictures, resamples, seed):
         for part, side in zip(parts, sums, strict=True):
             part.append(weights @ side)  # both models on the same pictures: the pairs stay pairs
-    drawn = [_scores(np.concatenate(part), protocol) for part in parts]
-    whole = [_scores(side.sum(axis=0)[None], protocol) for side in sums]
+    drawn = [scores_of_sums(np.concatenate(part), protocol) for part in parts]
+    whole = [scores_of_sums(side.sum(axis=0)[None], protocol) for side in sums]
     differences = {}
     for name in whole[0]:
         first, second = (float(side[name][0]) for side in whole)
         low, high = np.percentile(drawn[1][name] - drawn[0][name], [2.5, 97.5])
         differences[name] = Difference(first, second, second - first, float(low), float(high))
-    return Comparison(differences, len(rows[0]), len(pictures), resamples)
+    return Comparison(differences, len(rows[0]), pictures, resamples)
 
 
 def format_comparison(found: Comparison) -> list[list[str]]:
@@ -187,75 +187,3 @@ def format_comparison(found: Comparison) -> list[list[str]]:
 
 def _at_input(report: Mapping[str, Any]) -> bool:
     return get_protocol(report["protocol"]).scored_at == "input"
-
-
-def _pair(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list[Any]]:
-    """Sort both by sample, or say which samples do not agree."""
-    keyed: list[dict[tuple[int, int], Mapping[str, Any]]] = []
-    for rows, name in zip((a, b), names, strict=True):
-        keyed.append({(row["ref_id"], row["sent_id"]): row for row in rows})
-        if len(keyed[-1]) != len(rows):
-            raise DataError(f"{name}: a sample (ref_id, sent_id) comes twice")
-    for side, name in enumerate(names):
-        lone = sorted(keyed[side].keys() - keyed[1 - side].keys())
-        if lone:
-            listed = ", ".join(f"ref {ref} sentence {sent}" for ref, sent in lone[:5])
-            more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
-            raise DataError(
-                f"{len(lone)} samples are in {name} only: {listed}{more}; "
-                "score both models on the same split with the same --limit"
-            )
-    order = sorted(keyed[0])
-    for key in order:
-        first, second = keyed[0][key], keyed[1][key]
-        for field in ("image_id", "truth_area"):
-            if first[field] != second[field]:
-                raise DataError(
-                    f"ref {key[0]} sentence {key[1]}: field {field!r} is {first[field]} in "
-                    f"{names[0]} and {second[field]} in {names[1]}; the data are not the same"
-                )
-    return [keyed[0][key] for key in order], [keyed[1][key] for key in order]
-
-
-def _columns(rows: Rows, protocol: Protocol) -> Floats:
-    """What each sample adds to the sums, ``(samples, 6 + thresholds)``."""
-    fields = ("intersection", "union", "predicted_area", "truth_area", "iou")
-    values = np.array([[row[field] for field in fields] for row in rows], dtype=np.float64)
-    inter, union, predicted, truth, iou = values.T
-    over = (predicted - inter) / np.maximum(predicted, 1)
-    under = (truth - inter) / np.maximum(truth, 1)
-    compare = np.greater if protocol.comparisons[0] == ">" else np.greater_equal
-    hits = [compare(iou, threshold) for threshold in protocol.thresholds]
-    return np.stack([np.ones_like(iou), inter, union, iou, over, under, *hits], axis=1)
-
-
-def _cluster_sums(columns: Floats, cluster: NDArray[np.intp], count: int) -> Floats:
-    sums = np.zeros((count, columns.shape[1]))
-    np.add.at(sums, cluster, columns)
-    return sums
-
-
-def _draws(pictures: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each picture is drawn, ``(n, pictures)``, until all n are ``resamples``."""
-    random = np.random.default_rng([seed, pictures])
-    most = max(1, _CHUNK // pictures)
-    for start in range(0, resamples, most):
-        n = min(most, resamples - start)
-        drawn = random.integers(pictures, size=(n, pictures))
-        drawn += pictures * np.arange(n)[:, None]  # each resample counts in a range of its own
-        counts = np.bincount(drawn.ravel(), minlength=n * pictures)
-        yield counts.reshape(n, pictures).astype(np.float64)
-
-
-def _scores(sums: Floats, protocol: Protocol) -> dict[str, Floats]:
-    """Turn sums ``(n, columns)`` into scores ``(n,)`` by name."""
-    count, inter, union, iou, over, under, *hits = sums.T
-    overall = np.where(union > 0, inter / np.maximum(union, 1), protocol.empty_iou)
-    names = [f"Pr@{threshold}" for threshold in protocol.thresholds]
-    return {
-        "mIoU": iou / count,
-        "oIoU": overall,
-        **{name: hit / count for name, hit in zip(names, hits, strict=True)},
-        "mOver": over / count,
-        "mUnder": under / count,
-    }

@@ -1,0 +1,92 @@
+"""Train variants of one host, paired by seed, at equal steps and at equal compute.
+
+    python -m benchmarks.ablation screen --level medium --steps 4000 [--dry-run]
+    python -m benchmarks.ablation screen --level medium --steps 4000 --tables
+
+The first prints what it will take before it starts, and goes on where it was interrupted; the
+second writes tables and figures from the rows there are. Studies are in ``benchmarks/studies.py``:
+baseline, screen, no-masking, confirm. A run is a row of ``benchmarks/ablation.csv`` for each split;
+its samples are in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import FOLDER, environment
+from benchmarks.paper_tables import TABLES
+from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
+from masksd.study.plan import Study
+from masksd.study.rows import Ledger
+from masksd.study.run import expected_seconds, missing_runs, run_study, with_towers
+from masksd.study.summary import summarise
+from masksd.study.tables import caption, paper_table, study_table
+
+
+def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str | None) -> Path:
+    """Write ``ablation-STUDY-HOST-LEVEL.md`` and its figures from the rows there are."""
+    name = f"ablation-{study.name}-{study.base.model}-{study.base.data.title()}"
+    parts = [f"# {name}"]
+    for split in study.splits:
+        found = summarise(study, ledger, split, towers=towers)
+        parts += [f"## {split}", caption(study, split, found), study_table(found)]
+        if study.name == "screen":
+            parts += [paper_table(table, found) for table in TABLES]
+        if any(each.equal_steps for each in found.values()):
+            draw_gain(found, folder / f"{name}-{split}-gain.png")
+            draw_scatter(found, folder / f"{name}-{split}-cost.png")
+            if study.name == "screen":
+                draw_sweeps(found, SWEEPS, folder / f"{name}-{split}-sweeps.png")
+    shown = [variant.name for variant in study.variants if variant.name in found][:6]
+    if shown:
+        draw_learning(study, ledger, shown, folder / f"{name}-learning.png", towers)
+    path = folder / f"{name}.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=VARIANTS)
+    parser.add_argument("--model", default="clip_cris_tiny")
+    parser.add_argument("--level", default="medium", help="of the shapes: easy, medium, hard")
+    parser.add_argument("--pictures", type=int, help="for training; default: those of the data set")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--scratch", action="store_true", help="without pretrained towers")
+    parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
+    parser.add_argument("--tables", action="store_true", help="run nothing; write the tables")
+    args = parser.parse_args()
+    study = get_study(
+        args.study,
+        model=args.model,
+        level=args.level,
+        steps=args.steps,
+        pictures=args.pictures,
+        seeds=tuple(args.seeds) if args.seeds else None,
+        scratch=args.scratch,
+    )
+    if args.only:
+        study = only(study, args.only)
+    ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
+    if not args.tables:
+        study = with_towers(study, ledger.results)
+        runs = missing_runs(study, ledger)
+        work = sum(run.multiply_adds for run in runs) / 1e15
+        hours = expected_seconds(study, runs) / 3600
+        print(f"{len(runs)} runs to do, {work:.2f} P multiply-adds, about {hours:.2f} hours here")
+        if args.dry_run:
+            return
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        run_study(study, ledger, environment(device))
+    print(write_tables(study, ledger, args.folder, "scratch" if args.scratch else None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The studies of ``benchmarks/ablation.py`` as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.pretrain import PretrainConfig
+from masksd.study.plan import Study, Variant, host
+
+NO_IMAGE, NO_TEXT = {"image": None}, {"text": None}
+
+
+def image(name: str, train: dict[str, Any] | None = None, **fields: Any) -> Variant:
+    """LMVSD alone with other fields of its masking."""
+    return Variant(name, {**NO_TEXT, "image": fields}, train or {})
+
+
+def text(name: str, **fields: Any) -> Variant:
+    """VMLSD alone with other fields of its masking; shares of a word are rounded at random."""
+    return Variant(name, {**NO_IMAGE, "text": fields})
+
+
+def both(name: str, train: dict[str, Any] | None = None, **fields: Any) -> Variant:
+    return Variant(name, fields, train or {})
+
+
+SWEEPS = {
+    "λ1 of LMVSD": {0.1: "lmvsd λ=0.1", 0.25: "lmvsd λ=0.25", 0.5: "lmvsd λ=0.5", 0.75: "lmvsd"}
+    | {1.0: "lmvsd λ=1.0"},
+    "α of LMVSD": {0.1: "lmvsd α=0.1", 0.25: "lmvsd", 0.5: "lmvsd α=0.5", 0.75: "lmvsd α=0.75"},
+    "K of LMVSD": {0.25: "lmvsd K=0.25", 0.5: "lmvsd", 0.75: "lmvsd K=0.75", 1.0: "lmvsd K=1.0"},
+    "λ2 of VMLSD": {0.05: "vmlsd λ=0.05", 0.1: "vmlsd", 0.25: "vmlsd λ=0.25", 0.5: "vmlsd λ=0.5"}
+    | {0.75: "vmlsd λ=0.75", 1.0: "vmlsd λ=1.0"},
+    "α of VMLSD": {0.05: "vmlsd α=0.05", 0.1: "vmlsd", 0.25: "vmlsd α=0.25", 0.5: "vmlsd α=0.5"}
+    | {0.75: "vmlsd α=0.75"},
+    "K of VMLSD": {0.25: "vmlsd K=0.25", 0.5: "vmlsd", 0.75: "vmlsd K=0.75", 1.0: "vmlsd K=1.0"},
+}
+"""By title: the variant of the screen at each value; the paper's best has no value in its name."""
+
+BRANCHES = (
+    host(),
+    Variant("lmvsd", NO_TEXT),
+    Variant("vmlsd", NO_IMAGE),
+    both("both"),
+    Variant("lmvsd unshared", {**NO_TEXT, "share_weights": False}),
+    Variant("vmlsd unshared", {**NO_IMAGE, "share_weights": False}),
+    both("both unshared", share_weights=False),
+    Variant("lmvsd ground truth", {**NO_TEXT, "target": "ground_truth"}),
+    Variant("vmlsd ground truth", {**NO_IMAGE, "target": "ground_truth"}),
+    both("both ground truth", target="ground_truth"),
+    image("lmvsd unmasked", ratio=0.0),
+    text("vmlsd unmasked", ratio=0.0),
+    both("both unmasked", image={"ratio": 0.0}, text={"ratio": 0.0}),
+)
+
+SWEPT = (
+    *(Variant(f"lmvsd λ={x}", {**NO_TEXT, "lambda_image": x}) for x in (0.1, 0.25, 0.5, 1.0)),
+    *(image(f"lmvsd α={x}", ratio=x) for x in (0.1, 0.5, 0.75)),
+    *(image(f"lmvsd K={x}", top_k=x) for x in (0.25, 0.75, 1.0)),
+    *(
+        Variant(f"vmlsd λ={x}", {**NO_IMAGE, "lambda_text": x})
+        for x in (0.05, 0.25, 0.5, 0.75, 1.0)
+    ),
+    *(text(f"vmlsd α={x}", ratio=x) for x in (0.05, 0.25, 0.5, 0.75)),
+    *(text(f"vmlsd K={x}", top_k=x) for x in (0.25, 0.75, 1.0)),
+)
+
+CHOICES = (
+    image("lmvsd by prediction", relevance="prediction"),
+    image("lmvsd at random", relevance="random"),
+    image("lmvsd by ground truth", relevance="ground_truth"),
+    text("vmlsd at random", relevance="random"),
+    image("lmvsd bottom", selection="bottom"),
+    text("vmlsd bottom", selection="bottom"),
+    both("both, ramp over a half", {"ramp": (0.0, 0.5)}),
+    both("both, late start", {"ramp": (0.5, 0.5)}),
+    both("joint", joint=True),
+    *(both(f"both, every {n}", image={"every": n}, text={"every": n}) for n in (2, 4)),
+    *(
+        both(f"both, {x:.0%} of a batch", image={"samples": x}, text={"samples": x})
+        for x in (0.5, 0.25)
+    ),
+    *(image(f"lmvsd from layer {n}", layer=n) for n in (1, 2)),
+)
+
+
+def no_masking_study() -> tuple[Variant, ...]:
+    """Masking x detached target x dropout: where can an unmasked branch help at all?"""
+    variants = []
+    for dropout in (0.0, 0.1):
+        reference = f"host, dropout {dropout}"
+        variants.append(host(reference, dropout=dropout))
+        for ratio in (None, 0.0):
+            for detach in (True, False):
+                masked = "masked" if ratio is None else "unmasked"
+                target = "detached" if detach else "not detached"
+                off = {} if ratio is None else {"ratio": ratio}
+                variants.append(
+                    Variant(
+                        f"both, {masked}, {target}, dropout {dropout}",
+                        {"image": off, "text": off, "detach_target": detach},
+                        {"dropout": dropout},
+                        reference,
+                    )
+                )
+    return tuple(variants)
+
+
+def baselines() -> tuple[Variant, ...]:
+    """The host alone: learning rates, and a Dice term at each."""
+    rates = (3e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)
+    variants = []
+    for rate in rates:
+        plain = host(f"host lr={rate:g}", lr=rate)
+        dice = {**plain.distill, "dice_weight": 1.0}
+        variants += [plain, Variant(f"dice lr={rate:g}", dice, {"lr": rate}, plain.name)]
+    return tuple(variants)
+
+
+VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
+    "baseline": baselines,
+    "screen": lambda: (*BRANCHES, *SWEPT, *CHOICES),
+    "no-masking": no_masking_study,
+    "confirm": lambda: (host(), both("cm-masksd")),
+}
+"""By name of the study: its table."""
+
+SEEDS = {"confirm": (100, 101, 102, 103, 104)}
+SPLITS = {"confirm": ("testA", "testB")}
+
+
+def get_study(
+    name: str,
+    *,
+    model: str,
+    level: str,
+    steps: int,
+    pictures: int | None,
+    seeds: tuple[int, ...] | None = None,
+    scratch: bool = False,
+) -> Study:
+    """Build a study.
+
+    Towers are pretrained where the model has a pair of them that share a space.
+    """
+    data = DataConfig(level=level, pictures=pictures)
+    base = TrainConfig(
+        model=model,
+        data=data,
+        steps=steps,
+        warmup=min(100, steps // 10),
+        evaluate_every=max(1, steps // 10),
+        eval_samples=200,
+        progress=False,
+    )
+    towers = None
+    if not scratch and model.startswith("clip_cris"):
+        towers = PretrainConfig(model=model, data=data, max_length=base.max_length)
+    return Study(
+        name,
+        base,
+        VARIANTS[name](),
+        seeds or SEEDS.get(name, (0, 1, 2)),
+        SPLITS.get(name, ("val",)),
+        towers=towers,
+    )
+
+
+def only(study: Study, names: list[str]) -> Study:
+    """Keep these variants of a study, and what they are compared with."""
+    known = {variant.name: variant for variant in study.variants}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"study {study.name!r} has no variant {name!r}: {', '.join(known)}")
+    kept = {*names, *(known[name].reference for name in names)}
+    variants = tuple(variant for variant in study.variants if variant.name in kept)
+    return dataclasses.replace(study, variants=variants)

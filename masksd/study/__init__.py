@@ -1,0 +1,1 @@
+"""Ablation studies: variants of one training run, paired by seed, at equal steps and compute."""

@@ -1,0 +1,197 @@
+"""Pictures of a study: gain against cost, learning curves, sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masksd.engine.figures import save_figure
+from masksd.evaluation.paired import SeedDifference
+from masksd.study.plan import COMPUTE, STEPS, Study
+from masksd.study.rows import Ledger, choose
+from masksd.study.summary import Found, study_rows
+
+_STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
+
+
+def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
+    """Draw the gain in mIoU of every variant with its interval, ordered by cost.
+
+    Args:
+        found: of :func:`masksd.study.summary.summarise`.
+        path: of the PNG.
+
+    Returns:
+        ``path`` as a path.
+
+    Raises:
+        ValueError: no variant has been compared.
+    """
+    from matplotlib.figure import Figure
+
+    compared = sorted(
+        (each for each in found.values() if each.equal_steps), key=lambda each: each.cost
+    )
+    if not compared:
+        raise ValueError("no variant has been compared with its reference yet")
+    figure = Figure(figsize=(9, 1.3 + 0.33 * len(compared)), layout="constrained")
+    axes = figure.subplots()
+    for place, each in enumerate(compared):
+        for shift, colour, differences in (
+            (-0.13, _STEPS, each.equal_steps),
+            (0.13, _COMPUTE, each.equal_compute),
+        ):
+            if differences:
+                _interval(axes, differences["mIoU"], place + shift, colour)
+    labels = [f"{each.variant}  ×{each.cost:.2f}" for each in compared]
+    axes.set_yticks(range(len(compared)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("gain in mIoU, points, with 95 % interval; × is the cost of a run")
+    axes.plot([], [], "o", color=_STEPS, label="against the reference at equal steps")
+    if any(each.equal_compute for each in compared):
+        axes.plot([], [], "o", color=_COMPUTE, label="at equal compute")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
+    _plain(axes)
+    return save_figure(figure, path)
+
+
+def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
+    """Draw the gain in mIoU at equal steps against what a run costs.
+
+    Args:
+        found: of :func:`masksd.study.summary.summarise`.
+        path: of the PNG.
+
+    Returns:
+        ``path`` as a path.
+
+    Raises:
+        ValueError: no variant has been compared.
+    """
+    from matplotlib.figure import Figure
+
+    compared = [each for each in found.values() if each.equal_steps]
+    if not compared:
+        raise ValueError("no variant has been compared with its reference yet")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for each in compared:
+        one = each.equal_steps["mIoU"]
+        reach = 100 * np.array([[one.difference - one.low], [one.high - one.difference]])
+        axes.errorbar(each.cost, 100 * one.difference, reach, fmt="o", color=_STEPS, alpha=0.8)
+        axes.annotate(
+            each.variant, (each.cost, 100 * one.difference), (4, 3), textcoords="offset points",
+            fontsize=7,
+        )  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("multiply-adds of a run / the reference's")
+    axes.set_ylabel("gain in mIoU at equal steps, points")
+    _plain(axes)
+    return save_figure(figure, path)
+
+
+def draw_learning(
+    study: Study,
+    ledger: Ledger,
+    variants: Sequence[str],
+    path: str | Path,
+    towers: str | None = None,
+) -> Path:
+    """Draw mIoU on the way over multiply-adds: a line a variant, a band from seed to seed.
+
+    The longer runs of references are dashed.
+
+    Args:
+        study: of the runs.
+        ledger: with rows and curves.
+        variants: names; those that have not been run are left out.
+        path: of the PNG.
+        towers: as in :func:`masksd.study.summary.study_rows`.
+
+    Returns:
+        ``path`` as a path.
+
+    Raises:
+        ValueError: none of them has been run.
+    """
+    from matplotlib.figure import Figure
+
+    rows = study_rows(study, ledger, study.splits[0], towers)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, variant in enumerate(variants):
+        for budget in (STEPS, COMPUTE):
+            own = choose(rows, variant=variant, budget=budget)
+            for steps in sorted({int(row["steps"]) for row in own}):
+                of_steps = choose(own, steps=str(steps))
+                curves = [ledger.curve(row) for row in of_steps]
+                work = int(of_steps[0]["multiply_adds"]) / steps
+                at = work * np.array([point["step"] for point in curves[0]]) / 1e12
+                scores = 100 * np.array([[point["mIoU"] for point in curve] for curve in curves])
+                style = "-" if budget == STEPS else "--"
+                label, colour = f"{variant}, {steps} steps", f"C{number}"
+                axes.plot(at, scores.mean(0), style, color=colour, label=label, marker=".")
+                if len(scores) > 1 and budget == STEPS:
+                    axes.fill_between(
+                        at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0
+                    )
+    if not axes.lines:
+        raise ValueError(f"none of the variants {', '.join(variants)} has been run yet")
+    axes.set_xlabel("multiply-adds so far, T")
+    axes.set_ylabel("mIoU on the way, %")
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return save_figure(figure, path)
+
+
+def draw_sweeps(
+    found: Mapping[str, Found], sweeps: Mapping[str, Mapping[float, str]], path: str | Path
+) -> Path:
+    """Draw the gain in mIoU over the values of hyper-parameters, a panel each.
+
+    Args:
+        found: of :func:`masksd.study.summary.summarise`.
+        sweeps: by title of the panel: the variant of each value.
+        path: of the PNG.
+
+    Returns:
+        ``path`` as a path.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(sweeps))
+    lines = -(-len(sweeps) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes, (title, names) in zip(grid.flat, sweeps.items(), strict=False):
+        points = {
+            value: found[name].equal_steps["mIoU"]
+            for value, name in sorted(names.items())
+            if name in found and found[name].equal_steps
+        }
+        gains = np.array([[p.difference, p.low, p.high] for p in points.values()]).reshape(-1, 3)
+        middle, low, high = 100 * gains.T
+        axes.errorbar(list(points), middle, [middle - low, high - middle], fmt="o-", color=_STEPS)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=8)
+        _plain(axes)
+    for axes in grid.flat[len(sweeps) :]:
+        axes.set_axis_off()
+    for line in grid:
+        line[0].set_ylabel("gain in mIoU, points", fontsize=8)
+    return save_figure(figure, path)
+
+
+def _interval(axes: Any, one: SeedDifference, place: float, colour: str) -> None:
+    axes.plot([100 * one.low, 100 * one.high], [place, place], color=colour, linewidth=1.5)
+    axes.plot(100 * one.difference, place, "o", color=colour, markersize=4)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,306 @@
+"""What a study is: a host, its data, a table of variants and seeds; and the runs it asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from masksd.config import DistillConfig
+from masksd.engine.budget import measure_budget
+from masksd.engine.config import TrainConfig
+from masksd.engine.pretrain import PretrainConfig
+from masksd.errors import check_choice, unknown_name
+
+STEPS, COMPUTE = "steps", "compute"
+HOST = "host"
+_NO_BRANCHES: dict[str, Any] = {"image": None, "text": None}
+# fields that change what is written, shown or kept, and never what comes out
+_SILENT = (
+    *("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every", "sheet_rows"),
+    *("eval_samples", "eval_batch_size", "evaluate_every", "eval_split"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table of variants.
+
+    Attributes:
+        name: of the row.
+        distill: what differs from the base's DistillConfig, as in its JSON: ``{"text": None}``,
+            ``{"image": {"ratio": 0.5}}``.
+        train: what differs from the base's TrainConfig, ``{"dropout": 0.0}``.
+        reference: name of the variant that it is compared with; None where it is one itself.
+
+    Example:
+        >>> Variant("lmvsd", {"text": None}).reference
+        'host'
+    """
+
+    name: str
+    distill: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = HOST
+
+    def config(self, base: TrainConfig, seed: int) -> TrainConfig:
+        """Return the run of a seed; it keys weights, data order, sentences, dropout and masks.
+
+        Args:
+            base: of the study.
+            seed: of the run.
+
+        Raises:
+            ValueError: a field that there is not, or a value out of range.
+
+        Example:
+            >>> Variant("half", {"image": {"ratio": 0.5}}).config(TrainConfig(), 3).distill.seed
+            3
+        """
+        fields = dataclasses.asdict(base.distill)
+        for name, value in self.distill.items():
+            inside = name in _NO_BRANCHES and value is not None
+            fields[name] = {**(fields[name] or {}), **value} if inside else value
+        fields["seed"] = seed
+        known = [each.name for each in dataclasses.fields(TrainConfig)]
+        for name in self.train:
+            if name not in known:
+                raise unknown_name(f"field of the training in variant {self.name!r}", name, known)
+        distill = DistillConfig.from_json(json.dumps(fields))
+        return dataclasses.replace(base, **{**self.train, "seed": seed, "distill": distill})
+
+
+def host(name: str = HOST, **train: Any) -> Variant:
+    """Return the variant without branches, which others are compared with.
+
+    Args:
+        name: of the row.
+        **train: what differs from the base's TrainConfig.
+
+    Example:
+        >>> host().config(TrainConfig(), 0).distill.image is None
+        True
+    """
+    return Variant(name, _NO_BRANCHES, train, reference=None)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table of variants on one host and one data set.
+
+    Attributes:
+        name: of the study, which its rows are found by: another base needs another name.
+        base: the run that all are variants of: model, data, steps and the rest. ``evaluate_every``
+            and ``eval_samples`` make the learning curves.
+        variants: the table; a reference comes before those compared with it.
+        seeds: of the runs, the same for all variants.
+        splits: that a finished run is scored on.
+        samples: expressions scored on each, evenly spread; 0 takes all.
+        towers: pretrained once, for all runs; None starts from scratch.
+        budgets: ``"steps"``: all at the base's steps; ``"compute"``: references also longer, to
+            what each variant takes in multiply-adds.
+
+    Raises:
+        ValueError: names that come twice or that there are not, or an empty table.
+
+    Example:
+        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0, 1))
+        >>> [variant.name for variant in study.variants]
+        ['host', 'both']
+    """
+
+    name: str
+    base: TrainConfig
+    variants: Sequence[Variant]
+    seeds: Sequence[int] = (0, 1, 2)
+    splits: Sequence[str] = ("val",)
+    samples: int = 0
+    towers: PretrainConfig | None = None
+    budgets: Sequence[str] = (STEPS, COMPUTE)
+
+    def __post_init__(self) -> None:
+        if not self.variants or not self.seeds or not self.splits:
+            raise ValueError(f"study {self.name!r} needs variants, seeds and splits")
+        for what, values in (
+            ("variant", [variant.name for variant in self.variants]),
+            ("seed", list(self.seeds)),
+            ("split", list(self.splits)),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"study {self.name!r} has a {what} twice: {values}")
+        seen: list[str] = []
+        for variant in self.variants:
+            if variant.reference is not None and variant.reference not in seen:
+                raise unknown_name(
+                    f"reference of variant {variant.name!r}", variant.reference, seen
+                )
+            if variant.reference is None:
+                seen.append(variant.name)
+        for budget in self.budgets:
+            check_choice("budget", budget, (STEPS, COMPUTE))
+        if STEPS not in self.budgets:
+            raise ValueError(f"study {self.name!r} needs the budget 'steps'")
+        if self.base.steps is None:
+            raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run of a study.
+
+    Attributes:
+        variant: name of the row.
+        budget: ``"steps"``, or ``"compute"`` for a reference that trains longer.
+        config: of the run.
+        multiply_adds: of the whole run, forward and backward.
+    """
+
+    variant: str
+    budget: str
+    config: TrainConfig
+    multiply_adds: int
+
+
+def plan_runs(study: Study) -> list[PlannedRun]:
+    """List the runs of a study, those of one seed together.
+
+    An interruption then leaves whole seeds, which can be compared.
+
+    Steps of longer references are rounded up to whole fiftieths of the base's steps: the host has
+    no less than the variant, and variants of nearly the same cost share the host's run.
+
+    Args:
+        study: whose variants are to be run.
+
+    Example:
+        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0,))
+        >>> [(run.variant, run.budget, run.config.steps) for run in plan_runs(study)]
+        [('host', 'steps', 1000), ('both', 'steps', 1000), ('host', 'compute', 2220)]
+    """
+    runs: dict[tuple[str, str, int, int], PlannedRun] = {}
+    named = {variant.name: variant for variant in study.variants}
+    for seed in study.seeds:
+        configs = {name: each.config(study.base, seed) for name, each in named.items()}
+        plain = [(name, STEPS, config) for name, config in configs.items()]
+        longer = [
+            (each.reference, COMPUTE, matched_host(configs[each.reference], configs[name]))
+            for name, each in named.items()
+            if COMPUTE in study.budgets and each.reference is not None
+        ]
+        for name, budget, config in (*plain, *longer):
+            key = (name, budget, config.steps or 0, seed)
+            runs.setdefault(key, PlannedRun(name, budget, config, multiply_adds(config)))
+    return list(runs.values())
+
+
+def matched_host(reference: TrainConfig, variant: TrainConfig) -> TrainConfig:
+    """Return the reference trained on, to at least the variant's multiply-adds.
+
+    Its learning rate goes down over the longer run; the warm-up stays.
+
+    Args:
+        reference: the run at its own steps.
+        variant: the run whose compute is to be had.
+
+    Example:
+        >>> no = DistillConfig(image=None, text=None)
+        >>> matched_host(TrainConfig(distill=no), TrainConfig(distill=no)).steps
+        1000
+    """
+    if reference.steps is None:
+        raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
+    least = multiply_adds(variant) / (multiply_adds(reference) / reference.steps)
+    unit = max(1, reference.steps // 50)
+    return dataclasses.replace(reference, steps=math.ceil(round(least / unit, 9)) * unit)
+
+
+def multiply_adds(config: TrainConfig) -> int:
+    """Count the multiply-adds of a run, forward and backward.
+
+    A branch that runs every n-th step is counted in the steps that it runs in.
+
+    Args:
+        config: of the run, with its steps.
+
+    Example:
+        >>> from masksd.config import MaskingConfig
+        >>> half = TrainConfig(distill=DistillConfig(image=MaskingConfig(every=2)))
+        >>> multiply_adds(half) < multiply_adds(TrainConfig())
+        True
+    """
+    if config.steps is None:
+        raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
+    distill = config.distill
+    plain = _step_cost(config, dataclasses.replace(distill, image=None, text=None, joint=False))
+    total = plain * config.steps
+    alone = [(distill.image, dataclasses.replace(distill, text=None, joint=False))]
+    alone.append((distill.text, dataclasses.replace(distill, image=None, joint=False)))
+    for masking, counted in [(distill.image, distill)] if distill.joint else alone:
+        if masking is not None:
+            runs = math.ceil(config.steps / masking.every)
+            total += (_step_cost(config, counted) - plain) * runs
+    return total * config.batch_size
+
+
+def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
+    """Count the multiply-adds of a picture in a step in which every branch that is on runs."""
+    image, text = (
+        masking and dataclasses.replace(masking, every=1)
+        for masking in (distill.image, distill.text)
+    )
+    counted = dataclasses.replace(distill, image=image, text=text, seed=0)
+    # what the count does not depend on is set alike, so that equal ones are counted once
+    alike = TrainConfig(
+        model=config.model,
+        dropout=config.dropout,
+        tokenizer=config.tokenizer,
+        data=config.data,
+        max_length=config.max_length,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        class_weights=config.class_weights,
+        frozen=config.frozen,
+        distill=counted,
+    )
+    return _counted(alike)
+
+
+@cache
+def _counted(config: TrainConfig) -> int:
+    return measure_budget(config).step
+
+
+def config_hash(study: Study, config: TrainConfig) -> str:
+    """Name a run by all that its scores depend on: its config, the towers, what it is scored on.
+
+    Where files are written, what is shown and how the curve is sampled is not in it, nor are the
+    device and the versions, which rows tell.
+
+    Args:
+        study: whose splits and samples count.
+        config: of the run; the contents of ``encoder_weights`` count, not the place.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> study = Study("two", TrainConfig(), (host(),))
+        >>> one, two = TrainConfig(progress=False), TrainConfig(lr=0.1)
+        >>> config_hash(study, one) == config_hash(study, study.base) != config_hash(study, two)
+        True
+    """
+    fields = json.loads(config.to_json())
+    for name in _SILENT:
+        del fields[name]
+    if config.encoder_weights is not None:
+        contents = Path(config.encoder_weights).read_bytes()
+        fields["encoder_weights"] = hashlib.sha256(contents).hexdigest()
+    fields["scored"] = [list(study.splits), study.samples]
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

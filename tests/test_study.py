@@ -1,0 +1,321 @@
+"""The instrument of the evidence, not its results: pairing, resuming, equal compute, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import ablation
+from benchmarks.paper_tables import TABLES
+from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from masksd.data.records import DataError
+from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.engine.budget import measure_budget
+from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.keys import EpochSampler
+from masksd.engine.sources import build_model
+from masksd.study.plan import (
+    COMPUTE,
+    STEPS,
+    Study,
+    Variant,
+    config_hash,
+    host,
+    matched_host,
+    multiply_adds,
+    plan_runs,
+)
+from masksd.study.rows import COLUMNS, Ledger
+from masksd.study.run import expected_seconds, missing_runs, run_study, towers_file, with_towers
+from masksd.study.summary import summarise
+from masksd.study.tables import paper_table, study_table
+
+HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m"}
+SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two seeds, the host, and branches that have no weight: they cost and change nothing."""
+    shapes = ShapesConfig(train=8, val=4, test_a=1, test_b=1)
+    root = build_shapes(tmp_path_factory.mktemp("data") / "shapes", shapes, progress=False)
+    base = TrainConfig(
+        data=DataConfig(data_root=root),
+        steps=4,
+        batch_size=4,
+        warmup=1,
+        evaluate_every=2,
+        eval_samples=4,
+        sheet_rows=1,
+        progress=False,
+        cpu=True,
+    )
+    return Study("small", base, (host(), SILENT), seeds=(0, 1), samples=10)
+
+
+@pytest.fixture(scope="module")
+def ledger(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """The study, stopped after its first run and gone on with."""
+    folder = tmp_path_factory.mktemp("ledger")
+    ledger = Ledger(folder / "runs.csv", folder / "results")
+
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, ledger, HERE, stop)
+    assert len(ledger.rows()) == 1
+    assert len(missing_runs(study, ledger)) == 5
+    said: list[str] = []
+    assert run_study(study, ledger, HERE, said.append) == 5
+    assert [line.endswith("there already") for line in said] == [True] + [False] * 5
+    return ledger
+
+
+def test_a_study_is_resumed_and_not_done_twice(study: Study, ledger: Ledger) -> None:
+    before = ledger.path.read_bytes()
+    assert run_study(study, ledger, HERE, lambda _: None) == 0
+    assert ledger.path.read_bytes() == before
+    assert missing_runs(study, ledger) == []
+    keys = [(r["variant"], r["budget"], r["seed"]) for r in ledger.rows()]
+    each = [("host", STEPS), ("silent", STEPS), ("host", COMPUTE)]
+    assert keys == [(*pair, seed) for seed in "01" for pair in each]
+
+
+def test_an_interrupted_run_leaves_nothing(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("masksd.study.run.score", interrupted)  # the training is done by then
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, ledger, HERE, lambda _: None)
+    assert ledger.rows() == []
+    assert not ledger.results.exists()
+
+
+def test_runs_of_a_seed_are_paired(study: Study, ledger: Ledger) -> None:
+    """Branches without weight run and draw, and still the model is the host's, bit for bit."""
+    rows = {(r["variant"], r["budget"], r["seed"]): r for r in ledger.rows()}
+    for seed in "01":
+        plain, silent = rows["host", STEPS, seed], rows["silent", STEPS, seed]
+        assert ledger.samples(plain) == ledger.samples(silent)
+        assert ledger.curve(plain) == ledger.curve(silent)
+        assert plain["config_hash"] != silent["config_hash"]
+    assert ledger.samples(rows["host", STEPS, "0"]) != ledger.samples(rows["host", STEPS, "1"])
+
+
+def test_variants_start_from_the_same_weights_and_data_order(study: Study) -> None:
+    states = []
+    for variant in (host(), SILENT, Variant("own", {"share_weights": False, "text": None})):
+        config = variant.config(study.base, seed=5)
+        torch.manual_seed(config.seed)
+        states.append(build_model(config).model.state_dict())
+        assert list(EpochSampler(9, config.seed)) == list(EpochSampler(9, 5))
+    for state in states[1:]:
+        assert all(torch.equal(state[key], value) for key, value in states[0].items())
+
+
+def test_rows_say_what_was_run(study: Study, ledger: Ledger) -> None:
+    for row in ledger.rows():
+        assert tuple(row) == COLUMNS
+        assert row["host"] == "clip_cris_tiny"
+        assert row["towers"] == "scratch"
+        assert row["samples"] == "10"
+        assert float(row["seconds"]) > 0
+        assert {name: row[name] for name in HERE} == HERE
+        samples = ledger.samples(row)
+        assert float(row["mIoU"]) == pytest.approx(sum(s["iou"] for s in samples) / 10, abs=1e-6)
+        steps = int(row["steps"])
+        assert [p["step"] for p in ledger.curve(row)] == [*range(2, steps, 2), steps]
+
+
+def test_the_summary_finds_no_difference_where_there_is_none(study: Study, ledger: Ledger) -> None:
+    found = summarise(study, ledger, "val", resamples=100)
+    silent = found["silent"]
+    assert silent.equal_steps["mIoU"].difference == 0
+    assert silent.equal_steps["mIoU"].verdict == "no difference could be shown"
+    assert silent.cost == pytest.approx(measure_cost(study, SILENT) / measure_cost(study, host()))
+    assert (
+        silent.longer
+        == matched_host(host().config(study.base, 0), SILENT.config(study.base, 0)).steps
+    )
+    assert found["host"].reference is None
+    assert not found["host"].equal_steps
+    text = study_table(found)
+    assert "no difference could be shown" in text
+    assert f"{silent.cost:.2f}" in text
+
+
+def measure_cost(study: Study, variant: Variant) -> int:
+    return measure_budget(variant.config(study.base, 0)).step
+
+
+def test_equal_compute_is_no_less_and_hardly_more() -> None:
+    base = TrainConfig(steps=1000)
+    for overrides in ({}, {"text": None}, {"image": None}, {"joint": True}):
+        config = Variant("v", overrides).config(base, 0)
+        longer = matched_host(host().config(base, 0), config)
+        assert multiply_adds(config) <= multiply_adds(longer)
+        assert multiply_adds(longer) - multiply_adds(config) <= multiply_adds(
+            dataclasses.replace(longer, steps=20)
+        )
+        assert longer.distill == host().config(base, 0).distill
+
+
+def test_multiply_adds_of_a_run_are_those_of_its_steps() -> None:
+    base = TrainConfig(steps=10)
+    for overrides in ({}, {"joint": True}):
+        config = Variant("v", overrides).config(base, 0)
+        assert multiply_adds(config) == 10 * 16 * measure_budget(config).step
+    plain, full = (multiply_adds(v.config(base, 0)) for v in (host(), Variant("v")))
+    image = multiply_adds(Variant("v", {"text": None}).config(base, 0))
+    some = {"image": {"every": 3}, "text": {"every": 4}}  # of 10 steps 4 and 3
+    found = multiply_adds(Variant("v", some).config(base, 0))
+    assert found == plain + (image - plain) * 4 // 10 + (full - image) * 3 // 10
+
+
+def test_the_plan_shares_runs_of_one_seed() -> None:
+    alike = (host(), Variant("a"), Variant("b", {"image": {"ratio": 0.5}}))
+    runs = plan_runs(Study("s", TrainConfig(steps=100), alike, seeds=(3, 4)))
+    assert [(r.variant, r.budget, r.config.seed) for r in runs] == [
+        (name, budget, seed)
+        for seed in (3, 4)
+        for name, budget in (("host", STEPS), ("a", STEPS), ("b", STEPS), ("host", COMPUTE))
+    ]
+    assert {r.config.distill.seed for r in runs} == {3, 4}
+
+
+def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger(tmp_path / "runs.csv", ledger.results)
+    other.add(ledger.rows())
+    again = dataclasses.replace(study, name="again", variants=(host("plain"),))
+    assert run_study(again, other, HERE, lambda _: None) == 0
+    new = other.rows()[len(ledger.rows()) :]
+    assert [(r["study"], r["variant"], r["seed"]) for r in new] == [
+        ("again", "plain", "0"),
+        ("again", "plain", "1"),
+    ]
+    assert summarise(again, other, "val")["plain"].seeds == (0, 1)
+
+
+def test_the_hash_knows_what_matters(study: Study, tmp_path: Path) -> None:
+    base = study.base
+    same = [{"output": tmp_path}, {"progress": True}, {"log_every": 1}, {"evaluate_every": 0}]
+    others = [{"lr": 1.0}, {"seed": 1}, {"steps": 5}, {"dropout": 0.5}, {"ramp": (0.0, 0.5)}]
+    digest = config_hash(study, base)
+    assert all(config_hash(study, dataclasses.replace(base, **c)) == digest for c in same)
+    hashes = [config_hash(study, dataclasses.replace(base, **c)) for c in others]
+    hashes.append(config_hash(dataclasses.replace(study, samples=11), base))
+    for contents in (b"one", b"two"):
+        (tmp_path / "towers").write_bytes(contents)
+        weights = dataclasses.replace(base, encoder_weights=tmp_path / "towers")
+        hashes.append(config_hash(study, weights))
+    assert len({digest, *hashes}) == 1 + len(hashes)
+
+
+def test_the_estimate_grows_with_the_runs(study: Study) -> None:
+    runs = plan_runs(study)
+    few, many = expected_seconds(study, runs[:1]), expected_seconds(study, runs)
+    assert 0 < few < many
+    assert expected_seconds(study, []) == 0
+
+
+def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    lone = Ledger(ledger.path, tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        summarise(study, lone, "val")
+    (tmp_path / "cut.csv").write_text(ledger.path.read_text()[:-40])
+    with pytest.raises(DataError, match="line 7 has not"):
+        Ledger(tmp_path / "cut.csv", tmp_path).rows()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="other columns"):
+        Ledger(tmp_path / "other.csv", tmp_path).rows()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"variants": ()}, "needs variants"),
+        ({"variants": (host(), host())}, "has a variant twice"),
+        ({"variants": (host(), Variant("a", reference="hst"))}, "did you mean 'host'"),
+        ({"budgets": ("compute",)}, "needs the budget 'steps'"),
+        ({"budgets": ("steps", "compte")}, "did you mean 'compute'"),
+        ({"base": TrainConfig(steps=None, epochs=1)}, "set base.steps"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(study: Study, change: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        dataclasses.replace(study, **change)
+
+
+def test_a_variant_names_what_it_misspells(study: Study) -> None:
+    with pytest.raises(ValueError, match="did you mean 'dropout'"):
+        Variant("a", train={"dropot": 0.1}).config(study.base, 0)
+    with pytest.raises(ValueError, match="did you mean 'ratio'"):
+        Variant("a", {"image": {"ratoi": 0.1}}).config(study.base, 0)
+
+
+def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
+    study = get_study("screen", model="clip_cris_tiny", level="medium", steps=10, pictures=5)
+    towers = study.towers
+    assert towers is not None
+    other = dataclasses.replace(study, base=dataclasses.replace(study.base, max_length=9))
+    with pytest.raises(ValueError, match="max_length=17"):
+        with_towers(other, tmp_path)
+    moved = dataclasses.replace(towers, output=tmp_path / "x.safetensors", progress=False)
+    assert towers_file(moved, tmp_path) == towers_file(towers, tmp_path)
+    longer = dataclasses.replace(towers, steps=towers.steps + 1)
+    assert towers_file(longer, tmp_path) != towers_file(towers, tmp_path)
+
+
+def test_every_study_can_be_planned_on_its_hosts() -> None:
+    for name in VARIANTS:
+        study = get_study(name, model="clip_cris_tiny", level="medium", steps=50, pictures=10)
+        for variant in study.variants:
+            variant.config(study.base, 0)
+    screen = get_study("screen", model="clip_cris_tiny", level="medium", steps=50, pictures=10)
+    names = {variant.name for variant in screen.variants}
+    assert {row.variant for table in TABLES for row in table.rows} <= names
+    assert {name for sweep in SWEEPS.values() for name in sweep.values()} <= names
+    assert [v.name for v in only(screen, ["joint"]).variants] == ["host", "joint"]
+    with pytest.raises(ValueError, match="no variant 'jont'"):
+        only(screen, ["jont"])
+    lavt = get_study("confirm", model="lavt_tiny", level="medium", steps=50, pictures=10)
+    assert lavt.towers is None
+    assert len(plan_runs(lavt)) == 15
+
+
+def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:
+    found = summarise(study, ledger, "val", resamples=100)
+    text = paper_table(TABLES[0], found)
+    host_line, lmvsd = text.splitlines()[4:6]
+    assert "| 70.45 |" in host_line
+    assert f"{100 * found['host'].mean['mIoU']:.2f} ±" in host_line
+    assert "71.45 (+1.00)" in lmvsd
+    assert lmvsd.endswith("|  |  |  |  |  |  |")  # not run
+
+
+def test_tables_and_figures_regenerate_without_runs(
+    study: Study, ledger: Ledger, tmp_path: Path
+) -> None:
+    first = ablation.write_tables(study, ledger, tmp_path, None).read_text()
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert [name.rpartition("-")[2] for name in names] == ["learning.png", "cost.png", "gain.png"]
+    assert ablation.write_tables(study, ledger, tmp_path, None).read_text() == first
+    assert "silent" in first
+
+
+def test_curves_and_configs_are_kept(study: Study, ledger: Ledger) -> None:
+    row = ledger.rows()[0]
+    config = json.loads((ledger.results / row["config_hash"] / "config.json").read_text())
+    assert config["steps"] == study.base.steps
