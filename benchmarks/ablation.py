@@ -22,12 +22,12 @@ from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
 from masksd.study.plan import Study
 from masksd.study.rows import Ledger
-from masksd.study.run import expected_seconds, missing_runs, run_study, with_towers
+from masksd.study.run import expected_seconds, missing_runs, run_study, towers_name, with_towers
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, paper_table, study_table
 
 
-def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str | None) -> Path:
+def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str) -> Path:
     """Write ``ablation-STUDY-HOST-LEVEL.md`` and its figures from the rows there are."""
     name = f"ablation-{study.name}-{study.base.model}-{study.base.data.title()}"
     parts = [f"# {name}"]
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="for training; default: those of the data set")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--scratch", action="store_true", help="without pretrained towers")
+    parser.add_argument("--towers", type=int, default=3000, help="steps of pretraining; 0: none")
     parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
@@ -70,7 +70,7 @@ def main() -> None:
         steps=args.steps,
         pictures=args.pictures,
         seeds=tuple(args.seeds) if args.seeds else None,
-        scratch=args.scratch,
+        towers=args.towers,
     )
     if args.only:
         study = only(study, args.only)
@@ -80,12 +80,12 @@ def main() -> None:
         runs = missing_runs(study, ledger)
         work = sum(run.multiply_adds for run in runs) / 1e15
         hours = expected_seconds(study, runs) / 3600
-        print(f"{len(runs)} runs to do, {work:.2f} P multiply-adds, about {hours:.2f} hours here")
+        print(f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here")
         if args.dry_run:
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         run_study(study, ledger, environment(device))
-    print(write_tables(study, ledger, args.folder, "scratch" if args.scratch else None))
+    print(write_tables(study, ledger, args.folder, towers_name(study, ledger.results)))
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ def get_study(
     steps: int,
     pictures: int | None,
     seeds: tuple[int, ...] | None = None,
-    scratch: bool = False,
+    towers: int = 0,
 ) -> Study:
-    """Build a study.
+    """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
 
-    Towers are pretrained where the model has a pair of them that share a space.
+    LAVT has no two towers that share a space: its start from scratch is the only one.
     """
     data = DataConfig(level=level, pictures=pictures)
     base = TrainConfig(
@@ -156,16 +156,17 @@ def get_study(
         eval_samples=200,
         progress=False,
     )
-    towers = None
-    if not scratch and model.startswith("clip_cris"):
-        towers = PretrainConfig(model=model, data=data, max_length=base.max_length)
+    pretrained = None
+    if towers and model.startswith("clip_cris"):
+        length = base.max_length
+        pretrained = PretrainConfig(model=model, data=data, max_length=length, steps=towers)
     return Study(
         name,
         base,
         VARIANTS[name](),
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
-        towers=towers,
+        towers=pretrained,
     )
 
 

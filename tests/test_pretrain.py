@@ -20,6 +20,7 @@ from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.data.tokenizers import load_tokenizer
 from masksd.engine.alignment_scores import area_under_curve, dot_relevance
 from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.encoder_weights import encoder_bytes, load_encoder
 from masksd.engine.pretrain import PretrainConfig, contrastive_loss, pretrain
 from masksd.engine.sources import build_model, open_split
 from masksd.engine.views import ObjectViews, draw_cut, equal_sentences
@@ -106,6 +107,11 @@ def test_weights_that_do_not_fit_are_refused(
     ):
         with pytest.raises(ValueError, match=text):
             build_model(dataclasses.replace(run, **change))
+    model = build_model(config.run_config()).model
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(encoder_bytes(model.encoder, "clip"))
+    with pytest.raises(ValueError, match="numbered by tokenizer 'clip', the run has 'shapes'"):
+        load_encoder(model, foreign, "shapes")
     with pytest.raises(ValueError, match="two sources"):
         TrainConfig(pretrained=True, encoder_weights=config.output)
 
@@ -170,6 +176,23 @@ def test_a_cut_holds_the_object_and_stays_in_the_picture(
 def test_a_truth_without_pixels_takes_the_whole_picture() -> None:
     truth = np.zeros((4, 6), dtype=np.uint8)
     assert draw_cut(truth, (1.0, 2.0), np.random.default_rng(0)) == (0, 0, 6, 4)
+
+
+def test_an_older_file_is_not_replaced_unasked(
+    config: PretrainConfig, report: dict[str, Any]
+) -> None:
+    before = config.output.read_bytes()
+    with pytest.raises(ValueError, match="pass --overwrite"):
+        pretrain(config)
+    with pytest.raises(ValueError, match="exists; choose another"):
+        pretrain(dataclasses.replace(config, output=make_folder(config), overwrite=True))
+    assert config.output.read_bytes() == before
+
+
+def make_folder(config: PretrainConfig) -> Path:
+    folder = config.output.parent / "folder.safetensors"
+    folder.mkdir()
+    return folder
 
 
 def test_views_are_keyed_by_seed_epoch_and_index(data: DataConfig) -> None:

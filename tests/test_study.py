@@ -266,7 +266,9 @@ def test_a_variant_names_what_it_misspells(study: Study) -> None:
 
 
 def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
-    study = get_study("screen", model="clip_cris_tiny", level="medium", steps=10, pictures=5)
+    study = get_study(
+        "screen", model="clip_cris_tiny", level="medium", steps=10, pictures=5, towers=7
+    )
     towers = study.towers
     assert towers is not None
     other = dataclasses.replace(study, base=dataclasses.replace(study.base, max_length=9))
@@ -290,7 +292,7 @@ def test_every_study_can_be_planned_on_its_hosts() -> None:
     assert [v.name for v in only(screen, ["joint"]).variants] == ["host", "joint"]
     with pytest.raises(ValueError, match="no variant 'jont'"):
         only(screen, ["jont"])
-    lavt = get_study("confirm", model="lavt_tiny", level="medium", steps=50, pictures=10)
+    lavt = get_study("confirm", model="lavt_tiny", level="medium", steps=50, pictures=10, towers=9)
     assert lavt.towers is None
     assert len(plan_runs(lavt)) == 15
 
@@ -308,10 +310,10 @@ def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:
 def test_tables_and_figures_regenerate_without_runs(
     study: Study, ledger: Ledger, tmp_path: Path
 ) -> None:
-    first = ablation.write_tables(study, ledger, tmp_path, None).read_text()
+    first = ablation.write_tables(study, ledger, tmp_path, "scratch").read_text()
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.rpartition("-")[2] for name in names] == ["learning.png", "cost.png", "gain.png"]
-    assert ablation.write_tables(study, ledger, tmp_path, None).read_text() == first
+    assert ablation.write_tables(study, ledger, tmp_path, "scratch").read_text() == first
     assert "silent" in first
 
 

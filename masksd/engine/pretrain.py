@@ -69,6 +69,7 @@ class PretrainConfig:
         eval_samples: expressions scored; 0 takes all.
         cpu: stay on the CPU where there is a GPU.
         output: the file of weights; the report lies beside it, as .json.
+        overwrite: replace an older file at the same place.
         progress: show a bar.
 
     Raises:
@@ -99,6 +100,7 @@ class PretrainConfig:
     eval_samples: int = 640
     cpu: bool = False
     output: Path = Path("runs/towers.safetensors")
+    overwrite: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -148,10 +150,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         the cosines), ``seconds`` and ``config``.
 
     Raises:
-        ValueError: a config or data that cannot be run, or a model without two towers.
+        ValueError: a config or data that cannot be run, an existing file, or a model without two
+            towers.
     """
     start = time.perf_counter()
     base = config.run_config()
+    if config.output.is_dir() or (config.output.exists() and not config.overwrite):
+        raise ValueError(
+            f"output {config.output} exists; choose another --output, or pass --overwrite to "
+            "replace a file"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
     with keyed_randomness(device):
         torch.manual_seed(keyed_seed(config.seed, "weights"))

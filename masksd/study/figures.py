@@ -48,7 +48,7 @@ def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
                 _interval(axes, differences["mIoU"], place + shift, colour)
     labels = [f"{each.variant}  ×{each.cost:.2f}" for each in compared]
     axes.set_yticks(range(len(compared)), labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(compared) - 0.4, -0.6)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("gain in mIoU, points, with 95 % interval; × is the cost of a run")
     axes.plot([], [], "o", color=_STEPS, label="against the reference at equal steps")
@@ -61,6 +61,8 @@ def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
 
 def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     """Draw the gain in mIoU at equal steps against what a run costs.
+
+    Named are those that gain more than all that cost less, and those whose interval excludes 0.
 
     Args:
         found: of :func:`masksd.study.summary.summarise`.
@@ -77,18 +79,29 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     compared = [each for each in found.values() if each.equal_steps]
     if not compared:
         raise ValueError("no variant has been compared with its reference yet")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for each in compared:
-        one = each.equal_steps["mIoU"]
-        reach = 100 * np.array([[one.difference - one.low], [one.high - one.difference]])
-        axes.errorbar(each.cost, 100 * one.difference, reach, fmt="o", color=_STEPS, alpha=0.8)
-        axes.annotate(
-            each.variant, (each.cost, 100 * one.difference), (4, 3), textcoords="offset points",
-            fontsize=7,
-        )  # fmt: skip
+    width = 0.025 * (max(each.cost for each in compared) - 1 or 1)
+    best = -np.inf
+    beside: dict[float, int] = {}  # how many of nearly this cost have been drawn
+    for each in sorted(compared, key=lambda each: (each.cost, -each.equal_steps["mIoU"][2])):
+        one, place = each.equal_steps["mIoU"], round(each.cost, 2)
+        beside[place] = beside.get(place, -1) + 1
+        at = each.cost + width * (beside[place] % 8) / 4
+        shown = one.low > 0 or one.high < 0
+        axes.plot([at, at], [100 * one.low, 100 * one.high], color=_STEPS, alpha=0.35)
+        axes.plot(at, 100 * one.difference, "o", color=_COMPUTE if shown else _STEPS, markersize=4)
+        if shown or one.difference > best:
+            best = max(best, one.difference)
+            at_text, offset = (at, 100 * one.difference), (5, 4)
+            axes.annotate(
+                each.variant, at_text, offset, textcoords="offset points", fontsize=8, zorder=5
+            )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("multiply-adds of a run / the reference's")
+    axes.plot([], [], "o", color=_COMPUTE, label="the interval excludes 0")
+    axes.plot([], [], "o", color=_STEPS, label="no difference could be shown")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
+    axes.set_xlabel("multiply-adds of a run / the reference's; those of one cost side by side")
     axes.set_ylabel("gain in mIoU at equal steps, points")
     _plain(axes)
     return save_figure(figure, path)
@@ -103,7 +116,7 @@ def draw_learning(
 ) -> Path:
     """Draw mIoU on the way over multiply-adds: a line a variant, a band from seed to seed.
 
-    The longer runs of references are dashed.
+    The longest run of a reference is dashed.
 
     Args:
         study: of the runs.
@@ -126,7 +139,7 @@ def draw_learning(
     for number, variant in enumerate(variants):
         for budget in (STEPS, COMPUTE):
             own = choose(rows, variant=variant, budget=budget)
-            for steps in sorted({int(row["steps"]) for row in own}):
+            for steps in sorted({int(row["steps"]) for row in own})[-1:]:
                 of_steps = choose(own, steps=str(steps))
                 curves = [ledger.curve(row) for row in of_steps]
                 work = int(of_steps[0]["multiply_adds"]) / steps

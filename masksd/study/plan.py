@@ -181,7 +181,7 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     Example:
         >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0,))
         >>> [(run.variant, run.budget, run.config.steps) for run in plan_runs(study)]
-        [('host', 'steps', 1000), ('both', 'steps', 1000), ('host', 'compute', 2220)]
+        [('host', 'steps', 1000), ('both', 'steps', 1000), ('host', 'compute', 2560)]
     """
     runs: dict[tuple[str, str, int, int], PlannedRun] = {}
     named = {variant.name: variant for variant in study.variants}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,12 +115,14 @@ class Ledger:
             (folder / "config.json").write_text(config, encoding="utf-8")
             (folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
             for split, rows in samples.items():
-                with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(
-                        file, fieldnames=_SAMPLE, extrasaction="ignore", lineterminator="\n"
-                    )
-                    writer.writeheader()
-                    writer.writerows(rows)
+                text = io.StringIO(newline="")
+                writer = csv.DictWriter(
+                    text, fieldnames=_SAMPLE, extrasaction="ignore", lineterminator="\n"
+                )
+                writer.writeheader()
+                writer.writerows(rows)
+                packed = gzip.compress(text.getvalue().encode(), mtime=0)
+                (folder / f"{split}.csv.gz").write_bytes(packed)
 
         write_folder(self.results / config_hash, write)
 
@@ -133,7 +136,7 @@ class Ledger:
             ValueError: they are missing or have changed.
         """
         folder = verify_folder(self.results / row["config_hash"])
-        with (folder / f"{row['split']}.csv").open(newline="", encoding="utf-8") as file:
+        with gzip.open(folder / f"{row['split']}.csv.gz", "rt", encoding="utf-8") as file:
             return [
                 {name: kind(each[name]) for name, kind in _SAMPLE.items()}
                 for each in csv.DictReader(file)

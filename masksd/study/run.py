@@ -65,10 +65,37 @@ def towers_file(towers: PretrainConfig, results: Path) -> Path:
         True
     """
     fields = dataclasses.asdict(towers)
-    for name in ("output", "progress", "workers", "cpu", "log_every", "eval_samples", "eval_split"):
+    for name in (
+        "output",
+        "overwrite",
+        "progress",
+        "workers",
+        "cpu",
+        "log_every",
+        "eval_samples",
+        "eval_split",
+    ):
         del fields[name]
     text = json.dumps(fields, sort_keys=True, default=str)
     return results / f"towers-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+
+
+def towers_name(study: Study, results: Path) -> str:
+    """Return what the rows of a study say of its towers.
+
+    Args:
+        study: with its towers pretrained or not yet.
+        results: folder that keeps the weights.
+
+    Example:
+        >>> from masksd.study.plan import host
+        >>> towers_name(Study("one", TrainConfig(), (host(),)), Path("results"))
+        'scratch'
+    """
+    if study.towers is not None:
+        return towers_file(study.towers, results).stem
+    own = study.base.encoder_weights
+    return "scratch" if own is None else Path(own).stem
 
 
 def expected_seconds(study: Study, runs: Sequence[PlannedRun]) -> float:
@@ -231,12 +258,11 @@ def run_one(study: Study, run: PlannedRun, digest: str, ledger: Ledger) -> list[
 
 def _labels(study: Study, run: PlannedRun) -> dict[str, Any]:
     """Return the columns that say which run of which table this is."""
-    weights = run.config.encoder_weights
     return {
         "study": study.name,
         "host": run.config.model,
         "level": run.config.data.title(),
-        "towers": "scratch" if weights is None else Path(weights).stem,
+        "towers": towers_name(study, Path()),
         "variant": run.variant,
         "seed": run.config.seed,
         "budget": run.budget,

@@ -123,12 +123,19 @@ def caption(study: Study, split: str, found: Mapping[str, Found]) -> str:
     """
     devices = sorted({device for each in found.values() for device in each.devices})
     seeds = sorted({seed for each in found.values() for seed in each.seeds})
+    intervals = sum(bool(each.equal_steps) for each in found.values())
+    luck = ""
+    if intervals > 1:
+        luck = (
+            f" Of these {intervals} variants without any effect {intervals / 20:.1f} would be "
+            "called better or worse by luck: what is chosen here has to be confirmed elsewhere."
+        )
     return (
         f"{study.base.model} on {study.base.data.title()}, {split}; {study.base.steps} steps of "
         f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
         f"{', '.join(devices) or 'not run yet'}. Per cent, mean ± standard deviation over seeds; "
         "gains with 95 % intervals over seeds and pictures; cost in multiply-adds of a run, the "
-        "reference's at equal steps being 1."
+        f"reference's at equal steps being 1.{luck}"
     )
 
 
