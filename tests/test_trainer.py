@@ -553,6 +553,29 @@ def test_a_ramp_raises_the_weights_of_the_branches(
     assert [step["vmlsd"] / 0.1 for step in steps] == pytest.approx(shares, abs=1e-6)
 
 
+def test_a_branch_that_rests_is_logged_by_the_steps_it_ran_in(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    every = {each: MaskingConfig(every=n) for each, n in (("image", 2), ("text", 4))}
+    often = train(settings(data, tmp_path / "often", log_every=1, distill=DistillConfig(**every)))
+    seldom = train(settings(data, tmp_path / "seldom", distill=DistillConfig(**every)))
+    steps = [record["losses"] for record in lines(often) if "loss" in record]
+    assert ["lmvsd" in losses for losses in steps] == [True, False] * 5
+    assert ["vmlsd" in losses for losses in steps] == [True, False, False, False] * 2 + [
+        True,
+        False,
+    ]
+    for window, record in zip((steps[:5], steps[5:]), lines(seldom), strict=False):
+        for name in ("seg", "lmvsd", "vmlsd"):
+            ran = [losses[name] for losses in window if name in losses]
+            assert record["losses"][name] == pytest.approx(sum(ran) / len(ran), rel=1e-5)
+
+
+def test_a_ramp_without_length_is_a_late_start() -> None:
+    config = TrainConfig(ramp=(0.5, 0.5))
+    assert [config.ramp_at(done) for done in (0.0, 0.4, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+
+
 def test_a_ramp_out_of_order_is_refused(data: DataConfig, tmp_path: Path) -> None:
     for ramp in ((0.5, 0.2), (0.5, 1.2), (0.5,)):
         with pytest.raises(ValueError, match="ramp must be"):

@@ -273,7 +273,9 @@ class TrainConfig:
             [0.0, 0.0, 0.25, 1.0, 1.0]
         """
         start, end = self.ramp
-        return 1.0 if done >= end else max(0.0, (done - start) / (end - start))
+        if done >= end:
+            return 1.0
+        return 0.0 if done <= start else (done - start) / (end - start)
 
     def to_json(self) -> str:
         """Return the config as JSON text; paths become strings, and an infinite number null.
