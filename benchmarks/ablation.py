@@ -22,9 +22,10 @@ from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
 from masksd.study.plan import Study
 from masksd.study.rows import Ledger
-from masksd.study.run import expected_seconds, missing_runs, run_study, towers_name, with_towers
+from masksd.study.run import expected_seconds, missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, paper_table, study_table
+from masksd.study.towers import towers_name, with_towers
 
 
 def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str) -> Path:

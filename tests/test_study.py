@@ -19,6 +19,7 @@ from masksd.engine.budget import measure_budget
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.keys import EpochSampler
 from masksd.engine.sources import build_model
+from masksd.study.compute import matched_host, multiply_adds
 from masksd.study.plan import (
     COMPUTE,
     STEPS,
@@ -26,14 +27,13 @@ from masksd.study.plan import (
     Variant,
     config_hash,
     host,
-    matched_host,
-    multiply_adds,
     plan_runs,
 )
 from masksd.study.rows import COLUMNS, Ledger
-from masksd.study.run import expected_seconds, missing_runs, run_study, towers_file, with_towers
+from masksd.study.run import expected_seconds, missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import paper_table, study_table
+from masksd.study.towers import towers_file, with_towers
 
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m"}
 SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})

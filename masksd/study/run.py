@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import tempfile
@@ -17,85 +16,15 @@ import torch
 from masksd.data.refer import ReferDataset
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
 from masksd.engine.config import TrainConfig
-from masksd.engine.pretrain import PretrainConfig, pretrain
 from masksd.engine.scoring import score
 from masksd.engine.sources import open_split
 from masksd.engine.trainer import train
 from masksd.study.plan import PlannedRun, Study, config_hash, plan_runs
 from masksd.study.rows import SCORES, Ledger, Row
+from masksd.study.towers import towers_name
 
 _TIMED_STEPS = 8
 _TIMED_SAMPLES = 64
-
-
-def with_towers(study: Study, results: Path) -> Study:
-    """Return the study with its towers pretrained, which is done where it is not yet.
-
-    Args:
-        study: whose ``towers`` say how; unchanged where that is None.
-        results: folder that keeps the weights, by what they depend on.
-
-    Raises:
-        ValueError: towers of another model, data or input than the study's.
-    """
-    if study.towers is None:
-        return study
-    base = study.base
-    for name in ("model", "data", "max_length", "image_size"):
-        if getattr(study.towers, name) != getattr(base, name):
-            raise ValueError(
-                f"towers of study {study.name!r} have {name}={getattr(study.towers, name)!r} and "
-                f"its runs {getattr(base, name)!r}; pretrain on what is trained"
-            )
-    path = towers_file(study.towers, results)
-    if not path.is_file():
-        pretrain(dataclasses.replace(study.towers, output=path))
-    return dataclasses.replace(study, base=dataclasses.replace(base, encoder_weights=path))
-
-
-def towers_file(towers: PretrainConfig, results: Path) -> Path:
-    """Return where the weights of towers are kept.
-
-    Args:
-        towers: how they are pretrained.
-        results: the folder.
-
-    Example:
-        >>> towers_file(PretrainConfig(), Path("results")).name.startswith("towers-")
-        True
-    """
-    fields = dataclasses.asdict(towers)
-    for name in (
-        "output",
-        "overwrite",
-        "progress",
-        "workers",
-        "cpu",
-        "log_every",
-        "eval_samples",
-        "eval_split",
-    ):
-        del fields[name]
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return results / f"towers-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
-
-
-def towers_name(study: Study, results: Path) -> str:
-    """Return what the rows of a study say of its towers.
-
-    Args:
-        study: with its towers pretrained or not yet.
-        results: folder that keeps the weights.
-
-    Example:
-        >>> from masksd.study.plan import host
-        >>> towers_name(Study("one", TrainConfig(), (host(),)), Path("results"))
-        'scratch'
-    """
-    if study.towers is not None:
-        return towers_file(study.towers, results).stem
-    own = study.base.encoder_weights
-    return "scratch" if own is None else Path(own).stem
 
 
 def expected_seconds(study: Study, runs: Sequence[PlannedRun]) -> float:
@@ -167,7 +96,7 @@ def run_study(
     row is written under this name too.
 
     Args:
-        study: with its towers, see :func:`with_towers`.
+        study: with its towers, see :func:`masksd.study.towers.with_towers`.
         ledger: where rows and samples go.
         environment: ``device``, ``torch``, ``python``, ``masksd`` for the rows.
         report: is told a line a run.
