@@ -32,6 +32,7 @@ def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str) -> Pat
     """Write ``ablation-STUDY-HOST-LEVEL.md`` and its figures from the rows there are."""
     name = f"ablation-{study.name}-{study.base.model}-{study.base.data.title()}"
     parts = [f"# {name}"]
+    folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
         found = summarise(study, ledger, split, towers=towers)
         parts += [f"## {split}", caption(study, split, found), study_table(found)]
