@@ -27,7 +27,7 @@ class DistillOutput(NamedTuple):
         distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, and ``align`` where there is one, 0-d.
         logits: the main branch, ``(B, 1 or 2, H, W)``.
         masks: bool, the tokens that were replaced: patches ``"lmvsd"`` ``(B, N)``, words
-            ``"vmlsd"`` ``(B, L)``.
+            ``"vmlsd"`` ``(B, L)``; with ``samples`` below 1, of the first samples.
         relevance: the scores that the filter saw, as ``masks``.
         host_output: what the host returned in its plain pass.
 

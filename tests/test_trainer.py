@@ -174,8 +174,8 @@ def test_existing_output_is_kept_unless_overwritten(
 
 def test_overwrite_replaces_a_run(data: DataConfig, tmp_path: Path) -> None:
     output = tmp_path / "two"
-    train(settings(data, output, steps=2))
-    train(settings(data, output, steps=1, overwrite=True))
+    train(settings(data, output, steps=2, warmup=0))
+    train(settings(data, output, steps=1, warmup=0, overwrite=True))
     assert json.loads((output / "config.json").read_text())["steps"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
@@ -332,6 +332,11 @@ def test_cache_folder_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_config_comes_back_from_its_dict(data: DataConfig) -> None:
     assert DataConfig.from_dict(json.loads(json.dumps(data.to_dict()))) == data
     assert DataConfig.from_dict({}) == DataConfig()
+    assert DataConfig().to_dict()["split_by"] is None
+    assert DataConfig.from_dict({"split_by": "masksd"}).split_by == "masksd"  # older checkpoints
+    assert DataConfig.from_dict({"skip_bad": True}).skip_bad
+    with pytest.raises(ValueError, match="field 'skip_bad' of the data must be true or false"):
+        DataConfig.from_dict({"skip_bad": "yes"})
     with pytest.raises(ValueError, match="did you mean 'level'"):
         DataConfig.from_dict({"levle": "easy"})
     with pytest.raises(ValueError, match="field 'name' of the data must be a string, got 5"):
@@ -407,6 +412,29 @@ def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None
         TrainConfig(**changes)
 
 
+@pytest.mark.parametrize("warmup", [3, 20])
+def test_a_warmup_that_takes_the_whole_run_is_a_warning(
+    data: DataConfig, tmp_path: Path, warmup: int
+) -> None:
+    expected = rf"warmup {warmup} is not below steps 3: the learning rate only rises, to [\d.]+ of"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        run = train(settings(data, tmp_path / "two", steps=3, warmup=warmup, log_every=1))
+    assert len(caught) == 1
+    reached = [line["lr"] for line in lines(run) if "lr" in line][-1]
+    assert f"to {reached:g} of lr 0.0015" in str(caught[0].message)
+
+
+def test_a_batch_that_batch_norm_cannot_normalise_is_refused(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = settings(
+        data, tmp_path / "two", model="clip_cris_rn50", image_size=32, batch_size=1, steps=3
+    )
+    with pytest.raises(ValueError, match="batch_size 1 leaves BatchNorm layer"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_data_that_are_not_generated_need_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'refcoco' is not generated; name the folder"):
         train(TrainConfig(data=DataConfig(name="refcoco"), output=tmp_path / "run"))
@@ -470,7 +498,7 @@ def test_words_are_masked_and_nothing_else_whatever_the_tokenizer(data: DataConf
 
 def test_the_towers_learn_at_their_own_rate(data: DataConfig, tmp_path: Path) -> None:
     """With a factor of 0 they stay as they were drawn; their positions do not."""
-    config = settings(data, tmp_path / "one", steps=2, backbone_lr=0.0, weight_decay=0.0)
+    config = settings(data, tmp_path / "one", steps=2, warmup=1, backbone_lr=0.0, weight_decay=0.0)
     with torch.random.fork_rng():
         torch.manual_seed(keyed_seed(config.seed, "weights"))
         before = build_model(config).model.state_dict()
