@@ -196,9 +196,7 @@ def test_whole_numbers_among_the_features_are_no_samples():
 def test_part_of_a_batch_of_a_host_that_is_not_known_is_refused():
     host = create_model("lavt_tiny")
     config = DistillConfig(image=MaskingConfig(samples=0.5), text=None)
-    with pytest.raises(
-        ValueError, match=r"samples=0\.5 runs a branch on part of a batch"
-    ):
+    with pytest.raises(ValueError, match=r"samples=0\.5 runs a branch on part of a batch"):
         CrossModalMaskedSelfDistill.wrap(host, config)
     assert not any(module._forward_hooks for module in host.modules())
 

@@ -371,7 +371,8 @@ def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
     taps = dataclasses.replace(TAPS, loss="", target="truth", patches="norm", sentence="vector")
     config = dataclasses.replace(CONFIG, image=MaskingConfig(ratio=0.5, relevance="projection"))
     sd = wrap(host, config, taps=taps, example=inputs)
-    assert "VMLSD 1.000; a step costs 3.1" in sd.describe(*inputs)  # 0.13 is the dot of 256 channels
+    # the rest is the dot of 256 channels, of which the host has 10
+    assert "VMLSD 1.000; a step costs 3.1" in sd.describe(*inputs)
     out = sd(*inputs, truth)
     assert torch.equal(out.losses["seg"], bare(*inputs, truth))
     learns(sd, out)

@@ -556,3 +556,16 @@ def test_low_memory_takes_the_same_steps(data: DataConfig, tmp_path: Path) -> No
     for record, other in zip(plain[:3], low[:3], strict=True):  # Adam lets rounding grow
         assert other["losses"] == pytest.approx(record["losses"], rel=1e-4)
         assert other["grad_norm"] == pytest.approx(record["grad_norm"], rel=1e-3)
+
+
+def test_a_branch_that_rests_in_some_steps_is_logged_by_those_it_ran_in(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    distill = DistillConfig(image=MaskingConfig(every=3))
+    run = train(settings(data, tmp_path / "run", distill=distill, steps=6, log_every=1))
+    assert ["lmvsd" in record["losses"] for record in lines(run)[:6]] == [
+        step % 3 == 0 for step in range(6)
+    ]
+    together = train(settings(data, tmp_path / "two", distill=distill, steps=6, log_every=6))
+    mean = sum(lines(run)[step]["losses"]["lmvsd"] for step in (0, 3)) / 2
+    assert lines(together)[0]["losses"]["lmvsd"] == pytest.approx(mean, rel=1e-5)

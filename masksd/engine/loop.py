@@ -114,7 +114,7 @@ class Run:
         every = config.evaluate_every
         shown = main and config.progress
         bar = tqdm(total=total, desc="train", unit="step", disable=not shown)
-        window: list[Tensor] = []
+        window: list[dict[str, Tensor]] = []
         bad: list[list[int]] = []
         since = time.perf_counter()
         with bar:
@@ -164,7 +164,7 @@ class Run:
         losses = {**out.losses, "seg": class_weighted_loss(out.host_output, target, weights)}
         return losses["seg"] + out.distill_loss, losses
 
-    def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
+    def _step(self, step: int, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
         """Take one step; return losses and gradient norm, and whether the norm was finite."""
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(keyed_seed(config.seed, "dropout", step, accelerator.process_index))
@@ -182,20 +182,25 @@ class Run:
         if finite or accelerator.scaler is not None:  # a loss scaler skips and learns by itself
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_names = list(losses)
-        values = [loss, *losses.values(), norm]
-        return torch.stack([value.detach().float() for value in values]), finite
+        values = {"loss": loss, **losses, "grad_norm": norm}
+        return {name: value.detach().float() for name, value in values.items()}, finite
 
-    def _log(self, step: int, window: list[Tensor], seconds: float) -> None:
-        values = self.accelerator.reduce(torch.stack(window).mean(dim=0), reduction="mean")
-        # JSON has no NaN
-        loss, *losses, norm = (v if math.isfinite(v) else None for v in values.tolist())
+    def _log(self, step: int, window: list[dict[str, Tensor]], seconds: float) -> None:
+        names = dict.fromkeys(name for values in window for name in values)
+        # a branch that runs every n-th step is averaged over the steps that it ran in
+        means = [torch.stack([v[name] for v in window if name in v]).mean() for name in names]
+        reduced = self.accelerator.reduce(torch.stack(means), reduction="mean").tolist()
+        losses = {  # JSON has no NaN
+            name: value if math.isfinite(value) else None
+            for name, value in zip(names, reduced, strict=True)
+        }
+        loss, norm = losses.pop("loss"), losses.pop("grad_norm")
         pictures = len(window) * self.config.batch_size * self.accelerator.num_processes
         self._write(
             {
                 "step": step,
                 "loss": loss,
-                "losses": dict(zip(self.loss_names, losses, strict=True)),
+                "losses": losses,
                 "grad_norm": norm,
                 "lr": self.rate,
                 "skipped": self.skipped,
