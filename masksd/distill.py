@@ -210,8 +210,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
         """
         segmenter = self._attached()
-        if target is not None and segmenter.takes("target"):  # as the bare host would be given it
-            kwargs["target"] = target
+        kwargs = _with_target(segmenter, target, kwargs)
         if not self.training:
             return segmenter.host(*args, **kwargs)
         if getattr(self, "_is_replica", False):
@@ -300,9 +299,9 @@ class CrossModalMaskedSelfDistill(nn.Module):
             :class:`DistillOutput`.
         """
         segmenter = self._attached()
-        if target is not None and segmenter.takes("target"):
-            kwargs["target"] = target
-        self._wake(int(self.step) if self._seldom() else 0)  # compiled steps leave it behind
+        kwargs = _with_target(segmenter, target, kwargs)
+        if self._seldom():
+            self._wake(int(self.step))  # compiled steps leave it behind
         with evaluating(self), torch.no_grad():
             return self._step(segmenter).run(args, kwargs, target)
 
@@ -367,6 +366,15 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if self.segmenter is None:
             raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
         return self.segmenter
+
+
+def _with_target(
+    segmenter: Segmenter, target: Tensor | None, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Hand the truth on to a host that has an argument of this name, as it would be without us."""
+    if target is None or not segmenter.takes("target"):
+        return kwargs
+    return {**kwargs, "target": target}
 
 
 def _follow_step(sd: CrossModalMaskedSelfDistill, _: Any) -> None:

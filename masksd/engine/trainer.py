@@ -17,7 +17,7 @@ import torch
 
 from masksd.engine.config import TrainConfig
 from masksd.engine.coverage import check_words
-from masksd.engine.files import StagedFolder
+from masksd.engine.files import StagedFolder, check_place
 from masksd.engine.keys import keyed_randomness, keyed_seed
 from masksd.engine.loop import Run
 from masksd.engine.schedules import Schedule
@@ -158,18 +158,5 @@ def check_output(folder: Path, overwrite: bool) -> None:
     Example:
         >>> check_output(Path("nothing/here"), overwrite=False)
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; choose another --output")
-    strange = sorted({path.name for path in folder.iterdir()} - set(FILES))
     left = {f".{name}.{word}" for name in FILES for word in ("tmp", "previous")}  # by killed ones
-    strange = [name for name in strange if name not in left]
-    if strange:
-        raise ValueError(
-            f"output {folder} holds {strange[0]!r}, which no run writes; choose another --output"
-        )
-    if not overwrite and any(folder.iterdir()):
-        raise ValueError(
-            f"output {folder} holds a run already; choose another --output or pass --overwrite"
-        )
+    check_place(folder, {*FILES, *left}, kind="run", strange="no run writes", over=overwrite)
