@@ -36,9 +36,10 @@ def append(name: str, rows: list[dict[str, Any]]) -> None:
     """Append rows to ``benchmarks/NAME.csv``, whose columns must be theirs."""
     path = FOLDER / f"{name}.csv"
     head = list(rows[0])
-    if path.exists() and path.read_text().splitlines()[0].split(",") != head:
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and lines[0].split(",") != head:
         raise ValueError(f"{path} has other columns than {head}; move it away")
-    new = not path.exists()
+    new = not lines
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=head)
         if new:

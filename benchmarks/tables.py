@@ -126,7 +126,7 @@ def joined_decode() -> str:
 
 
 def default_run() -> str:
-    rows = list({(row["seed"], row["sentence"]): row for row in read("default_run")}.values())
+    rows = newest(read("default_run"), "seed", "sentence")
     seeds = sorted({row["seed"] for row in rows}, key=int)
     kinds = {
         "own": "the right sentence",
@@ -152,7 +152,7 @@ def default_run() -> str:
 
 
 def index_cost() -> str:
-    rows = list({row["step"]: row for row in read("index_cost")}.values())
+    rows = newest(read("index_cost"), "step")
     base = next(float(row["peak_mb"]) for row in rows if row["step"] == "import")
     lines = []
     for row in rows:
@@ -171,7 +171,7 @@ def index_cost() -> str:
 
 
 def loading() -> str:
-    rows = list({row["step"]: row for row in read("loading")}.values())
+    rows = newest(read("loading"), "step")
     lines = [
         [
             row["step"],

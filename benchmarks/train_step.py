@@ -10,11 +10,12 @@ Providers, paired in rounds:
 - ``masksd``: ours, and its cheaper or smaller ways, ``low_memory``, ``joint``, ``every 2`` (the
   mean of two steps), ``half batch``, ``layer N`` (the middle of the image tower).
 
-Before anything is timed, naive, two-pass and low memory are checked against ``masksd``: the same
-loss and gradients. ``kept`` are the bytes that autograd keeps, each storage once, at their peak;
-``rss`` is what a process of its own that takes two steps needs at its peak, everything included (on
-a GPU: the allocator's peak). Evaluation through the wrapper is timed against the bare model. Rows
-are appended to ``benchmarks/train_step.csv``.
+Before anything is timed, the naive passes and low memory of a triple are checked against ``masksd``
+(the same loss and gradients), and two passes against one graph of both (the same loss). ``kept``
+are the bytes that autograd keeps, each storage once, at their peak; with ``--rss``, ``peak`` is
+what a process of its own that takes two steps needs, everything included (on a GPU: the allocator's
+peak). Evaluation through the wrapper is timed against the bare model. Rows are appended to
+``benchmarks/train_step.csv``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import resource
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,7 +141,7 @@ class Setting:
             "masksd joint": (partial(self.step, DistillConfig(joint=True)), 1),
             "masksd every 2": (partial(self.step, DistillConfig(seldom, seldom), steps=2), 2),
         }
-        if len(self.images) > 1:
+        if len(self.images) > 1 and self.triple:
             runs["masksd half batch"] = (partial(self.step, DistillConfig(half, half)), 1)
         if self.triple:
             layers = self.model.config.vision_layers // 2
@@ -232,7 +234,9 @@ def only(setting: Setting, provider: str) -> None:
     if setting.device == "cuda":
         print(torch.cuda.max_memory_allocated())
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        # not ru_maxrss, which a process takes over from the one that started it
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024)
 
 
 def rows_of(args: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from masksd.config import DistillConfig, MaskingConfig
 from masksd.losses import consistency_loss, segmentation_loss
 from masksd.masker import NAMES
-from masksd.segmenter import Pass, Segmenter
+from masksd.segmenter import Pass, Segmenter, check_containers
 from masksd.tap import TokenMask
 
 JOINT = "joint"
@@ -125,7 +125,10 @@ class MaskedBranch(nn.Module):
 
 
 def first_samples(plain: Pass, rows: int) -> Pass:
-    """Return the pass of the first samples alone: every tensor of the batch's length is cut.
+    """Return the pass of the first samples alone.
+
+    Inputs of the batch's length are cut, and features that are floating or bool: whole numbers in
+    there, such as the sizes of maps, are no samples.
 
     Args:
         plain: a pass of ``B`` samples.
@@ -147,18 +150,31 @@ def first_samples(plain: Pass, rows: int) -> Pass:
         whole = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
         return leaf[:rows] if whole else leaf
 
-    return cast(Pass, tree_map(cut, plain._replace(host_output=None)))
+    def cut_feature(leaf: Any) -> Any:
+        numbers = isinstance(leaf, Tensor) and not (
+            leaf.is_floating_point() or leaf.dtype == torch.bool
+        )
+        return leaf if numbers else cut(leaf)
+
+    check_containers((plain.image, plain.text), "samples")
+    return plain._replace(
+        logits=cut(plain.logits),
+        image=tree_map(cut_feature, plain.image),
+        text=tree_map(cut_feature, plain.text),
+        inputs=tree_map(cut, plain.inputs),
+        host_output=None,
+    )
 
 
 @contextlib.contextmanager
 def frozen_statistics(model: object) -> Iterator[None]:
-    """Keep BatchNorm's running statistics where they are; it normalises by the batch as before.
+    """Keep running statistics where they are: BatchNorm normalises by the batch as before.
 
     A masked pass shows the model pictures and sentences that inference never sees: they must not
     move what BatchNorm will use there.
 
     Args:
-        model: whose BatchNorm layers in training mode are held.
+        model: whose BatchNorm layers (and InstanceNorm, if it has statistics) are held in training.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -170,7 +186,7 @@ def frozen_statistics(model: object) -> Iterator[None]:
     held = [
         layer
         for layer in cast(nn.Module, model).modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
         and layer.training
         and layer.track_running_stats
     ]

@@ -80,8 +80,9 @@ def _costs(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     if host == 0:
         return "  multiply-adds: none was counted in the host"
     # Only relevance by ground truth needs a target; an empty one costs the same.
-    target = torch.zeros_like(plain.logits)
-    main = MainPass(plain, plain, target, {}, plain.logits.new_zeros(()))
+    target = torch.zeros_like(plain.logits[:, :1])
+    ranking = plain if step.projection is None else step.projection(plain)
+    main = MainPass(plain, ranking, target, {}, plain.logits.new_zeros(()))
     added = {
         name: _multiply_adds(partial(step.branch, name, main))[0] / branch.every
         for name, branch in step.branches.items()

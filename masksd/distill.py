@@ -153,6 +153,14 @@ class CrossModalMaskedSelfDistill(nn.Module):
         example: tuple[Any, ...] | None,
     ) -> None:
         """Finish the construction around a segmenter whose hooks are in place."""
+        parts_of_a_batch = [m for m in (config.image, config.text) if m and m.samples < 1]
+        if parts_of_a_batch and not segmenter.splits:
+            segmenter.release()
+            raise ValueError(
+                f"samples={parts_of_a_batch[0].samples} runs a branch on part of a batch, which "
+                f"{type(segmenter).__name__} cannot cut: it does not know what else the host is "
+                "given for each sample; use samples=1.0"
+            )
         nn.Module.__init__(self)
         self.config = config
         self.segmenter: Segmenter | None = segmenter
@@ -190,7 +198,8 @@ class CrossModalMaskedSelfDistill(nn.Module):
 
         Args:
             args: what the host takes; for a triple ``images (B, 3, H, W)`` and ``tokens (B, L)``.
-            target: the truth, ``(B, h, w)`` or ``(B, 1, h, w)`` in [0, 1] at any size.
+            target: the truth, ``(B, h, w)`` or ``(B, 1, h, w)`` in [0, 1] at any size. A host that
+                has an argument of this name gets it as well.
             kwargs: handed to the host as they are.
 
         Returns:
@@ -201,6 +210,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
         """
         segmenter = self._attached()
+        kwargs = _with_target(segmenter, target, kwargs)
         if not self.training:
             return segmenter.host(*args, **kwargs)
         if getattr(self, "_is_replica", False):
@@ -246,17 +256,24 @@ class CrossModalMaskedSelfDistill(nn.Module):
             >>> {name: branch.active for name, branch in sd.branches.items()}
             {'lmvsd': False, 'vmlsd': True}
         """
-        if step < 0:
-            raise ValueError(f"step must be at least 0, got {step}")
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
         self.step.fill_(step)
-        self._calls, self._announced = step, True
+        self._announced = True
+        self._wake(step)
+
+    def _wake(self, step: int) -> None:
+        """Say which branches run in a step."""
+        self._calls = step
         for branch in self._named_branches().values():
             branch.active = step % branch.every == 0
 
+    def _seldom(self) -> bool:
+        return any(branch.every > 1 for branch in self._named_branches().values())
+
     def _advance(self) -> None:
         """Wake the branches of the next step."""
-        branches = self._named_branches().values()
-        if all(branch.every == 1 for branch in branches):
+        if not self._seldom():
             return
         if torch.compiler.is_compiling():
             if not self._announced:
@@ -266,9 +283,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 )
             self._announced = False
             return
-        self._calls += 1
-        for branch in branches:
-            branch.active = self._calls % branch.every == 0
+        self._wake(self._calls + 1)
 
     def preview(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
@@ -284,6 +299,9 @@ class CrossModalMaskedSelfDistill(nn.Module):
             :class:`DistillOutput`.
         """
         segmenter = self._attached()
+        kwargs = _with_target(segmenter, target, kwargs)
+        if self._seldom():
+            self._wake(int(self.step))  # compiled steps leave it behind
         with evaluating(self), torch.no_grad():
             return self._step(segmenter).run(args, kwargs, target)
 
@@ -350,6 +368,16 @@ class CrossModalMaskedSelfDistill(nn.Module):
         return self.segmenter
 
 
+def _with_target(
+    segmenter: Segmenter, target: Tensor | None, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Hand the truth on to a host that has an argument of this name, as it would be without us."""
+    if target is None or not segmenter.takes("target"):
+        return kwargs
+    return {**kwargs, "target": target}
+
+
 def _follow_step(sd: CrossModalMaskedSelfDistill, _: Any) -> None:
     """Go on where a loaded state left off."""
-    sd.set_step(int(sd.step))
+    if not sd.step.is_meta:
+        sd.set_step(int(sd.step))

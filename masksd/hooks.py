@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from masksd.errors import unknown_name
 
@@ -18,7 +20,6 @@ class Recorder:
         path: dotted path of the module, for messages.
 
     Example:
-        >>> import torch
         >>> layer = nn.Linear(2, 3)
         >>> recorder = Recorder("layer")
         >>> recorder.attach(layer)
@@ -33,6 +34,7 @@ class Recorder:
         self.path = path
         self._active = False
         self._call: tuple[tuple[Any, ...], Any] | None = None
+        self._writes: list[int] = []
 
     def attach(self, module: nn.Module) -> None:
         """Put the hook on ``module``."""
@@ -57,10 +59,17 @@ class Recorder:
 
         Raises:
             RuntimeError: the module exists but did not run.
+            ValueError: its output has been written into since.
         """
         if self._call is None:
             raise RuntimeError(
                 f"{self.path} exists, but did not run in this pass; name a module that does"
+            )
+        if _writes(self._call[1]) != self._writes:
+            raise ValueError(
+                f"what {self.path} returned was written into after it ran, so that it is not known "
+                "any more: let the model work on a copy (x = x + y, not x += y), or name the "
+                "module that writes"
             )
         return self._call
 
@@ -74,6 +83,15 @@ class Recorder:
                 "around it"
             )
         self._call = (args, output)
+        self._writes = _writes(output)
+
+
+def _writes(output: Any) -> list[int]:
+    """Count the writes into tensors; not while compiling, which writes into nothing."""
+    if torch.compiler.is_compiling():
+        return []
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 class CutPoint:
@@ -83,7 +101,6 @@ class CutPoint:
         arguments: the modality of the features at each position that is cut.
 
     Example:
-        >>> import torch
         >>> add = nn.Bilinear(1, 1, 1)
         >>> point = CutPoint({0: "image"})
         >>> point.attach(add)

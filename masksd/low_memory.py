@@ -12,11 +12,14 @@ are run backward, and freed, one by one::
 At no time are there activations of more than the host's own pass and one sentence's. The gradients
 are those of the whole graph, because the target of the branches is detached. They are kept, one
 buffer a parameter, and given to autograd when ``out.loss.backward()`` comes, scaled by what comes
-in: DistributedDataParallel reduces once, accumulation and clipping work as ever.
+in: DistributedDataParallel reduces once, accumulation and clipping work as ever. Parameters that no
+module has registered get none.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
 from masksd.modes import without_autocast
+from masksd.segmenter import check_containers
 from masksd.step import DistillOutput, Step
 
 if TYPE_CHECKING:
@@ -131,6 +135,7 @@ class Cut:
 
     def __call__(self, modality: str, features: Any) -> Any:
         """Put a leaf for every tensor with a graph; the same one for the same tensor."""
+        check_containers(features, "low_memory=True")
         pairs = self._pairs[modality]
 
         def leaf(value: Any) -> Any:
@@ -183,10 +188,18 @@ class Gradients:
     def _backward(
         self, outputs: list[Tensor], gradients: list[Tensor] | None, leaves: list[Tensor]
     ) -> None:
-        with without_autocast(outputs[0].device):  # operations run back in the dtype they ran in
-            found = torch.autograd.grad(
-                outputs, [*self.parameters, *leaves], gradients, allow_unused=True
-            )
+        inputs = [*self.parameters, *leaves]
+        # operations run back in the dtype they ran in
+        with without_autocast(outputs[0].device), _without_hooks(self.parameters):
+            try:
+                found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise RuntimeError(
+                    "low_memory=True does not go with reentrant checkpointing: checkpoint with "
+                    "use_reentrant=False"
+                ) from error
         values = self.values or []
         for index, new in enumerate(found[: len(values)]):
             if new is not None:
@@ -196,6 +209,19 @@ class Gradients:
         for leaf, new in zip(leaves, found[len(values) :], strict=True):
             if new is not None:
                 leaf.grad = new if leaf.grad is None else leaf.grad + new
+
+
+@contextlib.contextmanager
+def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Leave the hooks of parameters to the hand-over: once, and on the whole gradient."""
+    held = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for hooks, _ in held:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in held:
+            hooks.update(own)
 
 
 def _without_graph(value: Any) -> Any:

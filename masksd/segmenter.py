@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from masksd.tap import EmbeddingTap, TokenMask
 
@@ -98,6 +99,13 @@ class Segmenter(Protocol):
     def reruns(self) -> Mapping[str, str]:
         """What a masked pass of a modality computes and what it reuses, in words."""
 
+    @property
+    def splits(self) -> bool:
+        """Whether a pass can be cut to its first samples: nothing else is of a batch's length."""
+
+    def takes(self, argument: str) -> bool:
+        """Whether the model itself has an argument of this name."""
+
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model exactly as if it were not wrapped."""
 
@@ -152,6 +160,29 @@ def check_wrappable(module: nn.Module, name: str) -> None:
             f"{name} is a {kind}: wrap the bare model first, then distribute sd, so that all "
             "passes run inside one forward"
         )
+
+
+def check_containers(features: Any, option: str) -> None:
+    """Refuse features inside objects that cannot be looked into.
+
+    Args:
+        features: any tree.
+        option: what has to find every tensor, for the message.
+
+    Raises:
+        ValueError: an object that holds tensors and is no tuple, list or dictionary.
+
+    Example:
+        >>> check_containers([{"map": 1}], "low_memory=True")
+    """
+    for leaf in tree_leaves(features):
+        held = () if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
+        if any(isinstance(value, Tensor) for value in held):
+            raise ValueError(
+                f"{option} has to find every tensor of the features, but a {type(leaf).__name__} "
+                "hides some: return tuples, lists or dictionaries, or register the class with "
+                "torch.utils._pytree.register_pytree_node"
+            )
 
 
 def is_compiled(module: nn.Module) -> bool:

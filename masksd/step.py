@@ -27,7 +27,7 @@ class DistillOutput(NamedTuple):
         distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, and ``align`` where there is one, 0-d.
         logits: the main branch, ``(B, 1 or 2, H, W)``.
         masks: bool, the tokens that were replaced: patches ``"lmvsd"`` ``(B, N)``, words
-            ``"vmlsd"`` ``(B, L)``.
+            ``"vmlsd"`` ``(B, L)``; with ``samples`` below 1, of the first samples.
         relevance: the scores that the filter saw, as ``masks``.
         host_output: what the host returned in its plain pass.
 
@@ -125,15 +125,16 @@ class Step(NamedTuple):
         branch = self.branches[name]
         batch = main.plain.logits.shape[0]
         rows, first = branch.rows(batch), _first_position(batch)
-        plain, ranking = first_samples(main.plain, rows), first_samples(main.ranking, rows)
+        plain = first_samples(main.plain, rows)
         target = None if main.target is None else main.target[:rows]
         masks: dict[str, Tensor] = {}
         relevance: dict[str, Tensor] = {}
         hidden = {}
         for modality in branch.modalities:
             masker = self.maskers[modality]
-            ranks = ranking if masker.relevance == "projection" else plain
-            mask, scores = masker.draw(ranks, target, self.number, first)
+            projected = masker.relevance == "projection"
+            ranking = first_samples(main.ranking, rows) if projected else plain
+            mask, scores = masker.draw(ranking, target, self.number, first)
             masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
             grid = plain.image.grid if modality == "image" else None
             hidden[modality] = masker.token_mask(mask, grid)

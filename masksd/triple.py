@@ -42,7 +42,8 @@ class Triple(nn.Module):
             before positions are added; None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
         image_layer: the layer of ``encoder.image_layers`` (dotted path of a list of modules) after
-            which patches are masked, from 1; 0 masks embeddings. The masked pass then calls
+            which patches are masked, from 1; 0 masks embeddings. The layer gives ``(B, P + N, C)``,
+            where ``P`` is ``encoder.image_prefix`` (0 if it has none). The masked pass then calls
             ``encoder.resume_image(hidden, layer, plain)``.
 
     Raises:
@@ -60,6 +61,7 @@ class Triple(nn.Module):
     """
 
     shared_space = True
+    splits = True
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class Triple(nn.Module):
         _two_only(more)
         with self._lower.recording() if self._lower else contextlib.nullcontext():
             image = self.encoder.encode_image(images)
-            lower = self._lower.taken()[1] if self._lower else None
+            lower = self._taken_below(image) if self._lower else None
         text = self.encoder.encode_text(tokens)
         if self._cut is not None:
             image, text = self._cut("image", image), self._cut("text", text)
@@ -143,14 +145,33 @@ class Triple(nn.Module):
             raise ValueError(
                 f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
             )
-        before = _versions(image, text)
+        _held, before = _seen(image, text)
         logits = self._decode(image, text, self.neck, self.decoder)
-        if _versions(image, text) != before:
+        if _seen(image, text)[1] != before:
             raise ValueError(
-                "neck or decoder wrote into the encoder's features in place, which the masked "
-                "passes use again: let it work on a copy (x = x + y, x.clone(), list(maps))"
+                "neck or decoder wrote into the encoder's features in place, or put others into "
+                "their list, and the masked passes use them again: let it work on a copy "
+                "(x = x + y, x.clone(), list(maps))"
             )
         return Pass(logits, image, text, host_output=logits, inputs=(images, tokens, lower))
+
+    def takes(self, argument: str) -> bool:
+        """A triple takes images and tokens alone."""
+        return argument in ("images", "tokens")
+
+    def _taken_below(self, image: ImageFeatures) -> Tensor:
+        """Return what the layer gave after which patches are masked."""
+        lower: Tensor = cast(Recorder, self._lower).taken()[1]
+        prefix = getattr(self.encoder, "image_prefix", 0)
+        wanted = (prefix + image.grid[0] * image.grid[1], self.taps["image"].width)
+        if not isinstance(lower, Tensor) or lower.shape[1:] != wanted:
+            came = tuple(lower.shape) if isinstance(lower, Tensor) else type(lower).__name__
+            raise ValueError(
+                f"image.layer={self._layer} masks tokens (B, {wanted[0]}, {wanted[1]}): those of "
+                f"encoder.image_prefix={prefix}, then the patches of the grid {image.grid}; the "
+                f"layer gives {came}"
+            )
+        return lower
 
     def masked(
         self,
@@ -237,9 +258,13 @@ def _two_only(more: tuple[Any, ...]) -> None:
         )
 
 
-def _versions(image: ImageFeatures, text: TextFeatures) -> list[int]:
-    """Count the writes into the features, tensor by tensor; not while compiling, which has none."""
-    if torch.compiler.is_compiling():
-        return []
+def _seen(image: ImageFeatures, text: TextFeatures) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """List the tensors of the features, and each by address and writes; not while compiling.
+
+    Hold the tensors as long as addresses are compared, so that no other one takes theirs.
+    """
+    if torch.compiler.is_compiling():  # which writes into nothing
+        return [], []
     leaves = torch.utils._pytree.tree_leaves((image, text))
-    return [x._version for x in leaves if isinstance(x, Tensor) and not x.is_inference()]
+    tensors = [x for x in leaves if isinstance(x, Tensor) and not x.is_inference()]
+    return tensors, [(id(x), x._version) for x in tensors]

@@ -361,7 +361,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder": (lambda path: path.mkdir(), "not a regular file"),
     "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-    "symlink-loop": (a_symlink_loop, "cannot be decoded"),
+    "symlink-loop": (a_symlink_loop, "cannot be read"),
     "missing": (lambda path: None, "no such file"),
     "broken-exif": (with_broken_exif, "its EXIF data are damaged"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from masksd import DistillConfig
 from masksd.cli.dry_run import GROUPS, dry_run
 from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.engine.budget import count_items, measure_budget
+from masksd.engine.budget import check_splits, count_items, measure_budget
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.feeding import model_inputs
 from masksd.engine.recipes import RECIPES, get_recipe
@@ -130,6 +131,44 @@ def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
     assert shown["refs"].startswith("42,404 items, 21,202 steps an epoch, 2,120,200 in all")
     assert shown["sentences"].endswith("<- train_items")
     assert "194.1 M of the model" in shown["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train_split": "trian"}, "unknown train_split 'trian'; did you mean 'train'"),
+        ({"eval_split": "vall"}, "unknown eval_split 'vall'; did you mean 'val'"),
+        (
+            {"data": DataConfig(name="refcocog", split_by="umd"), "eval_split": "testA"},
+            "unknown eval_split 'testA'; did you mean 'test'",
+        ),
+    ],
+)
+def test_a_dry_run_knows_the_splits(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        dry_run("mine", TrainConfig(**changes))
+
+
+def test_a_dry_run_looks_for_the_splits_where_the_data_are(tmp_path: Path) -> None:
+    shapes = ShapesConfig(train=3, val=1, test_a=1, test_b=1)
+    data = DataConfig(data_root=build_shapes(tmp_path / "shapes", shapes, progress=False))
+    with pytest.raises(ValueError, match=r"'vall'.*did you mean 'val'"):
+        dry_run("mine", TrainConfig(data=data, eval_split="vall"))
+    check_splits(TrainConfig(data=data, eval_split="testB"))
+    check_splits(TrainConfig(data=DataConfig(name="mine"), eval_split="holdout"))  # not known
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_dry_run_says_what_16_bit_keeps(precision: Any) -> None:
+    text = dry_run("mine", TrainConfig(batch_size=1, mixed_precision=precision))
+    assert ("about half of the activations in bf16" in text) == (precision == "bf16")
+
+
+def test_a_batch_that_batch_norm_cannot_normalise_is_refused() -> None:
+    config = TrainConfig(model="clip_cris_rn50", image_size=32, batch_size=1)
+    with pytest.raises(ValueError, match="batch_size 1 leaves BatchNorm layer '"):
+        measure_budget(config)
+    measure_budget(dataclasses.replace(config, batch_size=2))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -172,6 +172,66 @@ def total(sd, args):
     return float(sd.describe(*args).split("a step costs ")[1].split()[0])
 
 
+def test_whole_numbers_among_the_features_are_no_samples():
+    """Sizes of two levels, in a batch of two: half of it must not halve them."""
+    encoder, neck, decoder = make_triple(batch_norm=False)
+    encode, fuse = encoder.encode_image, neck.forward
+    sizes = torch.tensor([[4, 4], [2, 2]])
+
+    def with_sizes(images):
+        found = encode(images)
+        return found._replace(maps=(found.maps, sizes))
+
+    seen = []
+    encoder.encode_image = with_sizes
+    neck.forward = lambda maps, sentence: seen.append(maps[1]) or fuse(maps[0], sentence)
+    config = DistillConfig(image=None, text=MaskingConfig(ratio=0.5, samples=0.5))
+    sd = CrossModalMaskedSelfDistill(encoder, neck, decoder, config)
+    images, tokens, truth = make_batch(2)
+    sd(images, tokens, target=truth)
+    assert len(seen) == 2
+    assert torch.equal(seen[1], sizes)
+
+
+def test_part_of_a_batch_of_a_host_that_is_not_known_is_refused():
+    host = create_model("lavt_tiny")
+    config = DistillConfig(image=MaskingConfig(samples=0.5), text=None)
+    with pytest.raises(ValueError, match=r"samples=0\.5 runs a branch on part of a batch"):
+        CrossModalMaskedSelfDistill.wrap(host, config)
+    assert not any(module._forward_hooks for module in host.modules())
+
+
+def test_a_layer_whose_tokens_are_not_the_patches_is_refused():
+    model = create_model("clip_cris_tiny")
+    model.encoder.image_prefix = 3
+    config = DistillConfig(image=MaskingConfig(layer=1), text=None)
+    sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+    tokens = torch.tensor([[510, 3, 511]])
+    with pytest.raises(ValueError, match=r"image\.layer=1 masks tokens \(B, 67, 96\)"):
+        sd(torch.zeros(1, 3, 64, 64), tokens, target=torch.zeros(1, 64, 64))
+
+
+def test_a_layer_whose_output_is_written_into_is_refused():
+    model = create_model("clip_cris_tiny", dropout=0.0)
+    layers = model.encoder.vision.encoder.layers
+    layers[1].register_forward_pre_hook(lambda module, args: (args[0].add_(0.0), *args[1:]))
+    config = DistillConfig(image=MaskingConfig(layer=1), text=None)
+    sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+    with pytest.raises(ValueError, match=r"layers\.0 returned was written into after it ran"):
+        sd(torch.zeros(1, 3, 64, 64), torch.tensor([[510, 3, 511]]), target=torch.zeros(1, 64, 64))
+
+
+def test_preview_shows_the_step_that_comes_though_the_last_was_compiled():
+    images, tokens, truth = make_batch(4)
+    config = DistillConfig(image=MaskingConfig(every=2), text=TEXT)
+    sd = CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config)
+    compiled = torch.compile(sd, fullgraph=True, backend="eager")
+    sd.set_step(0)
+    assert "lmvsd" in compiled(images, tokens, target=truth).losses
+    assert "lmvsd" not in sd.preview(images, tokens, target=truth).losses
+    torch._dynamo.reset()
+
+
 def test_modes_that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="image and text must be on"):
         DistillConfig(text=None, joint=True)

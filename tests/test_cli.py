@@ -16,7 +16,8 @@ from masksd.cli import main
 from masksd.data.shapes import ShapesConfig, build_shapes
 
 Done = subprocess.CompletedProcess[str]
-SMALL = ("--steps", "3", "--batch-size", "2", "--eval-samples", "4", "--sheet-rows", "2", "--cpu")
+RUN = ("--batch-size", "2", "--eval-samples", "4", "--sheet-rows", "2", "--cpu")
+SMALL = ("--steps", "3", "--warmup", "1", *RUN)
 
 
 def masksd(folder: Path, *arguments: str | Path, **environment: str) -> Done:
@@ -188,6 +189,15 @@ ERRORS = {
         (*PREDICT, "picture.png", "red", "--rle", "x/a.json"),
         "folder x",
     ),
+    "picture as run lengths": (
+        ("predict", "picture.png", "red", "blue", "--output", "o", "--rle", "picture.png"),
+        "rle picture.png must end in .json",
+    ),
+    "overlay as run lengths": (
+        ("predict", "picture.png", "red", "--output", "o.png", "--rle", "o.png"),
+        "rle o.png is what --output writes",
+    ),
+    "dry run of a wrong split": ((*TRAIN, "--dry-run", "--eval-split", "vall"), "mean 'val'?"),
     "preset without a name": ((*TRAIN, "--preset", "--help"), "takes one of cm-masksd, paper-ref"),
     "model without a name": ((*TRAIN, "--model"), "--model takes one of clip_cris_rn101, "),
     "weights that do not exist": ((*TRAIN, "--pretrained"), "no pretrained weights for 'clip_cris"),
@@ -274,6 +284,22 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == f"masksd {package.__version__}\n"
 
 
+@pytest.mark.parametrize("arguments", [("--version",), ("train", "--help")])
+def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # before anything is written
+    done = subprocess.run(
+        [sys.executable, "-m", "masksd.cli", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKSD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown model 'nothing'"):
@@ -320,7 +346,7 @@ def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
 
 
 def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) -> None:
-    options = ("--data-root", place / "data", "--output", "run", "--no-progress", *SMALL[2:])
+    options = ("--data-root", place / "data", "--output", "run", "--no-progress", *RUN)
     run = ("train", "--epochs", "1", "--warmup-epochs", "1", "--model", "lavt_tiny", *options)
     done = masksd(tmp_path, *run)
     assert done.returncode == 0, done.stderr

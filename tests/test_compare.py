@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -158,7 +159,9 @@ def test_rows_that_do_not_pair_are_named() -> None:
         compare_rows(a, b, lavt, resamples=10)
 
 
-def write(folder: Path, rows: list[Row], protocol: str = "lavt", size: int = 64) -> Path:
+def write(
+    folder: Path, rows: list[Row], protocol: str = "lavt", size: int = 64, **changes: Any
+) -> Path:
     report = Report(
         title="made",
         protocol=protocol,
@@ -173,6 +176,7 @@ def write(folder: Path, rows: list[Row], protocol: str = "lavt", size: int = 64)
         version="0",
         scores={"own": {"all": {"mIoU": 0.5, "samples": len(rows)}}},
     )
+    report = dataclasses.replace(report, **changes)
     folder.mkdir()
     for name, content in report_files(report, {"own": rows}).items():
         (folder / name).write_bytes(content)
@@ -183,7 +187,39 @@ def test_folders_are_compared_as_their_rows_are(tmp_path: Path) -> None:
     a, b = made_rows([7], pictures=8, shift=0.1)
     one, two = write(tmp_path / "a", a), write(tmp_path / "b", b)
     found = compare_reports(one, two, resamples=200)
-    assert found == compare_rows(a, b, get_protocol("lavt"), resamples=200)
+    assert (found.checkpoints, found.notes) == (("run", "run"), ())
+    plain = dataclasses.replace(found, checkpoints=("", ""))
+    assert plain == compare_rows(a, b, get_protocol("lavt"), resamples=200)
+
+
+def test_every_setting_that_differs_is_noted(tmp_path: Path) -> None:
+    a, b = made_rows([11], pictures=4)
+    b[-1]["sentence"] = "another"
+    one = write(tmp_path / "a", a)
+    changes = {
+        "threshold": 0.4,
+        "fit": "letterbox",
+        "split": "testA",
+        "limit": 7,
+        "version": "1",
+        "checkpoint": "other",
+        "data": {"name": "mine", "level": "hard"},
+    }
+    two = write(tmp_path / "b", b, **changes)
+    found = compare_reports(one, two, resamples=100)
+    assert found.checkpoints == ("run", "other")
+    row = a[-1]
+    assert found.notes == (
+        "threshold: A 0.5, B 0.4",
+        "fit: A squash, B letterbox",
+        "split: A val, B testA",
+        "limit: A 0, B 7",
+        "version: A 0, B 1",
+        "data, level: A None, B hard",
+        "data, name: A None, B mine",
+        f"sentence: of 1 samples, as of ref {row['ref_id']} sentence {row['sent_id']}: "
+        f"A {row['sentence']!r}, B 'another'",
+    )
 
 
 def test_folders_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
@@ -214,6 +250,13 @@ def test_folders_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
         (REPORT, lambda text: text.replace('"format": 1', '"format": 7'), "has format 7"),
         (REPORT, lambda text: text.replace('"lavt"', '"lavd"'), "did you mean 'lavt'"),
         (REPORT, lambda text: text.replace('"input_size": 64', '"input_size": "x"'), "input_size"),
+        (REPORT, lambda text: text.replace('"limit": 0', '"limit": true'), "'limit' is True"),
+        (
+            REPORT,
+            lambda text: text.replace('"empty_iou": 0.0', '"empty_iou": 1.0'),
+            "another definition of protocol 'lavt': its empty_iou was 1.0, today it is 0.0",
+        ),
+        (REPORT, lambda text: text.replace('"epsilon"', '"eps"'), "its eps was 0.0, today it is N"),
         ("samples-own.jsonl", lambda text: "", "is empty or cut off"),
         ("samples-own.jsonl", lambda text: text[:-20], "is empty or cut off"),
         ("samples-own.jsonl", lambda text: text.replace("{", "", 1), "line 1 is damaged"),
@@ -230,6 +273,53 @@ def test_damaged_reports_are_named(tmp_path: Path, name: str, change: Any, messa
     assert path.read_text() != before
     with pytest.raises(DataError, match=message):
         compare_reports(one, two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iou": 10**400}, r"'iou' must be in \[0, 1\]"),
+        ({"iou": -0.1}, r"'iou' must be in \[0, 1\]"),
+        ({"union": 10**400}, r"'union' must be in \[0, 2\*\*53\)"),
+        ({"truth_area": 2**53}, r"'truth_area' must be in \[0, 2\*\*53\)"),
+        ({"intersection": -1}, r"'intersection' must be in \[0"),
+        ({"intersection": 1.0}, "'intersection' is 1.0"),
+        (
+            {"intersection": 4, "predicted_area": 3, "truth_area": 9, "union": 8},
+            "'intersection' 4 is more than an area",
+        ),
+        (
+            {"intersection": 3, "predicted_area": 4, "truth_area": 5, "union": 7},
+            "'union' is 7, areas and intersection make it 6",
+        ),
+    ],
+)
+def test_numbers_that_no_two_masks_have_are_refused(
+    tmp_path: Path, changes: Row, message: str
+) -> None:
+    a, b = made_rows([12], pictures=4)
+    b[1].update(changes)
+    one, two = write(tmp_path / "a", a), write(tmp_path / "b", b)
+    with pytest.raises(DataError, match=rf"samples-own\.jsonl: line 2: field {message}"):
+        compare_reports(one, two)
+
+
+def test_a_number_that_json_reads_as_infinity_is_refused(tmp_path: Path) -> None:
+    a, _ = made_rows([13], pictures=4)
+    one = write(tmp_path / "a", a)
+    path = one / "samples-own.jsonl"
+    path.write_text(path.read_text().replace(f'"iou": {a[0]["iou"]}', '"iou": 1e400', 1))
+    with pytest.raises(DataError, match=r"line 1: field 'iou' must be in \[0, 1\]"):
+        compare_reports(one, one)
+
+
+@pytest.mark.parametrize("name", [REPORT, "samples-own.jsonl"])
+def test_files_of_another_encoding_are_named(tmp_path: Path, name: str) -> None:
+    a, _ = made_rows([14], pictures=4)
+    path = write(tmp_path / "a", a) / name
+    path.write_bytes(path.read_bytes().replace(b"thing", b"\xff", 1) + b"\xff")
+    with pytest.raises(DataError, match=rf"{name} is damaged: it is not UTF-8"):
+        compare_reports(tmp_path / "a", tmp_path / "a")
 
 
 def test_the_report_holds_its_protocol(tmp_path: Path) -> None:

@@ -260,6 +260,25 @@ def masks_of(sd, batch, steps=3):
     return [sd(*batch[:2], target=batch[2]).masks["lmvsd"] for _ in range(steps)]
 
 
+def test_a_neck_that_puts_other_maps_into_the_list_is_refused():
+    encoder, neck, decoder = make_triple()
+    encode, fuse = encoder.encode_image, neck.forward
+
+    def in_a_list(images):
+        found = encode(images)
+        return found._replace(maps=[found.maps])
+
+    def replacing(maps, sentence):
+        maps[0] = maps[0].tanh()
+        return fuse(maps[0], sentence)
+
+    encoder.encode_image, neck.forward = in_a_list, replacing
+    sd = CrossModalMaskedSelfDistill(encoder, neck, decoder)
+    images, tokens, target = make_batch()
+    with pytest.raises(ValueError, match=r"put others into their list.*list\(maps\)"):
+        sd(images, tokens, target=target)
+
+
 def test_runs_repeat_and_steps_and_seeds_differ():
     batch = make_batch()
     first, again = masks_of(wrapped(), batch), masks_of(wrapped(), batch)

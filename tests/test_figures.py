@@ -68,6 +68,11 @@ def test_a_sentence_is_not_mathematics(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_a_letter_that_the_font_lacks_is_no_warning(tmp_path: Path) -> None:
+    draw_sheet([row("左边的红色圆 🔴")], tmp_path / "sheet.png")  # a warning would be an error here
+    assert (tmp_path / "sheet.png").exists()
+
+
 def test_curves_and_sheet_are_pictures_with_something_on_them(tmp_path: Path) -> None:
     records = [
         {

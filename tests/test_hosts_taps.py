@@ -179,6 +179,45 @@ def test_a_stem_is_masked_in_cells(cell, grid):
     assert torch.equal((plain == masked).all(1), ~wide)
 
 
+def test_a_host_with_an_argument_called_target_gets_it():
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 8, 8, 8)
+            self.words = nn.Embedding(50, 8)
+            self.head = nn.Conv2d(8, 1, 1)
+
+        def forward(self, images, ids, mask, target=None):
+            sentence = (self.words(ids) * mask[..., None]).mean(1)
+            logits = self.head(self.patch_embed(images) * sentence[..., None, None])
+            loss = None if target is None else logits.mean() * 0 + 7.0
+            return {"out": logits, "loss": loss}
+
+    taps = Taps("patch_embed", "words", ":out", valid="mask", target="target", loss=":loss")
+    inputs, target = batch(32, 32)
+    host = Host()
+    sd = CrossModalMaskedSelfDistill.wrap(host, DistillConfig(), taps=taps)
+    assert sd(*inputs, target=target).losses["seg"] == 7.0
+    assert sd.preview(*inputs, target=target).logits.shape == (2, 1, 4, 4)
+    assert sd.eval()(*inputs, target=target)["loss"] == host(*inputs, target=target)["loss"] == 7.0
+
+
+def test_logits_that_are_written_into_after_they_were_made_are_refused():
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 8, 8, 8)
+            self.head = nn.Conv2d(8, 1, 1)
+
+        def forward(self, images):
+            return self.head(self.patch_embed(images)).sigmoid_()
+
+    taps = Taps("patch_embed", images="images", tokens="images", logits="head")
+    sd = CrossModalMaskedSelfDistill.wrap(Host(), DistillConfig(text=None), taps=taps)
+    with pytest.raises(ValueError, match="what head returned was written into after it ran"):
+        sd(torch.randn(1, 3, 32, 32), target=torch.zeros(1, 32, 32))
+
+
 def test_widths_and_layout_are_found_by_an_example():
     inputs, target = batch(32, 48)
     for layout, options in (("nhwc", {}), ("tokens", {}), ("prefixed", {"prefix": 2})):
@@ -332,7 +371,8 @@ def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
     taps = dataclasses.replace(TAPS, loss="", target="truth", patches="norm", sentence="vector")
     config = dataclasses.replace(CONFIG, image=MaskingConfig(ratio=0.5, relevance="projection"))
     sd = wrap(host, config, taps=taps, example=inputs)
-    assert "a step costs 3.00" in sd.describe(*inputs)
+    # the rest is the dot of 256 channels, of which the host has 10
+    assert "VMLSD 1.000; a step costs 3.1" in sd.describe(*inputs)
     out = sd(*inputs, truth)
     assert torch.equal(out.losses["seg"], bare(*inputs, truth))
     learns(sd, out)

@@ -165,8 +165,8 @@ def test_opening_reads_no_source(place: Layout, monkeypatch: pytest.MonkeyPatch)
 
 def test_another_format_is_refused(place: Layout) -> None:
     metadata = json.loads((place.index / "index.json").read_text())
-    (place.index / "index.json").write_text(json.dumps(metadata | {"format": 2}))
-    with pytest.raises(DataError, match=r"format 2 is not 1\); run `masksd data prepare` again"):
+    (place.index / "index.json").write_text(json.dumps(metadata | {"format": 1}))
+    with pytest.raises(DataError, match=r"format 1 is not 2\); run `masksd data prepare` again"):
         open_index(place)
 
 
@@ -308,6 +308,45 @@ def test_workers_read_the_same(prepared: Path, start: str) -> None:
     for name in ("image", "tokens", "target"):
         together = torch.cat([batch[name] for batch in loader])
         assert torch.equal(together, torch.stack([data[i][name] for i in range(len(data))]))
+
+
+def test_a_worker_refuses_an_index_that_was_rewritten(tmp_path: Path) -> None:
+    """Of two refs another one is left, so that all arrays have the same lengths as before."""
+    images, annotations = [image(7), image(8)], [annotation(70, 7), annotation(80, 8)]
+    root = write_refer(tmp_path, images, annotations, [ref(1, 70, 7), ref(2, 80, 8)])
+
+    def prepare_without(number: int) -> Layout:
+        (root / "images" / f"{number}.png").rename(tmp_path / "away")
+        with pytest.warns(UserWarning, match="2 bad records left out"):
+            layout, _ = prepare_data(root, "mine", skip_bad=True, progress=False)
+        (tmp_path / "away").rename(root / "images" / f"{number}.png")
+        return layout
+
+    travelling = pickle.dumps(open_index(prepare_without(7)))
+    assert pickle.loads(travelling).refs["ref_id"].tolist() == [2]
+    prepare_without(7)
+    assert pickle.loads(travelling).refs["ref_id"].tolist() == [2]
+    prepare_without(8)
+    with pytest.raises(DataError, match="the index was rewritten while it was open; open the data"):
+        pickle.loads(travelling)
+
+
+def test_left_out_records_are_all_counted(tmp_path: Path) -> None:
+    refs = [ref(1, 70, 7), *(ref(number, 71, 7) for number in range(2, 1_200))]
+    root = write_refer(tmp_path, [image(7)], [annotation(70, 7)], refs)
+    with pytest.warns(UserWarning, match="^1198 bad records left out: .*; and 1195 more$"):
+        layout, index = prepare_data(root, "mine", skip_bad=True, progress=False)
+    left_out = json.loads((layout.index / "left-out.json").read_text())
+    assert (left_out["count"], len(left_out["reasons"])) == (index.bad.count, 1_000)
+    for damaged in ("[]", "3", '{"reasons": []}', '{"reasons": [], "count": "x"}'):
+        (layout.index / "left-out.json").write_text(damaged)
+        with pytest.raises(DataError, match="is no index that can be read"):
+            open_index(layout)
+
+
+def test_an_index_that_is_named_must_be_there(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no index \S+none \(set index, --index, or leave it out"):
+        dataset(plain, index=tmp_path / "none")
 
 
 def test_an_index_in_another_folder(plain: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.engine.kept import kept_activations
@@ -258,6 +259,64 @@ def test_two_processes_equal_one_without_low_memory(tmp_path: Path) -> None:
         gradients = torch.load(tmp_path / f"{rank}.pt")
         for name, parameter in sd.named_parameters():
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_hooks_of_parameters_run_once_and_see_the_whole_gradient():
+    images, tokens, truth = make_batch()
+    found = []
+    for low in (False, True):
+        config = dataclasses.replace(make_low().config, low_memory=low)
+        sd = CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
+        seen = []
+        weight = sd.segmenter.neck.conv.weight
+        weight.register_hook(lambda g, seen=seen: seen.append(g.clone()) or g.clamp(-1e-3, 1e-3))
+        for _ in range(2):  # the hook is there again after a step
+            sd.zero_grad()
+            sd(images.double(), tokens, target=truth.double()).loss.backward()
+        assert len(seen) == 2
+        found.append((seen[-1], weight.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-14)
+
+
+def test_reentrant_checkpoints_are_named():
+    class Neck(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, maps, sentence):
+            return checkpoint(self.inner, maps, sentence, use_reentrant=True)
+
+    images, tokens, truth = make_batch()
+    encoder, neck, decoder = make_triple(batch_norm=False)
+    sd = CrossModalMaskedSelfDistill(encoder, Neck(neck), decoder, make_low().config)
+    with pytest.raises(RuntimeError, match="checkpoint with use_reentrant=False"):
+        sd(images, tokens, target=truth)
+
+
+def test_features_that_cannot_be_looked_into_are_refused():
+    @dataclasses.dataclass
+    class Maps:
+        last: torch.Tensor
+
+    encoder, neck, decoder = make_triple()
+    encode, fuse = encoder.encode_image, neck.forward
+
+    def hidden(images):
+        found = encode(images)
+        return found._replace(maps=Maps(found.maps))
+
+    encoder.encode_image = hidden
+    neck.forward = lambda maps, sentence: fuse(maps.last, sentence)
+    images, tokens, truth = make_batch()
+    for config, option in (
+        (make_low().config, "low_memory=True"),
+        (DistillConfig(image=MaskingConfig(samples=0.5)), "samples"),
+    ):
+        sd = CrossModalMaskedSelfDistill(encoder, neck, decoder, config)
+        with pytest.raises(ValueError, match=f"{option} has to find every tensor.*a Maps hides"):
+            sd(images, tokens, target=truth)
+        sd.unwrap()
 
 
 def test_what_does_not_go_is_said():

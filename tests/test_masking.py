@@ -246,6 +246,12 @@ def test_gradients_equal_those_of_the_reference(a_position):
         torch.testing.assert_close(fused, reference, rtol=1e-14, atol=1e-14)
 
 
+def test_apply_mask_under_functorch():
+    embeddings, mask, token = torch.randn(2, 5, 3), torch.rand(2, 5) > 0.5, torch.randn(3)
+    gradient = torch.func.grad(lambda t: apply_mask(embeddings, mask, t).sum())(token)
+    torch.testing.assert_close(gradient, mask.sum().expand(3).float())
+
+
 def test_gradcheck_of_apply_mask():
     embeddings = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     token = torch.randn(3, dtype=torch.float64, requires_grad=True)

@@ -148,6 +148,8 @@ def test_wrong_expressions_and_places_are_refused_before_the_first_picture(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.json").symlink_to(pictures[0])
     before = sorted(tmp_path.rglob("*"))
     for expressions, output, rle, expected in (
         (("the red circle", ""), "out", None, "the expression is empty"),
@@ -155,7 +157,12 @@ def test_wrong_expressions_and_places_are_refused_before_the_first_picture(
         (EXPRESSIONS, "full", None, "exists and is not empty; choose another --output"),
         (EXPRESSIONS, "file", None, "is a file; choose another --output"),
         (EXPRESSIONS, "out", "nowhere/a.json", "there is no folder"),
-        (EXPRESSIONS, "out", "full", "is a folder; choose another"),
+        (EXPRESSIONS, "out", "folder.json", "is a folder; choose another --rle"),
+        (EXPRESSIONS, "out", "pictures/a.png", r"a\.png must end in \.json; choose another --rle"),
+        (EXPRESSIONS, "out", "link.json", "is the picture itself; choose another --rle"),
+        (EXPRESSIONS, "out", "out", "must be a file beside overlays and masks in the output"),
+        (EXPRESSIONS, "out", "out/masks", "must be a file beside overlays and masks"),
+        (EXPRESSIONS, "out", "out/masks/a.json", r"as in .*out.masks\.json, or lie outside it"),
     ):
         with pytest.raises(ValueError, match=expected):
             predict_to_folder(
@@ -166,6 +173,33 @@ def test_wrong_expressions_and_places_are_refused_before_the_first_picture(
                 rle=rle and tmp_path / rle,
             )
         assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("rle", "expected"),
+    [
+        ("one.png", "is what --output writes; choose another --rle"),
+        ("sub/../one-mask.png", "is what --output writes; choose another --rle"),
+        ("other.png", r"other\.png must end in \.json"),
+        ("link.json", "is the picture itself; choose another --rle"),
+        ("nowhere/a.json", "there is no folder"),
+    ],
+)
+def test_run_lengths_take_nobody_elses_place(
+    predictor: Predictor, pictures: list[Path], tmp_path: Path, rle: str, expected: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.json").symlink_to(pictures[0])
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match=expected):
+        predict_to_files(
+            predictor,
+            pictures[0],
+            EXPRESSIONS[0],
+            output=tmp_path / "one.png",
+            rle=tmp_path / rle,
+        )
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_folders_are_listed_or_refused(tmp_path: Path) -> None:

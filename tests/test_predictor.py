@@ -186,6 +186,25 @@ def test_every_expression_is_answered_as_the_whole_model_would(
     assert not np.array_equal(answers[0].probabilities, answers[1].probabilities)
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.zeros((4, 5, 3), dtype=np.uint8), r"got ndarray; use Image\.fromarray\(array\)$"),
+        (None, "got NoneType$"),
+        (3, "got int$"),
+    ],
+)
+def test_what_is_no_picture_is_named_and_the_one_before_stays(
+    checkpoint: Checkpoint, picture: Image.Image, image: Any, expected: str
+) -> None:
+    predictor = Predictor(checkpoint)
+    predictor.set_image(picture)
+    before = predictor.picture
+    with pytest.raises(ValueError, match=f"image must be a path or a PIL picture, {expected}"):
+        predictor.set_image(image)
+    assert predictor.picture is before
+
+
 def test_a_letterbox_is_undone_where_the_picture_lies() -> None:
     """A map that is the left part of the picture comes back as its left part."""
     config = build_model(TrainConfig(fit="letterbox")).config  # 64 px

@@ -16,7 +16,9 @@ from masksd.data.index import open_index
 from masksd.data.layout import find_files
 from masksd.data.refer import ReferDataset
 from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.engine.data_config import DataConfig
 from masksd.engine.prepare import prepare_data
+from masksd.engine.sources import open_split
 from tests.refer_folders import annotation, image, ref, write_refer
 from tests.test_index import TOKENIZER
 
@@ -61,7 +63,8 @@ def test_bad_pictures(root: Path, how: str) -> None:
     assert len(caught) == 1
     assert ref_ids(root) == [7, 9]
     reasons = json.loads((root / "mine" / "index(unc)" / "left-out.json").read_text())
-    assert "picture 8" in reasons[0]
+    assert reasons["count"] == 2
+    assert "picture 8" in reasons["reasons"][0]
     # nothing is dropped in silence: opening what was prepared so says it again
     with pytest.warns(UserWarning, match="2 bad records left out"):
         data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8)
@@ -117,6 +120,41 @@ def test_a_place_that_cannot_be_written(root: Path) -> None:
         (root / "mine").chmod(0o700)
 
 
+@pytest.mark.parametrize("folder", ["file/index", "file/deep/index", f"{'x' * 300}/index"])
+def test_a_place_that_cannot_be(root: Path, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=rf"output \S+{folder} cannot be written .*--output"):
+        prepare_data(root, "mine", output=tmp_path / folder, progress=False)
+
+
+def unreadable(path: Path) -> None:
+    """Make a path that no user, not even root, can look at: a link to itself."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+def test_pictures_that_cannot_be_looked_at_are_bad_ones(root: Path) -> None:
+    unreadable(root / "images" / "8.png")
+    says = r"picture 8: .*8.png: cannot be read: Too many"
+    with pytest.raises(DataError, match=says):
+        prepare_data(root, "mine", progress=False)
+    with pytest.warns(UserWarning, match=f"1 bad record left out: {says}"):
+        data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8, skip_bad=True)
+    assert len(data) == 2
+    with pytest.warns(UserWarning, match=f"2 bad records left out: {says}"):
+        prepare_data(root, "mine", skip_bad=True, progress=False)
+    assert ref_ids(root) == [7, 9]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["refs(unc).p", "instances.json"])
+def test_sources_that_may_not_be_read_are_not_the_output(root: Path, name: str) -> None:
+    (root / "mine" / name).chmod(0)
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied$") as caught:
+        prepare_data(root, "mine", progress=False)
+    assert name in str(caught.value)
+
+
 # -- the commands ----------------------------------------------------------------------------------
 
 
@@ -129,8 +167,9 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
     assert out[0].split() == ["split", "images", "objects", "refs", "sentences"]
     assert out[1].split() == ["val", "3", "3", "3", "3"]
     assert out[2].endswith("dropped from objects that have others: 1")
-    assert out[3] == f"3 pictures decoded in {root / 'images'}"
-    assert out[4].startswith(f"{root / 'mine' / 'index(unc)'} (")
+    assert out[3] == f"refs of {root / 'mine' / 'refs(unc).p'}"
+    assert out[4] == f"3 pictures decoded in {root / 'images'}"
+    assert out[5].startswith(f"{root / 'mine' / 'index(unc)'} (")
 
 
 # the program prints its warnings, it does not raise them
@@ -164,6 +203,20 @@ def test_published_counts_are_printed_beside(root: Path, capfd: pytest.CaptureFi
     assert head.endswith("refs published  sentences published")
     assert row.split() == ["val", "3", "3", "3", "3", "3805", "10758"]
     assert "warning: split 'val' of refcoco+ (unc) has 3 refs, published 3 805" in found.err
+
+
+def test_an_index_elsewhere_serves_other_commands(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "index"
+    assert main(["data", "prepare", "mine", str(root), "--output", str(place)]) == 0
+    assert main(["data", "inspect", str(root), "mine", "--index", str(place)]) == 0
+    stored = DataConfig(data_root=root, name="mine", index=place)
+    data = open_split(DataConfig.from_dict(stored.to_dict()), "val", TOKENIZER, 8)
+    assert data._index.folder == place
+    assert main(["data", "inspect", str(root), "mine", "--index", "none"]) == 2
+    assert "no index none (set index, --index" in capfd.readouterr().err
 
 
 def test_inspect_prints_and_draws(

@@ -11,6 +11,7 @@ import torch
 
 from masksd.config import DistillConfig, MaskingConfig
 from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.data.transforms import normalize
 from masksd.engine.checkpoints import Checkpoint
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.recall import on_pixels, relevance_recall, top_patches
@@ -60,6 +61,43 @@ def test_recall_of_a_known_relevance_equals_counting(root: Path) -> None:
     assert [part.training for part in checkpoint.model.modules()] == modes
     assert not any(part._forward_hooks for part in checkpoint.model.modules())
     assert relevance_recall(checkpoint, dataset, batch_size=3, workers=1) == found
+
+
+def test_the_sign_is_that_of_the_relevance(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth ranks its own patches first; its opposite ranks them last."""
+    checkpoint = fresh("ground_truth", 0.5)
+    size = checkpoint.config.image_size
+    dataset = open_split(DataConfig(data_root=root), "val", checkpoint.tokenizer, size)
+    assert relevance_recall(checkpoint, dataset)["recall"] > 0.99
+
+    def opposite(relevance: torch.Tensor, config: DistillConfig) -> torch.Tensor:
+        return top_patches(-relevance, config)
+
+    monkeypatch.setattr("masksd.engine.recall.top_patches", opposite)
+    assert relevance_recall(checkpoint, dataset)["recall"] < 0.01
+
+
+def test_recall_of_the_dot_product_equals_computing_it_from_the_towers(root: Path) -> None:
+    checkpoint = fresh("dot", 0.5)
+    config = checkpoint.config
+    dataset = open_split(DataConfig(data_root=root), "val", checkpoint.tokenizer, config.image_size)
+    encoder = checkpoint.model.eval().encoder
+    shares = []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        with torch.no_grad():
+            picture = normalize(item["image"][None], config.mean, config.std)
+            patches = encoder.encode_image(picture).local[0].tolist()
+            words = encoder.encode_text(item["tokens"][None]).pooled[0].tolist()
+        scores = [sum(p * w for p, w in zip(patch, words, strict=True)) for patch in patches]
+        best = sorted(range(64), key=lambda patch: -scores[patch])[:32]
+        truth = item["target"]
+        inside = sum(
+            int(truth[p // 8 * 8 : p // 8 * 8 + 8, p % 8 * 8 : p % 8 * 8 + 8].sum()) for p in best
+        )
+        shares.append(inside / int(truth.sum()))
+    found = relevance_recall(checkpoint, dataset)
+    assert found["recall"] == pytest.approx(sum(shares) / len(shares), abs=0.01)
 
 
 @pytest.mark.parametrize("model", ["clip_cris_tiny", "lavt_tiny"])

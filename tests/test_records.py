@@ -147,6 +147,33 @@ def test_what_json_can_hold_and_an_index_cannot(
         read_refs(path, {70: Annotation(70, 7, SQUARE)})
 
 
+def test_a_set_without_any_ref_is_an_error(tmp_path: Path) -> None:
+    records = lists()
+    for each in records["refs"]:
+        each["sentences"] = []
+    layout = find_files(write_refer(tmp_path, **records), "mine", "unc")
+    with pytest.raises(DataError, match=r"no ref is left: 2 bad records left out: .*no usable"):
+        gather_index(layout, BadRecords())
+
+
+def test_equal_texts_are_kept_once(tmp_path: Path) -> None:
+    said = "x" * 9_999
+    refs = [ref(number, 70, 7, said, said) for number in range(20)]
+    root = write_refer(tmp_path, [image(7)], [annotation(70, 7)], refs)
+    index = gather_index(find_files(root, "mine", "unc"))
+    assert {index.sentence(row, "sent") for row in range(40)} == {said}
+    assert len(index._arrays["text"]) < 3 * len(said)  # "sent" once, and "raw" with its mark
+
+
+def test_reasons_are_kept_up_to_a_number_and_all_are_counted() -> None:
+    bad = BadRecords()
+    for number in range(1_500):
+        bad.add(f"annotation {number}")
+    assert (bad.count, len(bad.reasons), bad.reasons[-1]) == (1_500, 1_000, "annotation 999")
+    assert bad.summary().startswith("1500 bad records left out: annotation 0; ")
+    assert bad.summary().endswith("; and 1497 more")
+
+
 def test_a_summary_names_the_first_and_counts_the_rest() -> None:
     bad = BadRecords()
     bad.warn()  # nothing to say: a warning would be an error here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import zlib
@@ -19,7 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 
 from masksd.data.pictures import read_picture
-from masksd.data.records import DataError
+from masksd.data.records import DataError, check_file_name
 from masksd.data.refer import ReferDataset
 from masksd.data.segmentation import check_segmentation, decode_mask, encode_runs
 from masksd.data.shapes import ShapesConfig, build_shapes
@@ -391,6 +392,12 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
         ({"image": {"file_name": ".."}}, "a bare file name"),
         ({"image": {"file_name": ""}}, "a bare file name"),
         ({"image": {"file_name": "c:\\a.png"}}, "a bare file name"),
+        (
+            {"image": {"file_name": "ä" * 128}},
+            r"\(id 7\): field 'file_name' has 256 bytes, at most",
+        ),
+        ({"sentence": {"sent": "r" * 10_001}}, r"\(sent_id 0\): field 'sent' has 10001 characters"),
+        ({"sentence": {"raw": "r" * 10_001}}, r"\(sent_id 0\): field 'raw' has 10001 characters"),
         ({"repeat": "images"}, r"images\[1\] \(id 7\): field 'id' is 7, which another"),
         ({"repeat": "annotations"}, r"annotations\[1\] \(id 5\): field 'id' is 5"),
         (
@@ -447,7 +454,7 @@ def test_fit(tmp_path: Path, fit: str) -> None:
 
 
 def test_unicode_and_long_expressions(tmp_path: Path) -> None:
-    for number, text in enumerate(("左边的红色圆 🔴", "ein rötlicher Kreis", "red " * 5000)):
+    for number, text in enumerate(("左边的红色圆 🔴", "ein rötlicher Kreis", "red " * 2500)):
         data = open_mine(folder(tmp_path / str(number), sentence={"sent": text}))
         assert data.sentence(0) == text
 
@@ -456,6 +463,52 @@ def test_file_names_that_are_no_ascii(tmp_path: Path) -> None:
     root = folder(tmp_path, image={"file_name": "bild-ä-圆.png"})
     (root / "images" / "a.png").rename(root / "images" / "bild-ä-圆.png")
     assert open_mine(root)[0]["target"].sum() > 0
+
+
+def test_a_colon_in_a_file_name_is_refused_on_windows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(tmp_path, image={"file_name": "12:30.png"})
+    (root / "images" / "a.png").rename(root / "images" / "12:30.png")
+    assert open_mine(root)[0]["target"].sum() > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("os.name", "nt")
+        with pytest.raises(DataError, match=r"images\[0\]: .* is 'c:a.png', a bare file name"):
+            check_file_name("c:a.png", "images[0]")
+
+
+def test_refs_json_counts_only_alone(tmp_path: Path) -> None:
+    """Beside refs that say whose split they are it would stand for any name that is mistyped."""
+    root = folder(tmp_path)
+    (root / "mine" / "refs.json").write_text("[]")
+    assert len(open_mine(root)) == 1
+    with pytest.raises(DataError, match=r"unknown split_by 'und'.*'unc'; set split_by, --split-by"):
+        open_mine(root, split_by="und")
+    (root / "mine" / "refs(unc).p").rename(root / "mine" / "refs(unc).p.old")
+    with pytest.raises(DataError, match=r"refs.json: no ref is left: the file holds none"):
+        open_mine(root)
+
+
+def test_the_only_data_set_is_meant(tmp_path: Path) -> None:
+    folder(tmp_path)
+    says = r"\(unknown data set 'shapes'; did you mean 'mine'\? .*; set name, --name\)"
+    with pytest.raises(DataError, match=says):
+        ReferDataset(tmp_path, "shapes", "val", tokenizer=TOKENIZER, image_size=8)
+    with pytest.raises(DataError, match=r"no folder \S+/empty/shapes; no picture folder"):
+        ReferDataset(tmp_path / "empty", "shapes", "val", tokenizer=TOKENIZER, image_size=8)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("which", [".", "mine", "images"])
+def test_folders_that_may_not_be_read(tmp_path: Path, which: str) -> None:
+    root = folder(tmp_path / "data")
+    option = {".": "--data-root", "mine": "--name", "images": "--images"}[which]
+    (root / which).chmod(0)
+    try:
+        with pytest.raises(DataError, match=rf"{root / which} cannot be read: .*{option}\)"):
+            open_mine(root)
+    finally:
+        (root / which).chmod(0o700)
 
 
 def test_a_run_length_code_in_a_list(tmp_path: Path) -> None:
@@ -504,7 +557,7 @@ def test_missing_files_are_named_at_once(tmp_path: Path, root: Path) -> None:
         ReferDataset(root, "shape", "val", tokenizer=TOKENIZER, image_size=8)
     with pytest.raises(DataError, match="unknown split_by 'masks'; did you mean 'masksd'"):
         dataset(root, split_by="masks")
-    with pytest.raises(DataError, match="pass images= if it is elsewhere"):
+    with pytest.raises(DataError, match="if it is elsewhere, set images, --images"):
         dataset(root, images=tmp_path / "none")
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError, match=r"no refs in .*; no instances.json .*; no picture folder"):

@@ -264,7 +264,9 @@ def test_default_length_is_the_papers() -> None:
 
 
 def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown tokenizer 'shapse'; did you mean 'shapes'"):
+    with pytest.raises(
+        ValueError, match=r"unknown tokenizer 'shapse'; did you mean 'shapes'.*--tokenizer"
+    ):
         load_tokenizer("shapse", 17)
     with pytest.raises(ValueError, match="max_length must be at least 3"):
         load_tokenizer("shapes", 2)

@@ -175,8 +175,8 @@ def test_existing_output_is_kept_unless_overwritten(
 
 def test_overwrite_replaces_a_run(data: DataConfig, tmp_path: Path) -> None:
     output = tmp_path / "two"
-    train(settings(data, output, steps=2))
-    train(settings(data, output, steps=1, overwrite=True))
+    train(settings(data, output, steps=2, warmup=0))
+    train(settings(data, output, steps=1, warmup=0, overwrite=True))
     assert json.loads((output / "config.json").read_text())["steps"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
@@ -333,6 +333,11 @@ def test_cache_folder_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_config_comes_back_from_its_dict(data: DataConfig) -> None:
     assert DataConfig.from_dict(json.loads(json.dumps(data.to_dict()))) == data
     assert DataConfig.from_dict({}) == DataConfig()
+    assert DataConfig().to_dict()["split_by"] is None
+    assert DataConfig.from_dict({"split_by": "masksd"}).split_by == "masksd"  # older checkpoints
+    assert DataConfig.from_dict({"skip_bad": True}).skip_bad
+    with pytest.raises(ValueError, match="field 'skip_bad' of the data must be true or false"):
+        DataConfig.from_dict({"skip_bad": "yes"})
     with pytest.raises(ValueError, match="did you mean 'level'"):
         DataConfig.from_dict({"levle": "easy"})
     with pytest.raises(ValueError, match="field 'name' of the data must be a string, got 5"):
@@ -408,6 +413,29 @@ def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None
         TrainConfig(**changes)
 
 
+@pytest.mark.parametrize("warmup", [3, 20])
+def test_a_warmup_that_takes_the_whole_run_is_a_warning(
+    data: DataConfig, tmp_path: Path, warmup: int
+) -> None:
+    expected = rf"warmup {warmup} is not below steps 3: the learning rate only rises, to [\d.]+ of"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        run = train(settings(data, tmp_path / "two", steps=3, warmup=warmup, log_every=1))
+    assert len(caught) == 1
+    reached = [line["lr"] for line in lines(run) if "lr" in line][-1]
+    assert f"to {reached:g} of lr 0.0015" in str(caught[0].message)
+
+
+def test_a_batch_that_batch_norm_cannot_normalise_is_refused(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = settings(
+        data, tmp_path / "two", model="clip_cris_rn50", image_size=32, batch_size=1, steps=3
+    )
+    with pytest.raises(ValueError, match="batch_size 1 leaves BatchNorm layer"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_data_that_are_not_generated_need_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'refcoco' is not generated; name the folder"):
         train(TrainConfig(data=DataConfig(name="refcoco"), output=tmp_path / "run"))
@@ -471,7 +499,7 @@ def test_words_are_masked_and_nothing_else_whatever_the_tokenizer(data: DataConf
 
 def test_the_towers_learn_at_their_own_rate(data: DataConfig, tmp_path: Path) -> None:
     """With a factor of 0 they stay as they were drawn; their positions do not."""
-    config = settings(data, tmp_path / "one", steps=2, backbone_lr=0.0, weight_decay=0.0)
+    config = settings(data, tmp_path / "one", steps=2, warmup=1, backbone_lr=0.0, weight_decay=0.0)
     with torch.random.fork_rng():
         torch.manual_seed(keyed_seed(config.seed, "weights"))
         before = build_model(config).model.state_dict()
@@ -553,24 +581,6 @@ def test_a_ramp_raises_the_weights_of_the_branches(
     assert [step["vmlsd"] / 0.1 for step in steps] == pytest.approx(shares, abs=1e-6)
 
 
-def test_a_branch_that_rests_is_logged_by_the_steps_it_ran_in(
-    data: DataConfig, tmp_path: Path
-) -> None:
-    every = {each: MaskingConfig(every=n) for each, n in (("image", 2), ("text", 4))}
-    often = train(settings(data, tmp_path / "often", log_every=1, distill=DistillConfig(**every)))
-    seldom = train(settings(data, tmp_path / "seldom", distill=DistillConfig(**every)))
-    steps = [record["losses"] for record in lines(often) if "loss" in record]
-    assert ["lmvsd" in losses for losses in steps] == [True, False] * 5
-    assert ["vmlsd" in losses for losses in steps] == [True, False, False, False] * 2 + [
-        True,
-        False,
-    ]
-    for window, record in zip((steps[:5], steps[5:]), lines(seldom), strict=False):
-        for name in ("seg", "lmvsd", "vmlsd"):
-            ran = [losses[name] for losses in window if name in losses]
-            assert record["losses"][name] == pytest.approx(sum(ran) / len(ran), rel=1e-5)
-
-
 def test_a_ramp_without_length_is_a_late_start() -> None:
     config = TrainConfig(ramp=(0.5, 0.5))
     assert [config.ramp_at(done) for done in (0.0, 0.4, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]
@@ -580,3 +590,16 @@ def test_a_ramp_out_of_order_is_refused(data: DataConfig, tmp_path: Path) -> Non
     for ramp in ((0.5, 0.2), (0.5, 1.2), (0.5,)):
         with pytest.raises(ValueError, match="ramp must be"):
             settings(data, tmp_path, ramp=ramp)
+
+
+def test_a_branch_that_rests_in_some_steps_is_logged_by_those_it_ran_in(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    distill = DistillConfig(image=MaskingConfig(every=3))
+    run = train(settings(data, tmp_path / "run", distill=distill, steps=6, log_every=1))
+    assert ["lmvsd" in record["losses"] for record in lines(run)[:6]] == [
+        step % 3 == 0 for step in range(6)
+    ]
+    together = train(settings(data, tmp_path / "two", distill=distill, steps=6, log_every=6))
+    mean = sum(lines(run)[step]["losses"]["lmvsd"] for step in (0, 3)) / 2
+    assert lines(together)[0]["losses"]["lmvsd"] == pytest.approx(mean, rel=1e-5)

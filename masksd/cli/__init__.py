@@ -31,17 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; None takes ``sys.argv``.
 
     Returns:
-        The exit code: 0, or 2 after an error of the user. Wrong options and ``--help`` leave by
-        ``SystemExit``, as command lines do.
+        The exit code: 0, 2 after an error of the user, or 141 where whoever read the output has
+        left. Wrong options and ``--help`` leave by ``SystemExit``, as command lines do.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            if arguments == ["--version"]:
-                print(f"masksd {masksd.__version__}")
-            else:
-                _parse(arguments).run()
+            _run(arguments)
+        except BrokenPipeError:  # whoever read has left, as head does
+            # what is still to be written goes nowhere, or leaving would fail once more
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            return 141  # as of a program that SIGPIPE ended
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise
@@ -54,6 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("masksd: interrupted", file=sys.stderr)
             return 130
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command; what it prints is written when this returns, or raises ``SystemExit``."""
+    try:
+        if arguments == ["--version"]:
+            print(f"masksd {masksd.__version__}")
+        else:
+            _parse(arguments).run()
+    except SystemExit:  # of --help, too
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def _parse(arguments: list[str]) -> Any:

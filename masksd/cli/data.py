@@ -36,6 +36,7 @@ def data_commands() -> dict[str, Any]:
             name=(Annotated[str | None, tyro.conf.Positional], None),
             split_by=split_by,
             images=images,
+            index=(Path | None, None),
             text=(Literal["sent", "raw"], "sent"),
             samples=(int, 16),
             seed=(int, 0),
@@ -91,6 +92,7 @@ def _prepare(options: Any) -> None:
         print(f"polygons that cannot be drawn, dropped from objects that have others: {dropped}")
     size = sum(path.stat().st_size for path in layout.index.iterdir())
     pictures = "decoded" if options.check_pictures else "found"
+    print(f"refs of {layout.refs}")
     print(f"{len(index.images)} pictures {pictures} in {layout.images}")
     print(f"{layout.index} ({size / 1e6:.1f} MB)")
 
@@ -103,6 +105,8 @@ def _inspect(options: Any) -> None:
         name: of the data set; may be left out where ROOT holds one.
         split_by: whose split: unc, google, umd; None takes the one papers use, or the only one.
         images: folder of the pictures; None takes ROOT/images.
+        index: folder that masksd data prepare wrote; None takes ROOT/NAME/index(SPLIT_BY), and
+            reads the sources where there is none.
         text: which form of the sentences: sent (cleaned) or raw (as written).
         samples: refs on the sheet.
         seed: of the refs drawn.
@@ -124,7 +128,7 @@ def _inspect(options: Any) -> None:
         raise ValueError(f"output {output} must end in .png")
     if not output.parent.is_dir():
         raise ValueError(f"output {output}: there is no folder {output.parent}; make it first")
-    layout = find_files(options.root, name, split_by, options.images)
+    layout = find_files(options.root, name, split_by, options.images, options.index)
     index = find_index(layout)
     index.bad.warn()
     drawn = draw_refs(index, options.seed, options.samples)

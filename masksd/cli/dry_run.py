@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from masksd.engine.budget import Budget, count_items, measure_budget
+from masksd.engine.budget import Budget, check_splits, count_items, measure_budget
 from masksd.engine.config import TrainConfig
 from masksd.engine.sources import tokenizer_name
 
@@ -68,8 +68,10 @@ def dry_run(preset: str, config: TrainConfig) -> str:
         Text of many lines.
 
     Raises:
-        ValueError: sizes that do not fit the model, or a folder that lacks the data.
+        ValueError: sizes that do not fit the model, an unknown split, or a folder that lacks the
+            data.
     """
+    check_splits(config)
     budget = measure_budget(config)
     left_open = {  # to the model, the data or the place
         "tokenizer": tokenizer_name(config),
@@ -83,7 +85,7 @@ def dry_run(preset: str, config: TrainConfig) -> str:
         for name, value in _values(config, names):
             value = left_open.get(name, value)
             lines.append(f"  {name:28}{_shown(value)}")
-    lines += _costs(budget)
+    lines += _costs(budget, config)
     lines += _steps(config)
     return "\n".join(lines)
 
@@ -110,7 +112,7 @@ def _shown(value: Any) -> str:
     return str(value) if value != "" else "(none)"
 
 
-def _costs(budget: Budget) -> list[str]:
+def _costs(budget: Budget, config: TrainConfig) -> list[str]:
     memory = {
         "weights": budget.weights,
         "gradients": budget.gradients,
@@ -119,7 +121,7 @@ def _costs(budget: Budget) -> list[str]:
     }
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory.items())
     total, plain = sum(memory.values()), max(1, budget.plain)
-    return [
+    lines = [
         "cost, a device",
         f"  parameters                  {budget.parameters / 1e6:.1f} M of the model, "
         f"{budget.trainable / 1e6:.1f} M trainable, {budget.added:,} added by masksd in training",
@@ -130,6 +132,12 @@ def _costs(budget: Budget) -> list[str]:
         "                              (float32 tensors that backward needs, fused attention; "
         "kernels' own workspace comes on top)",
     ]
+    if config.mixed_precision != "no":
+        lines.append(
+            f"                              about half of the activations in "
+            f"{config.mixed_precision}"
+        )
+    return lines
 
 
 def _steps(config: TrainConfig) -> list[str]:

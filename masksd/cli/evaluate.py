@@ -180,7 +180,10 @@ def _compare(options: Any) -> None:
         raise ValueError("--compare prints and writes nothing; leave --output out")
     kind = _kinds(options.sentences)[0]  # of all, the right sentence
     found = compare_reports(*options.compare, sentences=kind)
-    print(f"A: {options.compare[0]}\nB: {options.compare[1]}")
+    for side, folder, checkpoint in zip("AB", options.compare, found.checkpoints, strict=True):
+        print(f"{side}: {folder}, checkpoint {checkpoint}")
+    for note in found.notes:
+        print(f"differs in {note}")
     print(
         f"{found.samples} samples on {found.pictures} pictures, sentences: {kind}, per cent; "
         f"intervals from {found.resamples} draws of the pictures"

@@ -24,8 +24,9 @@ class Predict:
         checkpoint: folder that training wrote.
         output: the overlay, a PNG, with the mask beside it as ...-mask.png; or a new folder, for
             overlays/ and masks/ in it. None takes IMAGE-prediction.png or IMAGE-predictions in the
-            working folder.
-        rle: a JSON file for all masks as COCO's run lengths, which pycocotools decodes.
+            working folder. Files that are there are replaced, a folder with anything in it is not.
+        rle: a file for all masks as COCO's run lengths, which pycocotools decodes; it ends in
+            .json. A file that is there is replaced, a folder is not.
         threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             checkpoint's.
         skip_bad: go on without pictures of a folder that cannot be read; they are counted at the
@@ -70,7 +71,7 @@ class Predict:
         if output.suffix:
             check_files(self.image, output, self.rle)
         else:
-            check_folder(output, self.rle)
+            check_folder(output, self.rle, pictures)
         predictor = Predictor.from_checkpoint(self.checkpoint, device_name(self.device))
         if output.suffix:
             mask, pixels, share = predict_to_files(

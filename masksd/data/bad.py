@@ -10,6 +10,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SHOWN = 3
+_KEPT = 1_000
 
 
 class DataError(ValueError):
@@ -25,10 +26,12 @@ class BadRecords:
     """Collects the records that are left out where the user asked to go on (``skip_bad``).
 
     Args:
-        reasons: what was left out before, one line each.
+        reasons: of what was left out before, one line each.
+        count: how many records that were; None takes the number of reasons.
 
     Attributes:
-        reasons: one line a record: file, id and reason.
+        reasons: of the first 1,000 records, one line each: file, id and reason.
+        count: how many records were left out, with those whose reason is not kept.
 
     Example:
         >>> bad = BadRecords()
@@ -37,13 +40,10 @@ class BadRecords:
         (1, '1 bad record left out: instances.json: annotation 5: the runs cover 3 of 80 pixels')
     """
 
-    def __init__(self, reasons: Iterable[str] = ()) -> None:
-        self.reasons = list(reasons)
-
-    @property
-    def count(self) -> int:
-        """How many records were left out."""
-        return len(self.reasons)
+    def __init__(self, reasons: Iterable[str] = (), count: int | None = None) -> None:
+        given = list(reasons)
+        self.reasons = given[:_KEPT]
+        self.count = len(given) if count is None else count
 
     def add(self, reason: str) -> None:
         """Note one record.
@@ -51,7 +51,9 @@ class BadRecords:
         Args:
             reason: file, id and what is wrong.
         """
-        self.reasons.append(reason)
+        self.count += 1
+        if len(self.reasons) < _KEPT:
+            self.reasons.append(reason)
 
     def summary(self) -> str:
         """Return the count and the first reasons in one line; "" where nothing was left out."""

@@ -53,7 +53,7 @@ def gather_index(
         The index, in memory.
 
     Raises:
-        DataError: unreadable files, and without ``bad`` any bad record.
+        DataError: unreadable files, no ref that is left, and without ``bad`` any bad record.
     """
     images, annotations = read_instances(layout.instances, bad)
     refs = read_refs(layout.refs, annotations, bad)
@@ -75,6 +75,9 @@ def gather_index(
         elif bad is not None:  # it is: without it the first bad one was raised
             what = f"object {ref.ann_id}" if pictures[image.image_id] else f"picture {ref.image_id}"
             bad.add(f"{layout.refs}: ref_id {ref.ref_id}: {what} was left out")
+    if not gathered.rows["refs"]:
+        why = "" if bad is None else bad.summary()
+        raise DataError(f"{layout.refs}: no ref is left: {why or 'the file holds none'}")
     return gathered.index(BadRecords() if bad is None else bad)
 
 
@@ -86,6 +89,7 @@ class _Gathered:
         # millions of numbers, which as Python objects take four times the memory
         self.rows |= {"coordinates": array("d"), "runs": array("q")}
         self.text = bytearray()
+        self.texts: dict[str, tuple[int, int]] = {}  # their places in it: each is kept once
         self.splits: dict[str, int] = {}  # their numbers
         self.images: dict[int, int] = {}  # their rows by id
 
@@ -136,9 +140,11 @@ class _Gathered:
         return start, start + len(values)
 
     def _add_text(self, text: str) -> tuple[int, int]:
-        start = len(self.text)
-        self.text += text.encode()
-        return start, len(self.text)
+        if text not in self.texts:
+            start = len(self.text)
+            self.text += text.encode()
+            self.texts[text] = start, len(self.text)
+        return self.texts[text]
 
 
 def _checked(check: Callable[[ImageRecord], object], image: ImageRecord) -> bool:

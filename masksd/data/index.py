@@ -25,7 +25,7 @@ from masksd.data.segmentation import decode_mask
 from masksd.errors import unknown_name
 
 METADATA = "index.json"
-_FORMAT = 1
+_FORMAT = 2
 _LEFT_OUT = "left-out.json"
 _MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -38,6 +38,7 @@ class Index:
         splits: names of the splits; refs hold their numbers.
         bad: the records that were left out when it was made.
         folder: where the arrays are mapped from; None for arrays in memory.
+        fingerprint: of that folder, see :func:`load_index`.
 
     Attributes:
         refs: the refs in the order of their file, a structured array.
@@ -69,10 +70,12 @@ class Index:
         splits: Sequence[str],
         bad: BadRecords,
         folder: Path | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.refs, self.sentences = arrays["refs"], arrays["sentences"]
         self.images, self.objects = arrays["images"], arrays["objects"]
-        self.splits, self.bad, self.folder = tuple(splits), bad, folder
+        self.splits, self.bad = tuple(splits), bad
+        self.folder, self.fingerprint = folder, fingerprint
         self._arrays = dict(arrays)
         for name, kind in ARRAYS.items():
             if arrays[name].dtype != np.dtype(kind) or arrays[name].ndim != 1:
@@ -82,9 +85,9 @@ class Index:
             raise DataError(f"array {wrong!r} is damaged")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker as the name of the folder, where there is one."""
+        """Travel to a worker as the name of the folder, where there is one, and its fingerprint."""
         if self.folder is not None:
-            return load_index, (self.folder,)
+            return load_index, (self.folder, self.fingerprint)
         return Index, (self._arrays, self.splits, self.bad)
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -135,9 +138,12 @@ class Index:
             layout: of the data set.
             sources: what :func:`describe_sources` said before they were read.
         """
+        digest = hashlib.sha256()
         for name, array in self._arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
-        (folder / _LEFT_OUT).write_text(json.dumps(self.bad.reasons, indent=0) + "\n")
+            digest.update(np.ascontiguousarray(array).tobytes())
+        left_out = {"count": self.bad.count, "reasons": self.bad.reasons}
+        (folder / _LEFT_OUT).write_text(json.dumps(left_out, indent=0) + "\n")
         metadata = {
             "format": _FORMAT,
             "name": layout.name,
@@ -145,6 +151,8 @@ class Index:
             "splits": self.splits,
             "rows": {name: len(array) for name, array in self._arrays.items()},
             "sources": sources,
+            # not compared when it is opened: it makes another file of metadata for other arrays
+            "sha256": digest.hexdigest(),
         }
         (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
@@ -179,8 +187,11 @@ def open_index(layout: Layout) -> Index:
     Raises:
         DataError: no index, a damaged one, or one that is older than its sources.
     """
-    metadata = _metadata(layout.index)
-    fix = f"run `masksd data prepare {layout.name} ROOT --split-by {layout.split_by}` again"
+    metadata, _ = _metadata(layout.index)
+    fix = (
+        f"run `masksd data prepare {layout.name} ROOT --split-by {layout.split_by}` again, or name "
+        "another index (--index)"
+    )
     for role, path in (("refs", layout.refs), ("instances", layout.instances)):
         known, found = metadata["sources"][role], _stamp(path)
         if found == {key: known[key] for key in found}:
@@ -190,23 +201,39 @@ def open_index(layout: Layout) -> Index:
     return load_index(layout.index)
 
 
-def load_index(folder: Path) -> Index:
-    """Open an index without looking at its sources; see :func:`open_index`."""
-    metadata = _metadata(folder)
+def load_index(folder: Path, fingerprint: str | None = None) -> Index:
+    """Open an index without looking at its sources; see :func:`open_index`.
+
+    Args:
+        folder: of the index.
+        fingerprint: SHA-256 of the metadata that it must have; None takes any.
+
+    Returns:
+        The index, with the fingerprint.
+
+    Raises:
+        DataError: no index, a damaged one, or another one than was wanted.
+    """
+    metadata, found = _metadata(folder)
+    if fingerprint not in (None, found):
+        raise DataError(f"{folder}: the index was rewritten while it was open; open the data again")
     try:
         arrays = {
             name: _map(folder / f"{name}.npy", np.dtype(kind), metadata["rows"][name])
             for name, kind in ARRAYS.items()
         }
-        bad = BadRecords(map(str, json.loads((folder / _LEFT_OUT).read_bytes())))
-        return Index(arrays, metadata["splits"], bad, folder)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        left_out = json.loads((folder / _LEFT_OUT).read_bytes())
+        bad = BadRecords(map(str, left_out["reasons"]), int(left_out["count"]))
+        return Index(arrays, metadata["splits"], bad, folder, found)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(folder, error) from None
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
+def _metadata(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the metadata and their SHA-256."""
     try:
-        metadata: dict[str, Any] = json.loads((folder / METADATA).read_bytes())
+        content = (folder / METADATA).read_bytes()
+        metadata: dict[str, Any] = json.loads(content)
         if metadata["format"] != _FORMAT:
             raise DataError(f"format {metadata['format']!r} is not {_FORMAT}")
         if not all(type(name) is str for name in metadata["splits"]):
@@ -219,7 +246,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
                 raise DataError(f"sources say nothing of {role}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, error) from None
-    return metadata
+    return metadata, hashlib.sha256(content).hexdigest()
 
 
 def _map(path: Path, kind: np.dtype[Any], rows: int) -> NDArray[Any]:
@@ -244,10 +271,16 @@ def _damaged(folder: Path, error: Exception) -> DataError:
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None

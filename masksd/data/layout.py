@@ -3,19 +3,23 @@
 Layout::
 
     <root>/<name>/instances.json          pictures and objects, COCO's layout
-    <root>/<name>/refs(<split_by>).p      refs with their sentences (or .json, or refs.json)
+    <root>/<name>/refs(<split_by>).p      refs with their sentences (or .json, or refs.json alone)
     <root>/<name>/index(<split_by>)/      made by ``masksd data prepare``; may be missing
     <images>/<file_name>                  pictures, by default in <root>/images
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from masksd.data.bad import DataError
 from masksd.data.catalog import preferred_split, where_to_find
 from masksd.errors import unknown_name
+
+_ROOT = "ROOT, --data-root"  # as commands name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,15 @@ def find_files(
         name: the data set's folder in it.
         split_by: whose split it is, as the name of the refs file says.
         images: the folder of the pictures; None takes ``<root>/images``.
-        index: the folder of the index; None takes ``<root>/<name>/index(<split_by>)``.
+        index: the folder of the index, which must exist; None takes
+            ``<root>/<name>/index(<split_by>)``, which need not.
 
     Returns:
         The places.
 
     Raises:
-        DataError: what is missing, what is wanted, the nearest names, and for a published data set
-            where copies lie.
+        DataError: a folder that may not be read, or what is missing, what is wanted, the nearest
+            names, and for a published data set where copies lie.
 
     Example:
         >>> import tempfile
@@ -63,21 +68,28 @@ def find_files(
     root = Path(root)
     folder = root / name
     image_folder = root / "images" if images is None else Path(images)
-    refs_names = [f"refs({split_by}).p", f"refs({split_by}).json", "refs.json"]
+    for each, option in ((root, _ROOT), (folder, "NAME, --name"), (image_folder, "--images")):
+        _check_readable(each, option)
+    known = _split_names(folder)
+    refs_names = [f"refs({split_by}).p", f"refs({split_by}).json"]
+    if not known:  # which would say whose split it is
+        refs_names.append("refs.json")
     refs = next((folder / each for each in refs_names if (folder / each).is_file()), None)
     missing = []
     if not folder.is_dir():
-        found = data_sets(root)
-        missing.append(f"no folder {folder} ({unknown_name('data set', name, found)})")
+        missing.append(f"no folder {folder}{_unknown('data set', name, data_sets(root), 'name')}")
     elif refs is None:
-        error = unknown_name("split_by", split_by, _split_names(folder))
-        missing.append(f"no refs in {folder} ({error})")
+        missing.append(f"no refs in {folder}{_unknown('split_by', split_by, known, 'split_by')}")
         if any(folder.glob("grefs(*")):
             missing.append("grefs(...) holds refs of several objects, which are not supported")
     if folder.is_dir() and not (folder / "instances.json").is_file():
         missing.append(f"no instances.json in {folder}")
     if not image_folder.is_dir():
-        missing.append(f"no picture folder {image_folder} (pass images= if it is elsewhere)")
+        missing.append(
+            f"no picture folder {image_folder} (if it is elsewhere, set images, --images)"
+        )
+    if index is not None and not Path(index).is_dir():
+        missing.append(f"no index {index} (set index, --index, or leave it out)")
     if missing or refs is None:
         advice = where_to_find(name)
         raise DataError(
@@ -113,7 +125,7 @@ def find_split_by(root: str | Path, name: str) -> str:
     if len(found) > 1:
         raise DataError(
             f"{Path(root) / name} has the refs of several splits: {', '.join(found)}; name one "
-            "with split_by"
+            "with split_by (--split-by)"
         )
     return found[0] if found else "unc"
 
@@ -126,11 +138,29 @@ def data_sets(root: str | Path) -> list[str]:
         []
     """
     root = Path(root)
+    _check_readable(root, _ROOT)
     folders = sorted(each for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
-    whole = [each.name for each in folders if (each / "instances.json").is_file()]
+    whole = [each.name for each in folders if os.path.isfile(each / "instances.json")]
     return whole or [each.name for each in folders]
 
 
 def _split_names(folder: Path) -> list[str]:
-    names = {path.name[5:].split(")")[0] for path in folder.glob("refs(*).*")}
-    return sorted(names)
+    paths = (path for path in folder.glob("refs(*).*") if path.suffix in (".p", ".json"))
+    return sorted({path.name[5:].split(")")[0] for path in paths})
+
+
+def _check_readable(folder: Path, option: str) -> None:
+    """Raise unless a folder may be read, if there is one."""
+    # in this form, which asks and does not raise where a folder above may not be read
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be read: permission denied; choose another ({option})")
+
+
+def _unknown(what: str, got: str, known: Sequence[str], field: str) -> str:
+    """Say in brackets what is there instead; "" where nothing is."""
+    if not known:
+        return ""
+    error = str(unknown_name(what, got, known))
+    if len(known) == 1 and "did you mean" not in error:  # nothing else can be meant
+        error = f"unknown {what} {got!r}; did you mean {known[0]!r}? It is the only one"
+    return f" ({error}; set {field}, --{field.replace('_', '-')})"

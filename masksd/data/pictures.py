@@ -66,17 +66,14 @@ def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
         >>> read_picture(path).getpixel((0, 0))
         (255, 255, 255)
     """
+    find_picture(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise DataError(f"{path}: cannot be decoded: not a regular file")
         with warnings.catch_warnings():
             # Pillow warns between one and two times its own limit, where ours is an error, and of
             # odd EXIF data, which are read as far as they go
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as picture:
                 return _to_rgb(picture, upright, str(path))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise DataError(f"{path}: not a readable {known} picture{_looks_like(path)}") from None
@@ -84,6 +81,33 @@ def read_picture(path: str | Path, upright: bool = False) -> Image.Image:
         raise
     except _DAMAGE as error:
         raise DataError(f"{path}: cannot be decoded: {error}") from None
+
+
+def find_picture(path: str | Path) -> None:
+    """Look whether there is a file that can be opened, without opening it.
+
+    Args:
+        path: of the picture.
+
+    Raises:
+        DataError: it is missing, no regular file, or the system refuses to look.
+
+    Example:
+        >>> find_picture("none/a.png")
+        Traceback (most recent call last):
+        ...
+        masksd.data.bad.DataError: none/a.png: no such file
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in it
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+        raise DataError(f"{path}: cannot be decoded: not a regular file")
 
 
 def to_rgb(picture: Image.Image, upright: bool = False, name: str = "picture") -> Image.Image:

@@ -8,6 +8,7 @@ a file that is no such file, or an id that comes twice, is an error all the same
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from masksd.data.pickles import PickleError, read_pickle
 T = TypeVar("T")
 
 _LARGEST_ID = 2**63 - 1
+_LONGEST_TEXT = 10_000  # characters; nobody says so much of an object
+_LONGEST_NAME = 255  # bytes, of a file on any common file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,8 @@ def read_refs(
     Raises:
         DataError: an unreadable file or an id that comes twice; without ``bad`` also a missing
             field, an id that is no 64-bit int, a ref of several objects, of an unknown object or
-            of another picture, a ref without sentences, a sentence without a word.
+            of another picture, a ref without sentences, a sentence without a word or of more than
+            10,000 characters.
 
     Example:
         >>> import tempfile
@@ -161,16 +165,22 @@ def check_file_name(name: object, where: str) -> str:
         The name.
 
     Raises:
-        DataError: no string, an empty one, ``.``, ``..``, or one with a separator.
+        DataError: no string, an empty one, ``.``, ``..``, one with a separator (on Windows also a
+            colon, which names a drive), or one of more than 255 bytes.
 
     Example:
         >>> check_file_name("a.jpg", "images[0]")
         'a.jpg'
     """
-    text: str = _typed(name, str, f"{where}: field 'file_name'")
-    if not text or text in (".", "..") or set(text) & set("/\\:\0"):
-        raise DataError(f"{where}: field 'file_name' is {text!r}, a bare file name is expected")
-    return _unicode(text, "file_name", where)
+    field = f"{where}: field 'file_name'"
+    text = _unicode(_typed(name, str, field), "file_name", where)
+    size = len(text.encode())
+    if size > _LONGEST_NAME:
+        raise DataError(f"{field} has {size} bytes, at most {_LONGEST_NAME} are possible")
+    separators = "/\\:\0" if os.name == "nt" else "/\\\0"
+    if not text or text in (".", "..") or set(text) & set(separators):
+        raise DataError(f"{field} is {text!r}, a bare file name is expected")
+    return text
 
 
 def _image(value: object, where: str) -> ImageRecord:
@@ -242,6 +252,10 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
     if entry.get(field) is None:
         return ""
     text = _unicode(_typed(entry[field], str, f"{where}: field {field!r}"), field, where)
+    if len(text) > _LONGEST_TEXT:
+        raise DataError(
+            f"{where}: field {field!r} has {len(text)} characters, at most {_LONGEST_TEXT} are read"
+        )
     return text if text.strip() else ""
 
 

@@ -3,7 +3,7 @@
 Layout::
 
     <root>/<name>/instances.json          pictures and objects, COCO's layout
-    <root>/<name>/refs(<split_by>).p      refs with their sentences (or .json, or refs.json)
+    <root>/<name>/refs(<split_by>).p      refs with their sentences (or .json, or refs.json alone)
     <root>/<name>/index(<split_by>)/      from ``masksd data prepare``; without it sources are read
     <images>/<file_name>                  pictures, by default in <root>/images
 """
@@ -70,7 +70,8 @@ class ReferDataset(Dataset[dict[str, Any]]):
         fit: ``"squash"`` (to the square, whatever the proportions) or ``"letterbox"`` (CRIS).
         skip_bad: leave out bad records, sentences that are blank in ``text``, and refs whose
             picture file does not exist, and go on; one warning counts them.
-        index: folder of the index; None takes ``<root>/<name>/index(<split_by>)``.
+        index: folder of the index, which must exist; None takes
+            ``<root>/<name>/index(<split_by>)``, which need not.
 
     Attributes:
         epoch: set by :meth:`set_epoch`; shared with the workers of a data loader.
@@ -126,7 +127,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         layout = find_files(root, name, split_by, images, index)
         self._image_folder = layout.images
         self._index = find_index(layout, BadRecords() if skip_bad else None)
-        self.bad = BadRecords(self._index.bad.reasons)
+        self.bad = BadRecords(self._index.bad.reasons, self._index.bad.count)
         self._text = text
         selection = select_split(self._index, split, text, layout, self.bad if skip_bad else None)
         self._rows, self._sentences, counts = selection

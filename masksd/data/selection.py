@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from masksd.data.bad import BadRecords, DataError
 from masksd.data.index import Index
 from masksd.data.layout import Layout
+from masksd.data.pictures import find_picture
 
 
 class Selection(NamedTuple):
@@ -37,7 +38,7 @@ def select_split(
         split: as its refs name it.
         text: ``"sent"`` or ``"raw"``.
         layout: of the data set.
-        bad: takes the refs whose picture file does not exist and the sentences that are blank in
+        bad: takes the refs whose picture file cannot be found and the sentences that are blank in
             ``text``, which are left out; None raises for such a sentence, and looks for no picture.
 
     Returns:
@@ -78,7 +79,7 @@ def select_split(
             "blank; an expression needs a word"
         )
         if bad is None:
-            raise DataError(reason)
+            raise DataError(f"{reason}; skip_bad (--skip-bad) leaves such sentences out")
         bad.add(reason)
     counts = np.bincount(owners[~blank], minlength=len(rows))
     return Selection(rows[counts > 0], sentences[~blank], counts[counts > 0])
@@ -91,8 +92,9 @@ def _with_pictures(
     missing = []
     for image in np.unique(images).tolist():
         record = index.image(image)
-        path = folder / record.file_name
-        if not path.is_file():
+        try:
+            find_picture(folder / record.file_name)
+        except DataError as error:
             missing.append(image)
-            bad.add(f"picture {record.image_id}: {path}: no such file")
+            bad.add(f"picture {record.image_id}: {error}")
     return rows[~np.isin(images, missing)]

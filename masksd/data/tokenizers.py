@@ -219,7 +219,7 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
         >>> load_tokenizer("bart")
         Traceback (most recent call last):
         ...
-        ValueError: unknown tokenizer 'bart'; did you mean 'bert'? Known: 'bert', 'clip', 'shapes'
+        ValueError: unknown tokenizer 'bart'; did you mean 'bert'? Known: 'bert', ...
     """
     folder = Path(name_or_dir)
     if (folder / _SETTINGS).is_file():
@@ -247,7 +247,8 @@ def _vocabulary(name_or_dir: str | Path) -> Vocabulary:
         return bert_vocabulary(BERT_NAME)
     if name == "clip" or name.count("/") == 1:
         return clip_vocabulary(CLIP_NAME if name == "clip" else name)
-    raise unknown_name("tokenizer", name, ["bert", "clip", "shapes"])
+    error = unknown_name("tokenizer", name, ["bert", "clip", "shapes"])
+    raise ValueError(f"{error} (--tokenizer)")
 
 
 def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:

@@ -7,6 +7,7 @@ training step there with the batch of the config. No weights and no data are nee
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from masksd.data.catalog import PUBLISHED
+from masksd.data.catalog import PUBLISHED, SplitSize, preferred_split
 from masksd.distill import CrossModalMaskedSelfDistill
-from masksd.engine.config import TrainConfig
+from masksd.engine.batch_norm import checking_batch_norm
+from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.kept import kept_activations
 from masksd.engine.optimizers import freeze
 from masksd.engine.sources import (
@@ -29,6 +31,7 @@ from masksd.engine.sources import (
     tokenizer_name,
 )
 from masksd.engine.wrapping import wrap_model
+from masksd.errors import check_choice
 from masksd.losses.class_weighted import class_weighted_loss
 from masksd.models import create_model
 
@@ -75,7 +78,7 @@ def measure_budget(config: TrainConfig) -> Budget:
         config: of the run.
 
     Raises:
-        ValueError: an unknown model, or sizes that do not fit.
+        ValueError: an unknown model, sizes that do not fit, or a batch too small for BatchNorm.
 
     Example:
         >>> budget = measure_budget(TrainConfig(batch_size=2))
@@ -106,7 +109,7 @@ def measure_budget(config: TrainConfig) -> Budget:
 
     from torch.utils.flop_counter import FlopCounterMode  # brings triton along
 
-    with _Shapes():
+    with _Shapes(), checking_batch_norm(model, batch):
         with FlopCounterMode(display=False) as counted, torch.no_grad():
             model.eval()(*inputs)
             sd.train()
@@ -192,6 +195,33 @@ class _NoTokenizer:
         return torch.zeros(1, dtype=torch.int64)
 
 
+def check_splits(config: TrainConfig) -> None:
+    """Raise a ``ValueError`` unless a run's data have the splits to train and to score on.
+
+    Args:
+        config: of the run. Where no folder is named, those of the published data set count; of one
+            that is not published nothing is known.
+
+    Example:
+        >>> check_splits(TrainConfig(eval_split="vall"))
+        Traceback (most recent call last):
+        ValueError: unknown eval_split 'vall'; did you mean 'val'? Known: ...
+    """
+    data = config.data
+    if data.data_root is not None:
+        for split in (config.train_split, config.eval_split):
+            open_split(data, split, _NoTokenizer(), 1, cache=False)
+        return
+    known = shapes_config(data).pictures() if data.name == "shapes" else _published(data)
+    if known:
+        check_choice("train_split", config.train_split, known)
+        check_choice("eval_split", config.eval_split, known)
+
+
+def _published(data: DataConfig) -> Mapping[str, SplitSize]:
+    return PUBLISHED.get((data.name, data.split_by or preferred_split(data.name) or ""), {})
+
+
 def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
     """Count the items of a training split.
 
@@ -213,7 +243,7 @@ def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
     """
     data, split = config.data, config.train_split
     if data.data_root is None and data.name != "shapes":
-        published = PUBLISHED.get((data.name, data.split_by), {}).get(split)
+        published = _published(data).get(split)
         if published is None:
             return {}, "not known without --data-root"
         found = {"refs": published.refs, "sentences": published.sentences}

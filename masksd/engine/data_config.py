@@ -42,8 +42,12 @@ class DataConfig:
             shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
         images: folder of the pictures; None takes DATA_ROOT/images.
         name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
-        split_by: who made the splits, as the refs file says: masksd, unc, google, umd.
+        split_by: who made the splits, as the refs file says: masksd, unc, google, umd; None takes
+            the one papers use, or the only one.
+        index: folder that masksd data prepare wrote; None takes DATA_ROOT/NAME/index(SPLIT_BY),
+            and reads the sources where there is none.
         text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
+        skip_bad: leave out bad records, blank sentences and refs without a picture, and count them.
         level: of generated shapes: easy, medium, hard.
         variant: of generated shapes: empty, + (no location words), g (long sentences).
         pictures: generated for training, the other splits aside; None takes the default.
@@ -62,8 +66,10 @@ class DataConfig:
     data_root: Path | None = None
     images: Path | None = None
     name: str = "shapes"
-    split_by: str = "masksd"
+    split_by: str | None = None
+    index: Path | None = None
     text: Literal["sent", "raw"] = "sent"
+    skip_bad: bool = False
     level: str = "easy"
     variant: str = ""
     pictures: int | None = None
@@ -93,7 +99,8 @@ class DataConfig:
         if self.data_root is None and self.name != "shapes":
             raise ValueError(
                 f"data set {self.name!r} is not generated; name the folder that holds "
-                f"{self.name}/instances.json with data_root (--data-root)"
+                f"{self.name}/instances.json with data_root (--data-root); "
+                "only 'shapes' is generated (--name)"
             )
         return self.data_root is None
 
@@ -121,9 +128,11 @@ class DataConfig:
                 raise unknown_name("field of the data", name, default)
             if value is None and default[name] is None:
                 continue
-            if name != "pictures" and not isinstance(value, str):
+            if name == "skip_bad" and not isinstance(value, bool):
+                raise ValueError(f"field {name!r} of the data must be true or false, got {value!r}")
+            if name not in ("pictures", "skip_bad") and not isinstance(value, str):
                 raise ValueError(f"field {name!r} of the data must be a string, got {value!r}")
-            if name in ("data_root", "images"):
+            if name in ("data_root", "images", "index"):
                 values[name] = Path(value)
         return cls(**values)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from masksd.data.index import Index
 from masksd.data.layout import Layout
 from masksd.data.refer import read_recorded
-from masksd.engine.files import write_files
+from masksd.engine.figures import save_figure
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -128,13 +126,7 @@ def draw_data_sheet(cells: Sequence[DataCell], path: str | Path) -> Path:
             0.0, -0.03, _caption(cell.sentences), fontsize=10, va="top", ha="left",
             transform=axes.transAxes, parse_math=False,
         )  # fmt: skip
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # matplotlib's own font knows few scripts; an empty box for a letter is good enough here
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="png", dpi=100)
-    write_files({Path(path): buffer.getvalue()})
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _caption(sentences: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,6 +119,36 @@ class StagedFolder:
     def __exit__(self, *_: object) -> None:
         if self.path != self.target:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def check_place(
+    folder: Path, ours: Collection[str], *, kind: str, strange: str, over: bool
+) -> None:
+    """Raise a ``ValueError`` unless a folder of ours may take a place.
+
+    Args:
+        folder: where it goes.
+        ours: names of what such a folder may hold; anything else is never replaced.
+        kind: what it is, in a word.
+        strange: what is wrong with another name, as in ``"no run writes"``.
+        over: whether an older one may be replaced.
+
+    Example:
+        >>> check_place(Path("nothing/here"), (), kind="run", strange="no run writes", over=False)
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; choose another --output")
+    others = sorted({path.name for path in folder.iterdir()} - set(ours))
+    if others:
+        raise ValueError(
+            f"output {folder} holds {others[0]!r}, which {strange}; choose another --output"
+        )
+    if not over and any(folder.iterdir()):
+        raise ValueError(
+            f"output {folder} holds a {kind} already; choose another --output or pass --overwrite"
+        )
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 from masksd.branches import MaskedBranch
 from masksd.data.records import DataError
 from masksd.distill import DistillOutput
+from masksd.engine.batch_norm import checking_batch_norm
 from masksd.engine.checkpoints import Checkpoint, save_checkpoint
 from masksd.engine.config import TrainConfig, TrainingError
 from masksd.engine.evaluator import evaluate, evaluate_all, spread_indices
@@ -25,6 +26,7 @@ from masksd.engine.figures import draw_curves, draw_sheet
 from masksd.engine.files import StagedFolder
 from masksd.engine.keys import EpochSampler, keyed_seed
 from masksd.engine.optimizers import build_optimizer, freeze
+from masksd.engine.reading import without_traceback
 from masksd.engine.wrapping import wrap_model
 from masksd.losses.class_weighted import class_weighted_loss
 
@@ -99,7 +101,8 @@ class Run:
         batch = default_collate([self.training[index] for index in indices])
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         target = batch["target"].float()
-        with self.accelerator.autocast():
+        watched = checking_batch_norm(self.checkpoint.model, self.config.batch_size)
+        with self.accelerator.autocast(), watched:
             self._losses(self.sd.preview(*self._inputs(batch), target=target), target)
 
     def fit(self) -> None:
@@ -149,9 +152,7 @@ class Run:
             try:
                 yield from self.loader
             except DataError as error:
-                # a worker's has the traceback of the worker for a text, which ends with its own
-                text = str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2]
-                raise DataError(text.strip()) from None
+                raise without_traceback(error) from None
             epoch += 1
 
     def _branches(self) -> list[tuple[str, MaskedBranch]]:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from masksd.data.records import DataError
 from masksd.engine.figures import overlay
 from masksd.engine.files import StagedFolder, write_files
-from masksd.engine.prediction_places import check_files, check_folder, lies_in, mask_beside
+from masksd.engine.prediction_places import (
+    PARTS,
+    check_files,
+    check_folder,
+    lies_in,
+    mask_beside,
+)
 from masksd.engine.predictor import Predictor, encode_expression
 
 
@@ -113,12 +119,12 @@ def predict_to_folder(
 
     for expression in expressions:
         encode_expression(predictor.checkpoint, expression)
-    check_folder(output, rle)
+    check_folder(output, rle, pictures)
     inside = rle is not None and lies_in(rle, output)
     bad: list[str] = []
     records = []
-    with StagedFolder(output, lambda: check_folder(output, rle)) as staged:
-        for name in ("overlays", "masks"):
+    with StagedFolder(output, lambda: check_folder(output, rle, pictures)) as staged:
+        for name in PARTS:
             (staged.path / name).mkdir()
         for picture in tqdm(pictures, desc="predict", unit="picture", disable=not progress):
             try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PARTS = ("overlays", "masks")
+"""Folders in a folder of predictions."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -59,23 +62,28 @@ def check_files(picture: Path, output: Path, rle: Path | None = None) -> None:
     Args:
         picture: which shall not be overwritten.
         output: the overlay.
-        rle: the run lengths.
+        rle: the run lengths, a JSON file.
 
     Example:
         >>> check_files(Path("dog.jpg"), Path("dog.png"))
     """
-    for path in (output, mask_beside(output), *([] if rle is None else [rle])):
-        _check_place(path)
-        if path.exists() and picture.exists() and path.samefile(picture):
-            raise ValueError(f"output {path} is the picture itself; choose another --output")
+    targets = {output: "output", mask_beside(output): "output"}
+    if rle is not None:
+        if rle.resolve() in {path.resolve() for path in targets}:
+            raise ValueError(f"rle {rle} is what --output writes; choose another --rle")
+        _check_ending(rle)
+        targets[rle] = "rle"
+    for path, option in targets.items():
+        _check_place(path, option, [picture])
 
 
-def check_folder(output: Path, rle: Path | None = None) -> None:
+def check_folder(output: Path, rle: Path | None = None, pictures: Sequence[Path] = ()) -> None:
     """Raise a ``ValueError`` unless a folder of predictions may be written.
 
     Args:
         output: the folder.
-        rle: the run lengths, in it or elsewhere.
+        rle: the run lengths, a JSON file directly in it or elsewhere.
+        pictures: which shall not be overwritten.
 
     Example:
         >>> check_folder(Path("nothing"))
@@ -84,8 +92,18 @@ def check_folder(output: Path, rle: Path | None = None) -> None:
         raise ValueError(f"output {output} is a file; choose another --output")
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"output {output} exists and is not empty; choose another --output")
-    if rle is not None and not lies_in(rle, output):
-        _check_place(rle)
+    if rle is None:
+        return
+    place, folder = rle.resolve(), output.resolve()
+    inside = lies_in(rle, output) and place.name not in PARTS
+    if place == folder or (folder in place.parents and not inside):
+        raise ValueError(
+            f"rle {rle} must be a file beside {' and '.join(PARTS)} in the output folder, as in "
+            f"{output / 'masks.json'}, or lie outside it"
+        )
+    _check_ending(rle)
+    if not inside:
+        _check_place(rle, "rle", pictures)
 
 
 def lies_in(path: Path, folder: Path) -> bool:
@@ -98,8 +116,15 @@ def lies_in(path: Path, folder: Path) -> bool:
     return path.resolve().parent == folder.resolve()
 
 
-def _check_place(path: Path) -> None:
+def _check_ending(rle: Path) -> None:
+    if rle.suffix.lower() != ".json":
+        raise ValueError(f"rle {rle} must end in .json; choose another --rle")
+
+
+def _check_place(path: Path, option: str, pictures: Sequence[Path]) -> None:
     if not path.parent.is_dir():
-        raise ValueError(f"output {path}: there is no folder {path.parent}; make it first")
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
-        raise ValueError(f"output {path} is a folder; choose another --output")
+        raise ValueError(f"{option} {path} is a folder; choose another --{option}")
+    if path.exists() and any(each.exists() and path.samefile(each) for each in pictures):
+        raise ValueError(f"{option} {path} is the picture itself; choose another --{option}")

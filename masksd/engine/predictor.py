@@ -91,13 +91,21 @@ class Predictor:
                 upright as its EXIF says and laid onto white where it is transparent.
 
         Raises:
+            ValueError: neither a path nor a picture.
             DataError: a file that is missing, or a picture that is damaged, too large or of 16
                 bits; the picture before stays.
         """
+        from PIL import Image
+
+        if not isinstance(image, str | Path | Image.Image):
+            hint = "; use Image.fromarray(array)" if isinstance(image, np.ndarray) else ""
+            raise ValueError(
+                f"image must be a path or a PIL picture, got {type(image).__name__}{hint}"
+            )
         picture = (
-            read_picture(image, upright=True)
-            if isinstance(image, str | Path)
-            else to_rgb(image, upright=True)
+            to_rgb(image, upright=True)
+            if isinstance(image, Image.Image)
+            else read_picture(image, upright=True)
         )
         config, model = self.checkpoint.config, self.checkpoint.model
         resized = fit_picture(picture, config.image_size, config.fit)[None]
@@ -193,7 +201,7 @@ def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
     if len(unknown) >= words:
         raise ValueError(
             f"the model knows no word of {expression!r} (unknown: {listed}); "
-            "use words that it was trained with"
+            "use words of the tokenizer's vocabulary"
         )
     if kept != expression:
         warnings.warn(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from masksd.data.bad import BadRecords, DataError
@@ -10,6 +13,7 @@ from masksd.data.catalog import count_difference
 from masksd.data.gather import gather_index
 from masksd.data.index import METADATA, Index, describe_sources, load_index
 from masksd.data.layout import Layout, find_files, find_split_by
+from masksd.data.pictures import find_picture
 from masksd.data.records import ImageRecord
 from masksd.data.refer import read_recorded
 from masksd.data.survey import count_split
@@ -63,7 +67,9 @@ def prepare_data(
         ('index(masksd)', 4)
     """
     split_by = split_by or find_split_by(root, name)
-    layout = find_files(root, name, split_by, images, output)
+    layout = find_files(root, name, split_by, images)
+    if output is not None:
+        layout = dataclasses.replace(layout, index=Path(output))
 
     def check_target() -> None:
         target = layout.index
@@ -73,26 +79,25 @@ def prepare_data(
             raise ValueError(f"output {target} exists and is no index; choose another folder")
 
     def check_picture(image: ImageRecord) -> None:
-        path = layout.images / image.file_name
-        if not path.is_file():
+        try:
+            find_picture(layout.images / image.file_name)
+        except DataError as error:
             raise DataError(
-                f"picture {image.image_id}: {path}: no such file; name the folder of the pictures "
+                f"picture {image.image_id}: {error}; name the folder of the pictures "
                 "with --images, or leave its refs out with --skip-bad"
-            )
+            ) from None
         if check_pictures:
             read_recorded(layout.images, image)
 
     bad = BadRecords() if skip_bad else None
-    try:
-        with StagedFolder(layout.index, check_target) as staged:
-            sources = describe_sources(layout)
-            gathered = gather_index(layout, bad, check_picture, progress)
+    with contextlib.ExitStack() as stack:
+        with _writing(layout.index):
+            staged = stack.enter_context(StagedFolder(layout.index, check_target))
+        sources = describe_sources(layout)
+        gathered = gather_index(layout, bad, check_picture, progress)
+        with _writing(layout.index):
             gathered.save(staged.path, layout, sources)
             staged.publish()
-    except PermissionError as error:
-        raise ValueError(
-            f"output {layout.index} cannot be written ({error.strerror}); choose another --output"
-        ) from None
     index = load_index(layout.index)
     index.bad.warn()
     for split in index.splits:
@@ -101,3 +106,14 @@ def prepare_data(
         if difference:
             warnings.warn(difference, UserWarning, stacklevel=2)
     return layout, index
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Name the option where the system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"output {output} cannot be written ({error.strerror}); choose another --output"
+        ) from None

@@ -81,9 +81,23 @@ def scoring_batches(
     try:
         yield from loader
     except DataError as error:
-        # a worker's has the traceback of the worker for a text, which ends with its own
-        text = str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2]
-        raise DataError(text.strip()) from None
+        raise without_traceback(error) from None
+
+
+def without_traceback(error: DataError) -> DataError:
+    """Return an error of a data loader in one line.
+
+    A worker's has the traceback of the worker for a text, which ends with its own.
+
+    Args:
+        error: of a worker, or of this process, whose text stays as it is.
+
+    Example:
+        >>> text = "Caught DataError in a worker.\\n ...\\nmasksd.data.bad.DataError: a.png"
+        >>> str(without_traceback(DataError(text)))
+        'a.png'
+    """
+    return DataError(str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2].strip())
 
 
 class _Items(Dataset[tuple[dict[str, Any], NDArray[np.uint8]]]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from masksd.engine.cases import case_rows, draw_cases, pick_cases
 from masksd.engine.checkpoints import Checkpoint
-from masksd.engine.files import write_files
+from masksd.engine.files import check_place, write_files
 from masksd.engine.scoring import SENTENCES, Evaluation
 from masksd.evaluation.protocols import choose_threshold, get_protocol
 from masksd.evaluation.report import REPORT, TABLES, Report, report_files, samples_name
@@ -92,17 +92,5 @@ def check_report_place(folder: Path, overwrite: bool) -> None:
     Example:
         >>> check_report_place(Path("nothing/here"), overwrite=False)
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; choose another --output")
     ours = {REPORT, TABLES, CASES, *map(samples_name, SENTENCES)}
-    strange = sorted({path.name for path in folder.iterdir()} - ours)
-    if strange:
-        raise ValueError(
-            f"output {folder} holds {strange[0]!r}, which no report has; choose another --output"
-        )
-    if not overwrite and any(folder.iterdir()):
-        raise ValueError(
-            f"output {folder} holds a report already; choose another --output or pass --overwrite"
-        )
+    check_place(folder, ours, kind="report", strange="no report has", over=overwrite)

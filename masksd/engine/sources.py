@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from masksd.data.layout import find_split_by
 from masksd.data.refer import Encoder, ReferDataset
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.data.tokenizers import load_tokenizer
@@ -91,13 +92,14 @@ def open_split(
     Raises:
         ValueError: an unknown name, or data that are missing or damaged.
     """
+    root = find_root(data, progress)
     return ReferDataset(
-        find_root(data, progress),
+        root,
         data.name,
         split,
         tokenizer=tokenizer,
         image_size=image_size,
-        split_by=data.split_by,
+        split_by=data.split_by or find_split_by(root, data.name),
         images=data.images,
         text=data.text,
         train_items=train_items or "sentences",
@@ -105,6 +107,8 @@ def open_split(
         fit=fit,
         seed=seed,
         cache=cache,
+        skip_bad=data.skip_bad,
+        index=data.index,
     )
 
 

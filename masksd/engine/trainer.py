@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from pathlib import Path
 
 import torch
 
 from masksd.engine.config import TrainConfig
-from masksd.engine.files import StagedFolder
+from masksd.engine.coverage import check_words
+from masksd.engine.files import StagedFolder, check_place
 from masksd.engine.keys import keyed_randomness, keyed_seed
 from masksd.engine.loop import Run
-from masksd.engine.sources import build_model, open_split
+from masksd.engine.schedules import Schedule
+from masksd.engine.sources import build_model, open_split, tokenizer_name
 
 FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
 
@@ -60,8 +63,13 @@ def train(config: TrainConfig) -> RunResult:
         The scores and where everything lies.
 
     Raises:
-        ValueError: a config that cannot be run, an existing folder, or damaged data.
+        ValueError: a config that cannot be run, an existing folder, damaged data, or a
+            tokenizer that knows no word of them.
         TrainingError: too many steps in a row had a gradient that is not finite.
+
+    Warns:
+        UserWarning: the tokenizer lacks words of the training split, or cuts its sentences; the
+            warm-up takes the whole run.
 
     Example:
         >>> import tempfile
@@ -104,9 +112,14 @@ def train(config: TrainConfig) -> RunResult:
                 f"split {config.train_split!r} has {len(training)} items, one step takes {wanted}; "
                 "lower --batch-size or name a larger split"
             )
+        lost = check_words(training, checkpoint.tokenizer, tokenizer_name(config))
+        if lost and accelerator.is_main_process:
+            warnings.warn(lost, UserWarning, stacklevel=2)
         staged = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
         run = Run(config, accelerator, checkpoint, training, scoring, staged)
         run.rehearse()
+        if accelerator.is_main_process:
+            warn_of_warmup(run.schedule)
         with staged if accelerator.is_main_process else contextlib.nullcontext():
             if accelerator.is_main_process:
                 (staged.path / "config.json").write_text(config.to_json(), encoding="utf-8")
@@ -114,6 +127,25 @@ def train(config: TrainConfig) -> RunResult:
             scores = run.finish()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)
+
+
+def warn_of_warmup(schedule: Schedule) -> None:
+    """Give a ``UserWarning`` where the warm-up takes the whole run, so that the rate never falls.
+
+    Args:
+        schedule: of the run.
+
+    Example:
+        >>> warn_of_warmup(Schedule("cosine", lr=1.0, steps=20, warmup=19))
+    """
+    steps, warmup = schedule.steps, schedule.warmup
+    if warmup >= steps:
+        warnings.warn(
+            f"warmup {warmup} is not below steps {steps}: the learning rate only rises, to "
+            f"{schedule.rate(steps - 1):g} of lr {schedule.lr:g}; lower --warmup",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -126,18 +158,5 @@ def check_output(folder: Path, overwrite: bool) -> None:
     Example:
         >>> check_output(Path("nothing/here"), overwrite=False)
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; choose another --output")
-    strange = sorted({path.name for path in folder.iterdir()} - set(FILES))
     left = {f".{name}.{word}" for name in FILES for word in ("tmp", "previous")}  # by killed ones
-    strange = [name for name in strange if name not in left]
-    if strange:
-        raise ValueError(
-            f"output {folder} holds {strange[0]!r}, which no run writes; choose another --output"
-        )
-    if not overwrite and any(folder.iterdir()):
-        raise ValueError(
-            f"output {folder} holds a run already; choose another --output or pass --overwrite"
-        )
+    check_place(folder, {*FILES, *left}, kind="run", strange="no run writes", over=overwrite)

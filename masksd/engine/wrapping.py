@@ -10,6 +10,7 @@ from torch import Tensor
 from masksd.config import DistillConfig
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.hosts import lavt
+from masksd.models.clip_text import sentence_parts
 
 if TYPE_CHECKING:
     from masksd.data.tokenizers import Tokenizer
@@ -62,6 +63,4 @@ class WordsBeforeEnd:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return bool ``(B, L)`` for ids ``(B, L)``."""
-        before_end = (tokens == self.end_token).cumsum(1) == 0
-        before_end[:, :1] = False
-        return before_end
+        return sentence_parts(tokens, self.end_token)[0]

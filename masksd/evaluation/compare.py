@@ -6,8 +6,8 @@ Several expressions share a picture and stand or fall together, so pictures are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from masksd.evaluation.clusters import (
 )
 from masksd.evaluation.protocols import Protocol, get_protocol
 from masksd.evaluation.report import read_report, read_samples
+
+_SETTINGS = ("threshold", "fit", "split", "limit", "version")
 
 
 class Difference(NamedTuple):
@@ -54,12 +56,16 @@ class Comparison:
         samples: how many were paired.
         pictures: how many they are on.
         resamples: how often pictures were drawn.
+        checkpoints: folders of the two models, as the reports name them; "" of rows.
+        notes: how the reports differ in what was scored and how, a line each.
     """
 
     differences: dict[str, Difference]
     samples: int
     pictures: int
     resamples: int
+    checkpoints: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
 
     def verdict(self, name: str) -> str:
         """Say in words what an interval allows to say.
@@ -91,8 +97,9 @@ def compare_reports(
         seed: of the draws.
 
     Raises:
-        DataError: a folder that is no report or is damaged, reports by different protocols or at
-            different sizes, or samples that are in one of them only, by name.
+        DataError: a folder that is no report or is damaged, reports by different protocols, by an
+            older definition of one or at different sizes, or samples that are in one of them only,
+            by name.
     """
     reports = [read_report(folder) for folder in (a, b)]
     for field in ("protocol", "input_size") if _at_input(reports[0]) else ("protocol",):
@@ -102,13 +109,19 @@ def compare_reports(
                 f"{a} has {field} {first!r} and {b} has {second!r}: these scores are not "
                 "comparable; score both models alike"
             )
-    return compare_rows(
-        read_samples(a, sentences),
-        read_samples(b, sentences),
+    rows = [read_samples(folder, sentences) for folder in (a, b)]
+    found = compare_rows(
+        rows[0],
+        rows[1],
         get_protocol(reports[0]["protocol"]),
         names=(str(a), str(b)),
         resamples=resamples,
         seed=seed,
+    )
+    return replace(
+        found,
+        checkpoints=(reports[0]["checkpoint"], reports[1]["checkpoint"]),
+        notes=(*_settings_notes(reports[0], reports[1]), *_sentence_notes(rows[0], rows[1])),
     )
 
 
@@ -187,3 +200,26 @@ def format_comparison(found: Comparison) -> list[list[str]]:
 
 def _at_input(report: Mapping[str, Any]) -> bool:
     return get_protocol(report["protocol"]).scored_at == "input"
+
+
+def _settings_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each setting of two reports that differs; the data field by field."""
+    for field in _SETTINGS:
+        if a[field] != b[field]:
+            yield f"{field}: A {a[field]}, B {b[field]}"
+    for field in sorted(a["data"].keys() | b["data"].keys()):
+        first, second = a["data"].get(field), b["data"].get(field)
+        if first != second:
+            yield f"data, {field}: A {first}, B {second}"
+
+
+def _sentence_notes(a: Rows, b: Rows) -> Iterator[str]:
+    """Yield a line where samples of one name were told other sentences."""
+    told = {(row["ref_id"], row["sent_id"]): row["sentence"] for row in a}
+    other = [row for row in b if told[row["ref_id"], row["sent_id"]] != row["sentence"]]
+    if other:
+        ref, sentence = other[0]["ref_id"], other[0]["sent_id"]
+        yield (
+            f"sentence: of {len(other)} samples, as of ref {ref} sentence {sentence}: "
+            f"A {told[ref, sentence]!r}, B {other[0]['sentence']!r}"
+        )

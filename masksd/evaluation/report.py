@@ -14,13 +14,17 @@ from masksd.evaluation.protocols import get_protocol
 
 REPORT, TABLES = "report.json", "report.md"
 FORMAT = 1
+_COUNTS = ("intersection", "union", "predicted_area", "truth_area")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("ref_id", "sent_id", "image_id", "intersection", "union", "predicted_area", "truth_area"),
-        int,
-    ),
+    **dict.fromkeys(("ref_id", "sent_id", "image_id", *_COUNTS), int),
     "sentence": str,
     "iou": (int, float),
+}
+_REPORT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("input_size", "limit"), int),
+    **dict.fromkeys(("fit", "split", "checkpoint", "version"), str),
+    "threshold": (int, float),
+    "data": dict,
 }
 
 
@@ -194,8 +198,8 @@ def read_report(folder: str | Path) -> dict[str, Any]:
         Its fields; ``"protocol"`` is the name and ``"input_size"`` an int.
 
     Raises:
-        DataError: no such folder, another kind of folder (a checkpoint is named), or a file that
-            is damaged.
+        DataError: no such folder, another kind of folder (a checkpoint is named), a file that is
+            damaged, or a protocol that has been defined anew since.
     """
     root = Path(folder)
     path = root / REPORT
@@ -207,17 +211,23 @@ def read_report(folder: str | Path) -> dict[str, Any]:
             )
         what = "has no report.json" if root.is_dir() else "is no folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")
-    fields = _object(path.read_text(encoding="utf-8"), str(path))
+    fields = _object(_text(path), str(path))
     if fields.get("format") != FORMAT:
         raise DataError(f"{path} has format {fields.get('format')!r}, this masksd reads {FORMAT}")
-    protocol = fields.get("protocol")
-    name = protocol.get("name") if isinstance(protocol, dict) else protocol
+    for field, kind in {**_REPORT_FIELDS, "protocol": dict}.items():
+        _check_kind(fields, field, kind, str(path))
+    name = fields["protocol"].get("name")
     try:
-        get_protocol(str(name))
+        today = json.loads(json.dumps(dataclasses.asdict(get_protocol(str(name)))))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
-    if type(fields.get("input_size")) is not int:
-        raise DataError(f"{path}: field 'input_size' must be an int")
+    for field in sorted(today.keys() | fields["protocol"].keys()):
+        then, now = fields["protocol"].get(field), today.get(field)
+        if then != now:
+            raise DataError(
+                f"{path} was scored by another definition of protocol {name!r}: its {field} was "
+                f"{then!r}, today it is {now!r}; score the model again"
+            )
     return {**fields, "protocol": name}
 
 
@@ -232,24 +242,56 @@ def read_samples(folder: str | Path, sentences: str = "own") -> list[dict[str, A
         One dict a sample.
 
     Raises:
-        DataError: no such file, or a line that is damaged, by number.
+        DataError: no such file, or a line that is damaged or whose numbers are not those of two
+            masks, by number.
     """
     path = Path(folder) / samples_name(sentences)
     if not path.is_file():
         raise DataError(f"{path} is missing; score with --sentences {sentences} or all")
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = _text(path).split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         where = f"{path}: line {number}"
         row = _object(line, where)
         for field, kind in _FIELDS.items():
-            value = row.get(field)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise DataError(f"{where}: field {field!r} is {value!r}")
+            _check_kind(row, field, kind, where)
+        _check_numbers(row, where)
         rows.append(row)
     if not rows or lines[-1]:
         raise DataError(f"{path} is empty or cut off: its last line has no end")
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged: it is not UTF-8 ({error})") from None
+
+
+def _check_kind(
+    fields: Mapping[str, Any], field: str, kind: type | tuple[type, ...], where: str
+) -> None:
+    value = fields.get(field)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"{where}: field {field!r} is {value!r}")
+
+
+def _check_numbers(row: Mapping[str, Any], where: str) -> None:
+    """Raise unless counts are those of two masks; sums of larger ones would not be exact."""
+    for field in _COUNTS:
+        if not 0 <= row[field] < 2**53:
+            raise DataError(f"{where}: field {field!r} must be in [0, 2**53)")
+    inter, union, predicted, truth = (row[field] for field in _COUNTS)
+    if inter > min(predicted, truth):
+        raise DataError(f"{where}: field 'intersection' {inter} is more than an area")
+    if union != predicted + truth - inter:
+        raise DataError(
+            f"{where}: field 'union' is {union}, areas and intersection make it "
+            f"{predicted + truth - inter}"
+        )
+    if not 0 <= row["iou"] <= 1:
+        raise DataError(f"{where}: field 'iou' must be in [0, 1]")
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

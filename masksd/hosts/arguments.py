@@ -30,6 +30,15 @@ class Arguments:
         self._keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
         self._host = type(host).__name__
 
+    def has(self, name: str) -> bool:
+        """Whether ``forward`` names this argument.
+
+        Example:
+            >>> Arguments(nn.Bilinear(2, 2, 1)).has("target")
+            False
+        """
+        return name in self._names or name in self._keywords
+
     def check(self, field: str, which: int | str | None) -> None:
         """Raise a ``ValueError`` unless ``forward`` takes this argument."""
         names = [*self._names, *self._keywords]

@@ -85,6 +85,7 @@ class ClipSegSegmenter(nn.Module):
     """
 
     shared_space = True  # CLIP's own, of patches and words as of picture and sentence
+    splits = False
 
     def __init__(self, host: nn.Module) -> None:
         super().__init__()
@@ -130,6 +131,10 @@ class ClipSegSegmenter(nn.Module):
             "learn nothing (their gradient is 0), only the decoder learns; to train the towers "
             "too, set sd.segmenter.train_encoder = True before you build the optimiser"
         ]
+
+    def takes(self, argument: str) -> bool:
+        """Whether the host has an argument of this name."""
+        return argument in self._signature.parameters
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the host exactly as if it were not wrapped."""

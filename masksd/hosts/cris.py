@@ -85,6 +85,7 @@ class CrisSegmenter(nn.Module):
     # pool's dense map instead of its pooled vector, adds to it a convolution that starts at random,
     # and cuts it off at zero. Dots rank as in the paper; they are no cosine of CLIP's.
     shared_space = True
+    splits = True
     reruns: ClassVar[Mapping[str, str]] = {
         "image": "runs encode_image, neck, decoder and proj again; reuses words and sentence",
         "text": "runs encode_text, neck, decoder and proj again; reuses the picture's maps",
@@ -124,6 +125,10 @@ class CrisSegmenter(nn.Module):
         self.wrapped = host
         for path, hook in self._hooks():
             hook.attach(modules[path])
+
+    def takes(self, argument: str) -> bool:
+        """Whether CRIS has an argument of this name."""
+        return self._arguments.has(argument)
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run CRIS exactly as if it were not wrapped."""

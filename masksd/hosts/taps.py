@@ -107,6 +107,8 @@ class TapSegmenter(nn.Module):
         True
     """
 
+    splits = False  # what else a host is given may be of any length
+
     def __init__(self, host: nn.Module, taps: Taps) -> None:
         super().__init__()
         check_wrappable(host, "host")
@@ -162,6 +164,10 @@ class TapSegmenter(nn.Module):
     def reruns(self) -> dict[str, str]:
         """A masked pass reuses nothing: it is not known what depends on what."""
         return dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
+
+    def takes(self, argument: str) -> bool:
+        """Whether the host has an argument of this name."""
+        return self._arguments.has(argument)
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the host exactly as if it were not wrapped."""

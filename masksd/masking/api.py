@@ -152,7 +152,8 @@ def apply_mask(
     kernel = _kernel(implementation)
     _check_floating("embeddings", embeddings)
     _check_floating("token", token)
-    if embeddings.ndim < 3 or channel_dim % embeddings.ndim == 0:
+    within = -embeddings.ndim <= channel_dim < embeddings.ndim
+    if embeddings.ndim < 3 or not within or channel_dim % embeddings.ndim == 0:
         raise ValueError(
             "embeddings must be (B, N, C), (B, h, w, C) or, with channel_dim=1, (B, C, h, w), "
             f"got {_shape(embeddings)} with channel_dim={channel_dim}"

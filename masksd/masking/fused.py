@@ -91,7 +91,8 @@ def _is_whole(count: Any) -> bool:
 def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int) -> Tensor:
     """Read and write the embeddings once, forward and backward."""
     last = embeddings.movedim(channel_dim, -1)  # a view: (B, N, C) or (B, h, w, C)
-    if torch.compiler.is_compiling():  # which fuses where and its gradient by itself
+    # A compiler fuses where and its gradient by itself; functorch knows it and not ours.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         masked = torch.where(mask[..., None], token.to(last.dtype), last)
     else:
         masked = _Replace.apply(last, mask, token.to(last.dtype))

@@ -60,6 +60,7 @@ class ClipEncoder(nn.Module):
     image_embedding = "vision.embeddings.patch_embedding"
     text_embedding = "text.embeddings.token_embedding"
     image_layers = "vision.encoder.layers"
+    image_prefix = 1  # the class token
 
     def __init__(
         self,
