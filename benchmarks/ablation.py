@@ -20,7 +20,7 @@ from benchmarks.measure import FOLDER, environment
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from masksd.study.plan import Study
+from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
 from masksd.study.run import expected_seconds, missing_runs, run_study
 from masksd.study.summary import summarise
@@ -58,8 +58,12 @@ def main() -> None:
     parser.add_argument("--level", default="medium", help="of the shapes: easy, medium, hard")
     parser.add_argument("--pictures", type=int, help="for training; default: those of the data set")
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--towers", type=int, default=3000, help="steps of pretraining; 0: none")
+    parser.add_argument("--patches", type=float, default=1.0, help="0 pretrains as CLIP did")
+    parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
@@ -71,8 +75,11 @@ def main() -> None:
         level=args.level,
         steps=args.steps,
         pictures=args.pictures,
+        batch_size=args.batch,
         seeds=tuple(args.seeds) if args.seeds else None,
         towers=args.towers,
+        patches=args.patches,
+        budgets=tuple(args.budgets),
     )
     if args.only:
         study = only(study, args.only)
@@ -82,11 +89,14 @@ def main() -> None:
         runs = missing_runs(study, ledger)
         work = sum(run.multiply_adds for run in runs) / 1e15
         hours = expected_seconds(study, runs) / 3600
-        print(f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here")
+        print(
+            f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here "
+            "one after another"
+        )
         if args.dry_run:
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        run_study(study, ledger, environment(device))
+        run_study(study, ledger, environment(device), jobs=args.jobs)
     print(write_tables(study, ledger, args.folder, towers_name(study, ledger.results)))
 
 

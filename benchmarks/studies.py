@@ -8,7 +8,7 @@ from typing import Any
 
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.pretrain import PretrainConfig
-from masksd.study.plan import Study, Variant, host
+from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host
 
 NO_IMAGE, NO_TEXT = {"image": None}, {"text": None}
 
@@ -110,13 +110,17 @@ def no_masking_study() -> tuple[Variant, ...]:
 
 
 def baselines() -> tuple[Variant, ...]:
-    """The host alone: learning rates, and a Dice term at each."""
-    rates = (3e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)
+    """The host alone: learning rates; at each a Dice term, and encoders at a tenth of the rate."""
     variants = []
-    for rate in rates:
+    for rate in (3e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3):
         plain = host(f"host lr={rate:g}", lr=rate)
         dice = {**plain.distill, "dice_weight": 1.0}
-        variants += [plain, Variant(f"dice lr={rate:g}", dice, {"lr": rate}, plain.name)]
+        slow = {"lr": rate, "backbone_lr": 0.1}
+        variants += [
+            plain,
+            Variant(f"dice lr={rate:g}", dice, {"lr": rate}, plain.name),
+            Variant(f"slow encoders lr={rate:g}", plain.distill, slow, plain.name),
+        ]
     return tuple(variants)
 
 
@@ -127,6 +131,9 @@ VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "confirm": lambda: (host(), both("cm-masksd")),
 }
 """By name of the study: its table."""
+
+HOSTS: dict[str, dict[str, Any]] = {}
+"""By model: what of its TrainConfig the baseline study found best."""
 
 SEEDS = {"confirm": (100, 101, 102, 103, 104)}
 SPLITS = {"confirm": ("testA", "testB")}
@@ -139,27 +146,38 @@ def get_study(
     level: str,
     steps: int,
     pictures: int | None,
+    batch_size: int = 16,
     seeds: tuple[int, ...] | None = None,
     towers: int = 0,
+    patches: float = 1.0,
+    budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
     """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
 
-    LAVT has no two towers that share a space: its start from scratch is the only one.
+    The towers see all pictures of the level, as CLIP saw more than the referring data. LAVT has no
+    two towers that share a space: its start from scratch is the only one.
     """
     data = DataConfig(level=level, pictures=pictures)
     base = TrainConfig(
         model=model,
         data=data,
         steps=steps,
+        batch_size=batch_size,
         warmup=min(100, steps // 10),
         evaluate_every=max(1, steps // 10),
         eval_samples=200,
         progress=False,
+        **HOSTS.get(model, {}),
     )
     pretrained = None
     if towers and model.startswith("clip_cris"):
-        length = base.max_length
-        pretrained = PretrainConfig(model=model, data=data, max_length=length, steps=towers)
+        pretrained = PretrainConfig(
+            model=model,
+            data=dataclasses.replace(data, pictures=None),
+            max_length=base.max_length,
+            steps=towers,
+            patches=patches,
+        )
     return Study(
         name,
         base,
@@ -167,6 +185,7 @@ def get_study(
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
         towers=pretrained,
+        budgets=budgets,
     )
 
 

@@ -64,8 +64,9 @@ def ledger(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     folder = tmp_path_factory.mktemp("ledger")
     ledger = Ledger(folder / "runs.csv", folder / "results")
 
-    def stop(_: str) -> None:
-        raise KeyboardInterrupt
+    def stop(line: str) -> None:
+        if "mIoU" in line:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(study, ledger, HERE, stop)
@@ -73,7 +74,8 @@ def ledger(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     assert len(missing_runs(study, ledger)) == 5
     said: list[str] = []
     assert run_study(study, ledger, HERE, said.append) == 5
-    assert [line.endswith("there already") for line in said] == [True] + [False] * 5
+    assert said[0] == "1 of 6 runs are there already"
+    assert ["mIoU" in line for line in said] == [False] + [True] * 5
     return ledger
 
 
@@ -85,6 +87,21 @@ def test_a_study_is_resumed_and_not_done_twice(study: Study, ledger: Ledger) -> 
     keys = [(r["variant"], r["budget"], r["seed"]) for r in ledger.rows()]
     each = [("host", STEPS), ("silent", STEPS), ("host", COMPUTE)]
     assert keys == [(*pair, seed) for seed in "01" for pair in each]
+
+
+def test_runs_side_by_side_find_the_same(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    one = dataclasses.replace(study, seeds=(0,))
+    assert run_study(one, other, HERE, lambda _: None, jobs=2) == 3
+    keys = ("variant", "budget", "seed", "config_hash")
+    scores = {tuple(r[key] for key in keys): float(r["mIoU"]) for r in ledger.rows()}
+    for row in other.rows():  # fewer threads add up in another order
+        assert float(row["mIoU"]) == pytest.approx(
+            scores[tuple(row[key] for key in keys)], abs=1e-4
+        )
+        assert len(other.samples(row)) == 10
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        run_study(one, other, HERE, jobs=0)
 
 
 def test_an_interrupted_run_leaves_nothing(

@@ -86,7 +86,7 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
         positions: of the image embedding: ``(h, w)`` or ``(N,)``.
         images: ``(B, 3, H, W)``.
         cell: side of a cell in pixels; None takes the embedding's own patches where they are 8
-            pixels or more, else 32.
+            pixels or more, else 32, and of a picture below 256 an eighth of its shorter side.
 
     Raises:
         ValueError: the embedding did not run, or its patches do not lie on a grid of the picture.
@@ -94,6 +94,8 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
     Example:
         >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
         (15, 15)
+        >>> cells((16, 16), torch.zeros(1, 3, 64, 64), None)
+        (8, 8)
         >>> cells((600,), torch.zeros(1, 3, 320, 480), None)  # patches of 16
         (20, 30)
     """
@@ -109,7 +111,8 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
             )
         return rows, positions[0] // rows  # tokens in a row cannot be masked in larger cells
     if cell is None:
-        cell = 1 if height // positions[0] >= 8 else 32
+        # the first is the embedding's own; among 2 x 2 cells there would be no choice
+        cell = 1 if height // positions[0] >= 8 else min(32, max(1, min(height, width) // 8))
     return min(positions[0], max(1, height // cell)), min(positions[1], max(1, width // cell))
 
 

@@ -54,7 +54,8 @@ class Taps:
         image_vector: module whose output is the picture's vector ``(B, C)``.
         shared_space: whether those four live in one space, so that their dots mean something.
         cell: side in pixels of the cells that are masked together; None takes the patches of the
-            image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin).
+            image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin), and of a
+            picture below 256 pixels an eighth of its shorter side.
         image_width: channels of the image embedding, where the module does not say.
         text_width: channels of the text embedding, where the module does not say.
         channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``, where

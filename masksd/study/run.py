@@ -7,7 +7,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def run_study(
     ledger: Ledger,
     environment: Mapping[str, str],
     report: Callable[[str], None] = print,
+    jobs: int = 1,
 ) -> int:
     """Do the runs of a study that are not in the ledger yet.
 
@@ -100,28 +103,61 @@ def run_study(
         ledger: where rows and samples go.
         environment: ``device``, ``torch``, ``python``, ``masksd`` for the rows.
         report: is told a line a run.
+        jobs: runs at a time, each in a process with its share of torch's threads; small models
+            do more in all that way than one after another with all of them.
 
     Returns:
         How many runs were done.
+
+    Raises:
+        ValueError: jobs below 1.
     """
-    runs = plan_runs(study)
-    done = 0
-    for number, run in enumerate(runs, start=1):
-        digest = config_hash(study, run.config)
-        name = f"{number}/{len(runs)} {run.variant}, {run.budget}, seed {run.config.seed}"
-        known = [row for row in ledger.rows() if row["config_hash"] == digest]
-        labels = _labels(study, run)
-        if known:
-            if not any(_is_labelled(row, labels) for row in known):
-                first = {row["split"]: row for row in reversed(known)}
-                ledger.add([{**row, **labels} for row in first.values()])
-            report(f"{name}: there already")
-            continue
-        rows = run_one(study, run, digest, ledger)
-        ledger.add([{**labels, **row, **environment} for row in rows])
-        done += 1
-        report(f"{name}: mIoU {100 * rows[0]['mIoU']:.2f}, {rows[0]['seconds']:.0f} s")
-    return done
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    planned: dict[str, list[PlannedRun]] = {}
+    for run in plan_runs(study):
+        planned.setdefault(config_hash(study, run.config), []).append(run)
+    known: dict[str, list[Row]] = {}
+    for row in ledger.rows():
+        known.setdefault(row["config_hash"], []).append(row)
+    for digest in (digest for digest in planned if digest in known):
+        rows = {row["split"]: row for row in reversed(known[digest])}
+        for labels in (_labels(study, run) for run in planned[digest]):
+            if not any(_is_labelled(row, labels) for row in known[digest]):
+                ledger.add([{**row, **labels} for row in rows.values()])
+    left = {digest: runs[0] for digest, runs in planned.items() if digest not in known}
+    report(f"{len(planned) - len(left)} of {len(planned)} runs are there already")
+    for number, (digest, measured) in enumerate(_results(study, left, ledger, jobs), start=1):
+        named = [_labels(study, run) for run in planned[digest]]
+        ledger.add([{**labels, **row, **environment} for labels in named for row in measured])
+        run, first = left[digest], measured[0]
+        report(
+            f"{number}/{len(left)} {run.variant}, {run.budget}, seed {run.config.seed}: "
+            f"mIoU {100 * first['mIoU']:.2f}, {first['seconds']:.0f} s"
+        )
+    return len(left)
+
+
+def _results(
+    study: Study, runs: Mapping[str, PlannedRun], ledger: Ledger, jobs: int
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the digest and the measured columns of each run as it ends."""
+    if jobs == 1:
+        for digest, run in runs.items():
+            yield digest, run_one(study, run, digest, ledger)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        waiting = {
+            pool.submit(run_one, study, run, digest, ledger): digest for digest, run in runs.items()
+        }
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:

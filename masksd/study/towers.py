@@ -24,11 +24,14 @@ def with_towers(study: Study, results: Path) -> Study:
     if study.towers is None:
         return study
     base = study.base
-    for name in ("model", "data", "max_length", "image_size"):
-        if getattr(study.towers, name) != getattr(base, name):
+    # more pictures of the same kind are as good a start; the scored splits are the same
+    own = dataclasses.replace(base.data, pictures=study.towers.data.pictures)
+    wanted = {name: getattr(base, name) for name in ("model", "max_length", "image_size")}
+    for name, value in {**wanted, "data": own}.items():
+        if getattr(study.towers, name) != value:
             raise ValueError(
                 f"towers of study {study.name!r} have {name}={getattr(study.towers, name)!r} and "
-                f"its runs {getattr(base, name)!r}; pretrain on what is trained"
+                f"its runs {value!r}; pretrain on what is trained"
             )
     path = towers_file(study.towers, results)
     if not path.is_file():
