@@ -114,7 +114,7 @@ def test_a_step_is_the_hosts_own_but_for_the_tokens(outside: bool) -> None:
     out.loss.backward()
     assert all(token.grad.abs().sum() > 0 for token in sd.distill_parameters())
     assert out.logits.shape == (4, 2, 16, 16)  # the classifier's own size
-    assert out.masks["lmvsd"].shape == (4, 4)  # cells of 32 pixels
+    assert out.masks["lmvsd"].shape == (4, 64)  # cells of an eighth of the picture
     assert not (out.masks["vmlsd"] & ((ids == 0) | (ids == 101) | (ids == 102))).any()
 
 
@@ -181,7 +181,7 @@ def test_a_picture_as_wide_as_the_embedding_is_not_ambiguous() -> None:
     sd = CrossModalMaskedSelfDistill.wrap(host, DistillConfig(text=None))
     images, ids, mask, truth = batch(2, 128, 128)
     out = sd(images, ids, mask, target=truth)
-    assert out.masks["lmvsd"].shape == (2, 16)
+    assert out.masks["lmvsd"].shape == (2, 64)
     out.loss.backward()
     assert sd.distill_parameters()[0].grad.abs().sum() > 0
 
@@ -189,7 +189,7 @@ def test_a_picture_as_wide_as_the_embedding_is_not_ambiguous() -> None:
 def test_pictures_need_not_be_square() -> None:
     images, ids, mask, truth = batch(2, 64, 96)
     out = CrossModalMaskedSelfDistill.wrap(tiny())(images, ids, mask, target=truth)
-    assert out.masks["lmvsd"].shape == (2, 6)
+    assert out.masks["lmvsd"].shape == (2, 96)
 
 
 def test_bert_missing_or_there_twice_is_said_and_nothing_touched() -> None:

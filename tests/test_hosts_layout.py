@@ -33,7 +33,7 @@ def test_cells_are_never_finer_than_the_embedding_nor_fewer_than_one(rows, colum
     if cell is None and patch >= 8:
         assert grid == (rows, columns)
         return
-    cell = cell or 32
+    cell = cell or min(32, max(1, min(images.shape[-2:]) // 8))
     assert 1 <= grid[0] <= rows
     assert 1 <= grid[1] <= columns
     assert grid[0] in (rows, max(1, rows * patch // cell))
