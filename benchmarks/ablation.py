@@ -30,7 +30,7 @@ from masksd.study.towers import towers_name, with_towers
 
 def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str) -> Path:
     """Write ``ablation-STUDY-HOST-LEVEL.md`` and its figures from the rows there are."""
-    name = f"ablation-{study.name}-{study.base.model}-{study.base.data.title()}"
+    name = f"ablation-{study.name}-{study.base.model}-{study.data_name()}"
     parts = [f"# {name}"]
     folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--towers", type=int, default=3000, help="steps of pretraining; 0: none")
     parser.add_argument("--patches", type=float, default=1.0, help="0 pretrains as CLIP did")
     parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
+    parser.add_argument("--samples", type=int, default=0, help="scored of each split; 0: all")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
@@ -79,6 +80,7 @@ def main() -> None:
         seeds=tuple(args.seeds) if args.seeds else None,
         towers=args.towers,
         patches=args.patches,
+        samples=args.samples,
         budgets=tuple(args.budgets),
     )
     if args.only:

@@ -112,7 +112,7 @@ def no_masking_study() -> tuple[Variant, ...]:
 def baselines() -> tuple[Variant, ...]:
     """The host alone: learning rates; at each a Dice term, and encoders at a tenth of the rate."""
     variants = []
-    for rate in (3e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3):
+    for rate in (2e-4, 4e-4, 8e-4, 1.6e-3):
         plain = host(f"host lr={rate:g}", lr=rate)
         dice = {**plain.distill, "dice_weight": 1.0}
         slow = {"lr": rate, "backbone_lr": 0.1}
@@ -150,6 +150,7 @@ def get_study(
     seeds: tuple[int, ...] | None = None,
     towers: int = 0,
     patches: float = 1.0,
+    samples: int = 0,
     budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
     """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
@@ -184,6 +185,7 @@ def get_study(
         VARIANTS[name](),
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
+        samples=samples,
         towers=pretrained,
         budgets=budgets,
     )

@@ -162,7 +162,9 @@ def test_embeddings_of_any_layout_and_pictures_of_any_form(layout, path, options
     learns(sd, out)
 
 
-@pytest.mark.parametrize(("cell", "grid"), [(None, (8, 12)), (32, (2, 3)), (16, (4, 6)), (4, (16, 24))])
+@pytest.mark.parametrize(
+    ("cell", "grid"), [(None, (8, 12)), (32, (2, 3)), (16, (4, 6)), (4, (16, 24))]
+)
 def test_a_stem_is_masked_in_cells(cell, grid):
     taps = dataclasses.replace(TAPS, cell=cell)
     sd = wrap(make(stride=4), CONFIG, taps=taps)

@@ -147,6 +147,18 @@ class Study:
         if self.base.steps is None:
             raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
 
+    def data_name(self) -> str:
+        """Return what rows and tables call the data: with the number of pictures where it is set.
+
+        Example:
+            >>> from masksd.engine.config import DataConfig
+            >>> base = TrainConfig(data=DataConfig(level="medium", pictures=600))
+            >>> Study("one", base, (host(),)).data_name()
+            'shapes-medium-600'
+        """
+        data = self.base.data
+        return data.title() if data.pictures is None else f"{data.title()}-{data.pictures}"
+
 
 @dataclass(frozen=True)
 class PlannedRun:

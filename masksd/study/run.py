@@ -226,7 +226,7 @@ def _labels(study: Study, run: PlannedRun) -> dict[str, Any]:
     return {
         "study": study.name,
         "host": run.config.model,
-        "level": run.config.data.title(),
+        "level": study.data_name(),
         "towers": towers_name(study, Path()),
         "variant": run.variant,
         "seed": run.config.seed,

@@ -58,7 +58,7 @@ def study_rows(study: Study, ledger: Ledger, split: str, towers: str | None = No
         ledger.rows(),
         study=study.name,
         host=study.base.model,
-        level=study.base.data.title(),
+        level=study.data_name(),
         split=split,
     )
     seeds = set(map(str, study.seeds))

@@ -131,7 +131,7 @@ def caption(study: Study, split: str, found: Mapping[str, Found]) -> str:
             "called better or worse by luck: what is chosen here has to be confirmed elsewhere."
         )
     return (
-        f"{study.base.model} on {study.base.data.title()}, {split}; {study.base.steps} steps of "
+        f"{study.base.model} on {study.data_name()}, {split}; {study.base.steps} steps of "
         f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
         f"{', '.join(devices) or 'not run yet'}. Per cent, mean ± standard deviation over seeds; "
         "gains with 95 % intervals over seeds and pictures; cost in multiply-adds of a run, the "
