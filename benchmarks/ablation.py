@@ -1,12 +1,13 @@
 """Train variants of one host, paired by seed, at equal steps and at equal compute.
 
-    python -m benchmarks.ablation screen --level medium --steps 4000 [--dry-run]
-    python -m benchmarks.ablation screen --level medium --steps 4000 --tables
+    python -m benchmarks.ablation screen [--jobs 2] [--dry-run]
+    python -m benchmarks.ablation screen --tables
 
 The first prints what it will take before it starts, and goes on where it was interrupted; the
-second writes tables and figures from the rows there are. Studies are in ``benchmarks/studies.py``:
-baseline, screen, no-masking, confirm. A run is a row of ``benchmarks/ablation.csv`` for each split;
-its samples are in ``benchmarks/results``.
+second writes tables and figures from the rows there are. Without options it is what is
+committed; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make it larger. Studies are in
+``benchmarks/studies.py``: baseline, screen, no-masking, confirm. A run is a row of
+``benchmarks/ablation.csv`` for each split; its samples are in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.measure import FOLDER, environment
 from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from benchmarks.studies import SETTING, SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
 from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
@@ -55,12 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=VARIANTS)
     parser.add_argument("--model", default="clip_cris_tiny")
-    parser.add_argument("--level", default="medium", help="of the shapes: easy, medium, hard")
-    parser.add_argument("--pictures", type=int, help="for training; default: those of the data set")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--level", default=SETTING["level"], help="easy, medium, hard")
+    parser.add_argument("--pictures", type=int, default=SETTING["pictures"], help="for training")
+    parser.add_argument("--steps", type=int, default=SETTING["steps"])
+    parser.add_argument("--batch", type=int, default=SETTING["batch_size"], help="pictures a step")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--towers", type=int, default=3000, help="steps of pretraining; 0: none")
+    parser.add_argument(
+        "--towers", type=int, default=SETTING["towers"], help="steps of pretraining; 0: none"
+    )
+    parser.add_argument("--tower-pictures", type=int, help="for pretraining; default: all")
     parser.add_argument("--patches", type=float, default=1.0, help="0 pretrains as CLIP did")
     parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
     parser.add_argument("--samples", type=int, default=0, help="scored of each split; 0: all")
@@ -80,6 +84,7 @@ def main() -> None:
         seeds=tuple(args.seeds) if args.seeds else None,
         towers=args.towers,
         patches=args.patches,
+        tower_pictures=args.tower_pictures,
         samples=args.samples,
         budgets=tuple(args.budgets),
     )

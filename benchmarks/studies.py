@@ -126,11 +126,20 @@ def baselines() -> tuple[Variant, ...]:
 
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
-    "screen": lambda: (*BRANCHES, *SWEPT, *CHOICES),
+    "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT),
     "no-masking": no_masking_study,
     "confirm": lambda: (host(), both("cm-masksd")),
 }
 """By name of the study: its table."""
+
+SETTING: dict[str, Any] = {
+    "level": "medium",
+    "pictures": 600,
+    "steps": 1000,
+    "batch_size": 8,
+    "towers": 3000,
+}
+"""Of the studies whose rows are committed: few pictures, each seen several times."""
 
 HOSTS: dict[str, dict[str, Any]] = {}
 """By model: what of its TrainConfig the baseline study found best."""
@@ -150,12 +159,14 @@ def get_study(
     seeds: tuple[int, ...] | None = None,
     towers: int = 0,
     patches: float = 1.0,
+    tower_pictures: int | None = None,
     samples: int = 0,
     budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
     """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
 
-    The towers see all pictures of the level, as CLIP saw more than the referring data. LAVT has no
+    The towers see all pictures of the level (or ``tower_pictures`` of them), as CLIP saw more than
+    the referring data. LAVT has no
     two towers that share a space: its start from scratch is the only one.
     """
     data = DataConfig(level=level, pictures=pictures)
@@ -165,7 +176,7 @@ def get_study(
         steps=steps,
         batch_size=batch_size,
         warmup=min(100, steps // 10),
-        evaluate_every=max(1, steps // 10),
+        evaluate_every=max(1, steps // 5),
         eval_samples=200,
         progress=False,
         **HOSTS.get(model, {}),
@@ -174,7 +185,7 @@ def get_study(
     if towers and model.startswith("clip_cris"):
         pretrained = PretrainConfig(
             model=model,
-            data=dataclasses.replace(data, pictures=None),
+            data=dataclasses.replace(data, pictures=tower_pictures),
             max_length=base.max_length,
             steps=towers,
             patches=patches,

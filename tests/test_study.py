@@ -334,6 +334,32 @@ def test_tables_and_figures_regenerate_without_runs(
     assert "silent" in first
 
 
+def test_the_command_confirms_in_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From pictures and towers to tables and figures; the harness is checked, not the result."""
+    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
+    size = "--pictures 64 --tower-pictures 64 --towers 3 --steps 5 --batch 4 --samples 12"
+    command = f"ablation confirm --seeds 0 1 --jobs 2 {size} --folder {tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", command.split())
+    ablation.main()
+    said = capsys.readouterr().out
+    study = get_study("confirm", model="clip_cris_tiny", level="medium", steps=5, pictures=64)
+    runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
+    assert f"{runs} runs to do" in said
+    assert said.count("mIoU") == runs
+    table = (tmp_path / "out" / "ablation-confirm-clip_cris_tiny-shapes-medium-64.md").read_text()
+    for split in ("testA", "testB"):
+        assert f"## {split}" in table
+    for variant in study.variants:
+        assert table.count(f"| {variant.name} | 2 |") == 2
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    monkeypatch.setattr("sys.argv", f"{command} --tables".split())
+    ablation.main()
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == files
+
+
 def test_curves_and_configs_are_kept(study: Study, ledger: Ledger) -> None:
     row = ledger.rows()[0]
     config = json.loads((ledger.results / row["config_hash"] / "config.json").read_text())

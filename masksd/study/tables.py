@@ -50,11 +50,12 @@ class PaperTable:
     note: str = ""
 
 
-def study_table(found: Mapping[str, Found]) -> str:
+def study_table(found: Mapping[str, Found], scores: Sequence[str] = tuple(SCORES)) -> str:
     """Lay out every variant: scores, gains at equal steps and at equal compute, verdicts.
 
     Args:
         found: of :func:`masksd.study.summary.summarise`.
+        scores: the columns that are printed; gains are of mIoU.
 
     Returns:
         Markdown; per cent, mean ± standard deviation over seeds.
@@ -66,12 +67,12 @@ def study_table(found: Mapping[str, Found]) -> str:
         >>> print(study_table({"host": one}).splitlines()[2][:34])
         | host | 1 | 1.00 | 50.00 | 50.00
     """
-    head = ["variant", "seeds", "cost", *SCORES]
+    head = ["variant", "seeds", "cost", *scores]
     head += ["against", "mIoU, equal steps", "verdict", "mIoU, equal compute", "verdict"]
     lines = []
     for each in found.values():
-        scores = [_spread(each.mean[name], each.deviation[name]) for name in SCORES]
-        cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}", *scores]
+        cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}"]
+        cells += [_spread(each.mean[name], each.deviation[name]) for name in scores]
         cells.append(each.reference or "")
         for differences in (each.equal_steps, each.equal_compute):
             cells += _gain(differences.get("mIoU"))

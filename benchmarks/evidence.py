@@ -1,0 +1,87 @@
+"""Write every table and figure of the studies, and the tables in ``evidence.md``, from their rows.
+
+    python -m benchmarks.evidence
+
+Full tables and figures are in ``ablation-*.md`` and the pictures beside them.
+"""
+
+from __future__ import annotations
+
+from benchmarks.ablation import write_tables
+from benchmarks.measure import FOLDER
+from benchmarks.studies import SETTING, get_study
+from benchmarks.tables import markdown, newest, read, render
+from masksd.study.plan import Study
+from masksd.study.rows import Ledger
+from masksd.study.summary import summarise
+from masksd.study.tables import caption, study_table
+from masksd.study.towers import towers_name
+
+EVIDENCE = FOLDER / "evidence.md"
+LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")
+
+
+def published(name: str, model: str = "clip_cris_tiny") -> Study:
+    return get_study(name, model=model, **SETTING)
+
+
+def _brief(study: Study) -> str:
+    towers = towers_name(study, LEDGER.results)
+    parts = []
+    for split in study.splits:
+        found = summarise(study, LEDGER, split, towers=towers)
+        parts += [study_table(found, ("mIoU", "oIoU")), caption(study, split, found)]
+    return "\n\n".join(parts)
+
+
+def baseline() -> str:
+    return _brief(published("baseline"))
+
+
+def screen() -> str:
+    return _brief(published("screen"))
+
+
+def confirm_clip_cris() -> str:
+    return _brief(published("confirm"))
+
+
+def confirm_lavt() -> str:
+    return _brief(published("confirm", "lavt_tiny"))
+
+
+def refcoco_hours() -> str:
+    rows = newest(read("refcoco_hours"), "recipe", "variant", "tflops")
+    head = ["recipe", "variant", "items × epochs", "G a picture", "P a run", "hours"]
+    lines = [
+        [
+            f"`{row['recipe']}`",
+            row["variant"],
+            f"{int(row['items']):,} × {row['epochs']}",
+            row["step_gmac"],
+            row["run_pmac"],
+            row["hours"],
+        ]
+        for row in rows
+    ]
+    return (
+        f"{markdown(head, lines)}\n\nMultiply-adds forward and backward, counted; hours at an "
+        f"assumed {float(rows[0]['tflops']):.0f} TFLOP/s."
+    )
+
+
+TABLES = (baseline, screen, confirm_clip_cris, confirm_lavt, refcoco_hours)
+
+
+def main() -> None:
+    for name, model in (
+        *((name, "clip_cris_tiny") for name in ("baseline", "screen", "confirm")),
+        ("confirm", "lavt_tiny"),
+    ):
+        study = published(name, model)
+        print(write_tables(study, LEDGER, FOLDER, towers_name(study, LEDGER.results)))
+    EVIDENCE.write_text(render(EVIDENCE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
