@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from masksd.config import DistillConfig
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.pretrain import PretrainConfig
 from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host
@@ -141,7 +142,9 @@ SETTING: dict[str, Any] = {
 }
 """Of the studies whose rows are committed: few pictures, each seen several times."""
 
-HOSTS: dict[str, dict[str, Any]] = {}
+HOSTS: dict[str, dict[str, Any]] = {
+    "clip_cris_tiny": {"lr": 8e-4, "distill": DistillConfig(dice_weight=1.0)},
+}
 """By model: what of its TrainConfig the baseline study found best."""
 
 SEEDS = {"confirm": (100, 101, 102, 103, 104)}
@@ -176,10 +179,10 @@ def get_study(
         steps=steps,
         batch_size=batch_size,
         warmup=min(100, steps // 10),
-        evaluate_every=max(1, steps // 5),
+        evaluate_every=max(1, steps // 10),
         eval_samples=200,
         progress=False,
-        **HOSTS.get(model, {}),
+        **({} if name == "baseline" else HOSTS.get(model, {})),
     )
     pretrained = None
     if towers and model.startswith("clip_cris"):
