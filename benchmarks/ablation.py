@@ -13,11 +13,12 @@ committed; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make it larg
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import FOLDER, environment
+from benchmarks.measure import FOLDER, commit, environment
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SETTING, SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
@@ -26,13 +27,14 @@ from masksd.study.rows import Ledger
 from masksd.study.run import expected_seconds, missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, paper_table, study_table
-from masksd.study.towers import towers_name, with_towers
+from masksd.study.towers import towers_file, towers_name, with_towers
 
 
-def write_tables(study: Study, ledger: Ledger, folder: Path, towers: str) -> Path:
-    """Write ``ablation-STUDY-HOST-LEVEL.md`` and its figures from the rows there are."""
-    name = f"ablation-{study.name}-{study.base.model}-{study.data_name()}"
-    parts = [f"# {name}"]
+def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
+    """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH.md`` and its figures from the rows there are."""
+    length = f"{study.base.steps}x{study.base.batch_size}"
+    name = f"ablation-{study.name}-{study.base.model}-{study.data_name()}-{length}"
+    parts, towers = [f"# {name}"], towers_name(study)
     folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
         found = summarise(study, ledger, split, towers=towers)
@@ -88,23 +90,34 @@ def main() -> None:
         samples=args.samples,
         budgets=tuple(args.budgets),
     )
-    if args.only:
-        study = only(study, args.only)
     ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
     if not args.tables:
-        study = with_towers(study, ledger.results)
-        runs = missing_runs(study, ledger)
-        work = sum(run.multiply_adds for run in runs) / 1e15
-        hours = expected_seconds(study, runs) / 3600
-        print(
-            f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here "
-            "one after another"
-        )
-        if args.dry_run:
-            return
+        run(only(study, args.only) if args.only else study, ledger, args.jobs, dry=args.dry_run)
+    if not args.dry_run:
+        print(write_tables(study, ledger, args.folder))
+
+
+def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
+    """Say what it will take, and do it unless this is a dry run."""
+    if study.towers is not None:
+        file = towers_file(study.towers, ledger.results)
+        if not file.is_file():
+            print(f"first the towers are pretrained, {study.towers.steps} steps")
+        if file.is_file() or not dry:
+            study = with_towers(study, ledger.results)
+    runs = missing_runs(study, ledger)
+    work = sum(run.multiply_adds for run in runs) / 1e15
+    hours = expected_seconds(study, runs) / 3600
+    print(
+        f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here one "
+        "after another",
+        flush=True,
+    )
+    if not dry:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        run_study(study, ledger, environment(device), jobs=args.jobs)
-    print(write_tables(study, ledger, args.folder, towers_name(study, ledger.results)))
+        here = {**environment(device), "commit": commit()}
+        here["device"] = here["device"].partition(",")[0]  # threads are those of a job
+        run_study(study, ledger, here, partial(print, flush=True), jobs)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def published(name: str, model: str = "clip_cris_tiny") -> Study:
 
 
 def _brief(study: Study) -> str:
-    towers = towers_name(study, LEDGER.results)
+    towers = towers_name(study)
     parts = []
     for split in study.splits:
         found = summarise(study, LEDGER, split, towers=towers)
@@ -79,7 +79,7 @@ def main() -> None:
         ("confirm", "lavt_tiny"),
     ):
         study = published(name, model)
-        print(write_tables(study, LEDGER, FOLDER, towers_name(study, LEDGER.results)))
+        print(write_tables(study, LEDGER, FOLDER))
     EVIDENCE.write_text(render(EVIDENCE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
 
 

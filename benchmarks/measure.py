@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,15 @@ def environment(device: str = "cpu") -> dict[str, str]:
         "python": platform.python_version(),
         "masksd": masksd.__version__,
     }
+
+
+def commit() -> str:
+    """Return the commit of this checkout, with a plus where files differ; empty outside one."""
+    command = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty=+", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def append(name: str, rows: list[dict[str, Any]]) -> None:

@@ -169,8 +169,9 @@ def get_study(
     """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
 
     The towers see all pictures of the level (or ``tower_pictures`` of them), as CLIP saw more than
-    the referring data. LAVT has no
-    two towers that share a space: its start from scratch is the only one.
+    the referring data. LAVT has no two towers that share a space: its start from scratch is the
+    only one. Nor has it parts to copy, to mask deeper in or to give a part of a batch: variants
+    that need them are left out.
     """
     data = DataConfig(level=level, pictures=pictures)
     base = TrainConfig(
@@ -184,8 +185,8 @@ def get_study(
         progress=False,
         **({} if name == "baseline" else HOSTS.get(model, {})),
     )
-    pretrained = None
-    if towers and model.startswith("clip_cris"):
+    pretrained, parts = None, model.startswith("clip_cris")
+    if towers and parts:
         pretrained = PretrainConfig(
             model=model,
             data=dataclasses.replace(data, pictures=tower_pictures),
@@ -196,12 +197,19 @@ def get_study(
     return Study(
         name,
         base,
-        VARIANTS[name](),
+        [variant for variant in VARIANTS[name]() if parts or not _needs_parts(variant)],
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
         samples=samples,
         towers=pretrained,
         budgets=budgets,
+    )
+
+
+def _needs_parts(variant: Variant) -> bool:
+    image = variant.distill.get("image") or {}
+    return variant.distill.get("share_weights") is False or not {"layer", "samples"}.isdisjoint(
+        image
     )
 
 

@@ -15,9 +15,15 @@ Sides = tuple[dict[int, list[dict[str, int | float]]], dict[int, list[dict[str, 
 
 
 def made_runs(
-    key: list[int], seeds: int, pictures: int, gain: float, seed_luck: float, picture_luck: float
+    key: list[int],
+    seeds: int,
+    pictures: int,
+    gain: float,
+    seed_luck: float,
+    picture_luck: float,
+    both_luck: float = 0.05,
 ) -> Sides:
-    """Draw two variants whose gain has a part from the seed and a part from the picture."""
+    """Draw two variants whose gain has parts from the seed, from the picture and from both."""
     random = np.random.default_rng(key)
     easy = random.uniform(0.3, 0.6, pictures)
     liked = random.normal(0, picture_luck, pictures)
@@ -25,7 +31,7 @@ def made_runs(
     for seed in range(seeds):
         luck = random.normal(0, seed_luck)
         for side, shift in zip(sides, (0 * liked, gain + luck + liked), strict=True):
-            shares = np.clip(easy + shift + random.normal(0, 0.05, pictures), 0, 1)
+            shares = np.clip(easy + shift + random.normal(0, both_luck, pictures), 0, 1)
             side[seed] = [
                 {
                     "ref_id": number,
@@ -66,6 +72,31 @@ def test_the_seeds_part_is_students_interval() -> None:
     assert found.difference == pytest.approx(np.mean(gains))
     assert found.high - found.difference == pytest.approx(half, rel=0.02)
     assert found.difference - found.low == pytest.approx(half, rel=0.02)
+
+
+def test_the_luck_of_a_picture_with_a_seed_is_counted_once() -> None:
+    """It is in the spread of the seeds' gains; what all seeds share is added."""
+    a, b = made_runs([5], 4, 60, 0.05, 0.01, 0.05, both_luck=0.1)
+    found = compare_seeds(a, b, ORIGINAL, resamples=20_000)["mIoU"]
+    gains = np.array([[y["iou"] - x["iou"] for x, y in zip(a[s], b[s], strict=True)] for s in a])
+    together = np.cov(gains) / 60  # of means over pictures
+    shared = together[~np.eye(4, dtype=bool)].mean()
+    assert shared > 0
+    half = student_t(3) * np.sqrt(gains.mean(axis=1).var(ddof=1) / 4 + shared)
+    assert found.high - found.difference == pytest.approx(half, rel=0.03)
+
+
+def test_intervals_are_no_wider_than_they_must() -> None:
+    """The half-widths of 200 studies, against those of the true standard error and Student's t."""
+    seeds, pictures, seed_luck, picture_luck, both_luck = 4, 40, 0.01, 0.02, 0.1
+    halves = []
+    for number in range(200):
+        sides = made_runs([number, 6], seeds, pictures, 0.05, seed_luck, picture_luck, both_luck)
+        found = compare_seeds(*sides, ORIGINAL, resamples=200, seed=number)["mIoU"]
+        halves.append(found.high - found.difference)
+    alone = seed_luck**2 + 2 * both_luck**2 / pictures
+    true = np.sqrt(alone / seeds + picture_luck**2 / pictures)
+    assert np.sqrt(np.mean(np.square(halves))) == pytest.approx(student_t(3) * true, rel=0.1)
 
 
 def test_scores_are_means_of_the_seeds_scores() -> None:

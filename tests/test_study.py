@@ -16,8 +16,9 @@ from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.engine.budget import measure_budget
-from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.config import DataConfig, TrainConfig, TrainingError
 from masksd.engine.keys import EpochSampler
+from masksd.engine.pretrain import PretrainConfig
 from masksd.engine.sources import build_model
 from masksd.study.compute import matched_host, multiply_adds
 from masksd.study.plan import (
@@ -25,6 +26,7 @@ from masksd.study.plan import (
     STEPS,
     Study,
     Variant,
+    base_hash,
     config_hash,
     host,
     plan_runs,
@@ -35,7 +37,7 @@ from masksd.study.summary import summarise
 from masksd.study.tables import paper_table, study_table
 from masksd.study.towers import towers_file, with_towers
 
-HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m"}
+HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}
 SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})
 
 
@@ -102,6 +104,39 @@ def test_runs_side_by_side_find_the_same(study: Study, ledger: Ledger, tmp_path:
         assert len(other.samples(row)) == 10
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         run_study(one, other, HERE, jobs=0)
+
+
+def test_a_run_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> None:
+    """What runs beside it is finished and kept."""
+    bad = Variant("bad", {}, {"lr": 1e30, "max_bad_steps": 1})
+    some = dataclasses.replace(study, variants=(host(), bad), seeds=(0,), budgets=(STEPS,))
+    ledger = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    with pytest.raises(TrainingError):
+        run_study(some, ledger, HERE, lambda _: None, jobs=2)
+    assert [row["variant"] for row in ledger.rows()] == ["host"]
+
+
+def test_rows_of_another_base_are_not_mixed_in(study: Study, ledger: Ledger) -> None:
+    other = dataclasses.replace(study, base=dataclasses.replace(study.base, lr=0.1))
+    assert summarise(study, ledger, "val", resamples=100)
+    assert summarise(other, ledger, "val", resamples=100) == {}
+    oftener = dataclasses.replace(study, base=dataclasses.replace(study.base, evaluate_every=1))
+    assert len(missing_runs(oftener, ledger)) == 6  # another curve
+    assert base_hash(study) == base_hash(dataclasses.replace(study, seeds=(7,)))
+
+
+def test_a_dry_run_says_what_it_takes_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
+    size = "--pictures 16 --tower-pictures 16 --towers 30 --steps 5 --batch 4 --samples 12"
+    command = f"ablation confirm --seeds 0 {size} --dry-run --folder {tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", command.split())
+    ablation.main()
+    said = capsys.readouterr().out
+    assert "first the towers are pretrained, 30 steps" in said
+    assert "runs to do" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_leaves_nothing(
@@ -227,8 +262,9 @@ def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_
 
 def test_the_hash_knows_what_matters(study: Study, tmp_path: Path) -> None:
     base = study.base
-    same = [{"output": tmp_path}, {"progress": True}, {"log_every": 1}, {"evaluate_every": 0}]
+    same = [{"output": tmp_path}, {"progress": True}, {"log_every": 1}, {"cpu": False}]
     others = [{"lr": 1.0}, {"seed": 1}, {"steps": 5}, {"dropout": 0.5}, {"ramp": (0.0, 0.5)}]
+    others += [{"evaluate_every": 0}, {"eval_samples": 9}]  # the curve is kept too
     digest = config_hash(study, base)
     assert all(config_hash(study, dataclasses.replace(base, **c)) == digest for c in same)
     hashes = [config_hash(study, dataclasses.replace(base, **c)) for c in others]
@@ -267,6 +303,9 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
         ({"variants": (host(), Variant("a", reference="hst"))}, "did you mean 'host'"),
         ({"budgets": ("compute",)}, "needs the budget 'steps'"),
         ({"budgets": ("steps", "compte")}, "did you mean 'compute'"),
+        ({"samples": -1}, "samples must be at least 0"),
+        ({"variants": (host(), Variant("a", {}, {"steps": 9}))}, "has steps of its own"),
+        ({"splits": ("train",), "towers": PretrainConfig()}, "trained on 'train', which is scored"),
         ({"base": TrainConfig(steps=None, epochs=1)}, "set base.steps"),
     ],
 )
@@ -280,6 +319,10 @@ def test_a_variant_names_what_it_misspells(study: Study) -> None:
         Variant("a", train={"dropot": 0.1}).config(study.base, 0)
     with pytest.raises(ValueError, match="did you mean 'ratio'"):
         Variant("a", {"image": {"ratoi": 0.1}}).config(study.base, 0)
+    with pytest.raises(ValueError, match="'seed', which a study sets itself"):
+        Variant("a", train={"seed": 9})
+    with pytest.raises(ValueError, match="image of variant 'a' must be None or what differs"):
+        Variant("a", {"image": 3})
 
 
 def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -299,9 +342,9 @@ def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
 
 def test_every_study_can_be_planned_on_its_hosts() -> None:
     for name in VARIANTS:
-        study = get_study(name, model="clip_cris_tiny", level="medium", steps=50, pictures=10)
-        for variant in study.variants:
-            variant.config(study.base, 0)
+        for model in ("clip_cris_tiny", "lavt_tiny"):
+            study = get_study(name, model=model, level="medium", steps=50, pictures=10)
+            assert {run.variant for run in plan_runs(study)} == {v.name for v in study.variants}
     screen = get_study("screen", model="clip_cris_tiny", level="medium", steps=50, pictures=10)
     names = {variant.name for variant in screen.variants}
     assert {row.variant for table in TABLES for row in table.rows} <= names
@@ -327,10 +370,10 @@ def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:
 def test_tables_and_figures_regenerate_without_runs(
     study: Study, ledger: Ledger, tmp_path: Path
 ) -> None:
-    first = ablation.write_tables(study, ledger, tmp_path, "scratch").read_text()
+    first = ablation.write_tables(study, ledger, tmp_path).read_text()
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.rpartition("-")[2] for name in names] == ["learning.png", "cost.png", "gain.png"]
-    assert ablation.write_tables(study, ledger, tmp_path, "scratch").read_text() == first
+    assert ablation.write_tables(study, ledger, tmp_path).read_text() == first
     assert "silent" in first
 
 
@@ -348,7 +391,9 @@ def test_the_command_confirms_in_small(
     runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
     assert f"{runs} runs to do" in said
     assert said.count("mIoU") == runs
-    table = (tmp_path / "out" / "ablation-confirm-clip_cris_tiny-shapes-medium-64.md").read_text()
+    table = (
+        tmp_path / "out" / "ablation-confirm-clip_cris_tiny-shapes-medium-64-5x4.md"
+    ).read_text()
     for split in ("testA", "testB"):
         assert f"## {split}" in table
     for variant in study.variants:

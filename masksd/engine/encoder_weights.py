@@ -68,7 +68,10 @@ def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
         raise ValueError(f"{where} is no whole safetensors file: {error}") from None
     if entry is None:
         raise ValueError(f"{where} holds other weights than those of `masksd pretrain`")
-    trained = json.loads(entry)["tokenizer"]
+    try:
+        trained = json.loads(entry)["tokenizer"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{where} does not say its tokenizer; pretrain again") from None
     if trained != tokenizer:
         raise ValueError(
             f"{where}: its words are numbered by tokenizer {trained!r}, the run has "

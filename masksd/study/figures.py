@@ -84,7 +84,9 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     width = 0.025 * (max(each.cost for each in compared) - 1 or 1)
     best = -np.inf
     beside: dict[float, int] = {}  # how many of nearly this cost have been drawn
-    for each in sorted(compared, key=lambda each: (each.cost, -each.equal_steps["mIoU"][2])):
+    for each in sorted(
+        compared, key=lambda each: (each.cost, -each.equal_steps["mIoU"].difference)
+    ):
         one, place = each.equal_steps["mIoU"], round(each.cost, 2)
         beside[place] = beside.get(place, -1) + 1
         at = each.cost + width * (beside[place] % 8) / 4

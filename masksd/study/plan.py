@@ -19,11 +19,9 @@ from masksd.study.compute import matched_host, multiply_adds
 STEPS, COMPUTE = "steps", "compute"
 HOST = "host"
 _NO_BRANCHES: dict[str, Any] = {"image": None, "text": None}
-# fields that change what is written, shown or kept, and never what comes out
-_SILENT = (
-    *("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every", "sheet_rows"),
-    *("eval_samples", "eval_batch_size", "evaluate_every", "eval_split"),
-)
+SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
+"""Fields that change what is written, shown or kept, and never what comes out."""
+_SILENT = (*SILENT, "sheet_rows", "eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,25 @@ class Variant:
     distill: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = HOST
+
+    def __post_init__(self) -> None:
+        """Refuse what the study sets itself, which would be overridden without a word."""
+        for name, fields, own in (
+            ("train", self.train, ("seed", "distill")),
+            ("distill", self.distill, ("seed",)),
+        ):
+            for each in own:
+                if each in fields:
+                    raise ValueError(
+                        f"{name} of variant {self.name!r} has {each!r}, which a study sets itself; "
+                        "leave it out"
+                    )
+        for each in _NO_BRANCHES:
+            if not isinstance(self.distill.get(each) or {}, Mapping):
+                raise ValueError(
+                    f"{each} of variant {self.name!r} must be None or what differs in its masking, "
+                    f"as {{'ratio': 0.5}}, got {self.distill[each]!r}"
+                )
 
     def config(self, base: TrainConfig, seed: int) -> TrainConfig:
         """Return the run of a seed; it keys weights, data order, sentences, dropout and masks.
@@ -93,7 +110,7 @@ class Study:
     """A table of variants on one host and one data set.
 
     Attributes:
-        name: of the study, which its rows are found by: another base needs another name.
+        name: of the study.
         base: the run that all are variants of: model, data, steps and the rest. ``evaluate_every``
             and ``eval_samples`` make the learning curves.
         variants: the table; a reference comes before those compared with it.
@@ -140,6 +157,17 @@ class Study:
                 )
             if variant.reference is None:
                 seen.append(variant.name)
+            if variant.reference is not None and "steps" in variant.train:
+                raise ValueError(
+                    f"variant {variant.name!r} has steps of its own, and its reference has not"
+                )
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0, got {self.samples}")
+        if self.towers is not None and self.towers.split in self.splits:
+            raise ValueError(
+                f"towers of study {self.name!r} are trained on {self.towers.split!r}, which is "
+                "scored; choose another split"
+            )
         for budget in self.budgets:
             check_choice("budget", budget, (STEPS, COMPUTE))
         if STEPS not in self.budgets:
@@ -212,8 +240,8 @@ def plan_runs(study: Study) -> list[PlannedRun]:
 def config_hash(study: Study, config: TrainConfig) -> str:
     """Name a run by all that its scores depend on: its config, the towers, what it is scored on.
 
-    Where files are written, what is shown and how the curve is sampled is not in it, nor are the
-    device and the versions, which rows tell.
+    Where files are written and what is shown is not in it, nor are the device and the versions,
+    which rows tell.
 
     Args:
         study: whose splits and samples count.
@@ -228,12 +256,43 @@ def config_hash(study: Study, config: TrainConfig) -> str:
         >>> config_hash(study, one) == config_hash(study, study.base) != config_hash(study, two)
         True
     """
-    fields = json.loads(config.to_json())
-    for name in _SILENT:
-        del fields[name]
+    fields = _spoken(config)
     if config.encoder_weights is not None:
         contents = Path(config.encoder_weights).read_bytes()
         fields["encoder_weights"] = hashlib.sha256(contents).hexdigest()
-    fields["scored"] = [list(study.splits), study.samples]
-    text = json.dumps(fields, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(study, fields, 16)
+
+
+def base_hash(study: Study) -> str:
+    """Name what all runs of a study share, which its rows are found by.
+
+    The seed is not in it, nor are the towers, which rows name beside it.
+
+    Args:
+        study: whose base, splits and samples count.
+
+    Returns:
+        8 hexadecimal digits.
+
+    Example:
+        >>> one, two = (Study("one", TrainConfig(lr=lr), (host(),)) for lr in (0.1, 0.2))
+        >>> base_hash(one) == base_hash(two)
+        False
+    """
+    fields = _spoken(study.base)
+    for name in ("seed", "encoder_weights"):
+        del fields[name]
+    del fields["distill"]["seed"]
+    return _digest(study, fields, 8)
+
+
+def _spoken(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of a config that its scores and curve depend on."""
+    fields: dict[str, Any] = json.loads(config.to_json())
+    return {name: value for name, value in fields.items() if name not in _SILENT}
+
+
+def _digest(study: Study, fields: dict[str, Any], length: int) -> str:
+    scored = [list(study.splits), study.samples]
+    text = json.dumps({**fields, "scored": scored}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -27,9 +27,9 @@ SCORES = {
 }
 """Columns of scores, with the names that :mod:`masksd.evaluation` gives them."""
 COLUMNS = (
-    *("study", "host", "level", "towers", "variant", "seed", "budget", "split", "steps"),
+    *("study", "host", "level", "base", "towers", "variant", "seed", "budget", "split", "steps"),
     *("multiply_adds", *SCORES, "samples", "seconds", "peak_mb", "config_hash"),
-    *("device", "torch", "python", "masksd"),
+    *("jobs", "threads", "device", "torch", "python", "masksd", "commit"),
 )
 _SAMPLE = {
     **dict.fromkeys(("ref_id", "sent_id", "image_id"), int),

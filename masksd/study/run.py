@@ -21,7 +21,7 @@ from masksd.engine.config import TrainConfig
 from masksd.engine.scoring import score
 from masksd.engine.sources import open_split
 from masksd.engine.trainer import train
-from masksd.study.plan import PlannedRun, Study, config_hash, plan_runs
+from masksd.study.plan import PlannedRun, Study, base_hash, config_hash, plan_runs
 from masksd.study.rows import SCORES, Ledger, Row
 from masksd.study.towers import towers_name
 
@@ -101,7 +101,7 @@ def run_study(
     Args:
         study: with its towers, see :func:`masksd.study.towers.with_towers`.
         ledger: where rows and samples go.
-        environment: ``device``, ``torch``, ``python``, ``masksd`` for the rows.
+        environment: ``device``, ``torch``, ``python``, ``masksd`` and ``commit`` for the rows.
         report: is told a line a run.
         jobs: runs at a time, each in a process with its share of torch's threads; small models
             do more in all that way than one after another with all of them.
@@ -129,7 +129,8 @@ def run_study(
     report(f"{len(planned) - len(left)} of {len(planned)} runs are there already")
     for number, (digest, measured) in enumerate(_results(study, left, ledger, jobs), start=1):
         named = [_labels(study, run) for run in planned[digest]]
-        ledger.add([{**labels, **row, **environment} for labels in named for row in measured])
+        constant = {**environment, "jobs": jobs}
+        ledger.add([{**labels, **row, **constant} for labels in named for row in measured])
         run, first = left[digest], measured[0]
         report(
             f"{number}/{len(left)} {run.variant}, {run.budget}, seed {run.config.seed}: "
@@ -153,11 +154,22 @@ def _results(
         waiting = {
             pool.submit(run_one, study, run, digest, ledger): digest for digest, run in runs.items()
         }
+        failed: BaseException | None = None
         try:
             for future in as_completed(waiting):
-                yield waiting[future], future.result()
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield waiting[future], future.result()
+                elif failed is None:  # what is under way is finished and kept; no more is begun
+                    failed = error
+                    for other in waiting:
+                        other.cancel()
         finally:
             pool.shutdown(cancel_futures=True)
+        if failed is not None:
+            raise failed
 
 
 def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:
@@ -216,6 +228,7 @@ def run_one(study: Study, run: PlannedRun, digest: str, ledger: Ledger) -> list[
             "seconds": round(result.seconds, 1),
             "peak_mb": peak,
             "config_hash": digest,
+            "threads": torch.get_num_threads(),
         }
         for split, each in found.items()
     ]
@@ -227,7 +240,8 @@ def _labels(study: Study, run: PlannedRun) -> dict[str, Any]:
         "study": study.name,
         "host": run.config.model,
         "level": study.data_name(),
-        "towers": towers_name(study, Path()),
+        "base": base_hash(study),
+        "towers": towers_name(study),
         "variant": run.variant,
         "seed": run.config.seed,
         "budget": run.budget,

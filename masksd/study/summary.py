@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from masksd.evaluation.paired import SeedDifference, compare_seeds
 from masksd.evaluation.protocols import get_protocol
-from masksd.study.plan import COMPUTE, STEPS, Study
+from masksd.study.plan import COMPUTE, STEPS, Study, base_hash
 from masksd.study.rows import SCORES, Ledger, Row, choose
 
 
@@ -43,13 +43,13 @@ class Found:
 
 
 def study_rows(study: Study, ledger: Ledger, split: str, towers: str | None = None) -> list[Row]:
-    """Return the rows of a study, found by their names.
+    """Return the rows of a study, of all seeds there are.
 
     Args:
-        study: whose name, host, data and seeds count.
+        study: whose name and base count.
         ledger: with the rows.
         split: that was scored.
-        towers: as the rows have it; None takes the only one that there is.
+        towers: how the rows' name of them begins; None takes the only one that there is.
 
     Raises:
         ValueError: rows of several towers and none chosen.
@@ -57,12 +57,10 @@ def study_rows(study: Study, ledger: Ledger, split: str, towers: str | None = No
     rows = choose(
         ledger.rows(),
         study=study.name,
-        host=study.base.model,
-        level=study.data_name(),
+        base=base_hash(study),
         split=split,
     )
-    seeds = set(map(str, study.seeds))
-    rows = [row for row in rows if row["seed"] in seeds and towers in (None, row["towers"])]
+    rows = [row for row in rows if towers is None or row["towers"].startswith(towers)]
     kinds = sorted({row["towers"] for row in rows})
     if len(kinds) > 1:
         raise ValueError(

@@ -128,15 +128,16 @@ def caption(study: Study, split: str, found: Mapping[str, Found]) -> str:
     luck = ""
     if intervals > 1:
         luck = (
-            f" Of these {intervals} variants without any effect {intervals / 20:.1f} would be "
-            "called better or worse by luck: what is chosen here has to be confirmed elsewhere."
+            f" Of these {intervals} variants without any effect up to {intervals / 20:.1f} would "
+            "be called better or worse by luck: what is chosen here has to be confirmed elsewhere."
         )
+    shared = " All seeds start from the same pretrained towers." if study.towers else ""
     return (
         f"{study.base.model} on {study.data_name()}, {split}; {study.base.steps} steps of "
         f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
-        f"{', '.join(devices) or 'not run yet'}. Per cent, mean ± standard deviation over seeds; "
-        "gains with 95 % intervals over seeds and pictures; cost in multiply-adds of a run, the "
-        f"reference's at equal steps being 1.{luck}"
+        f"{', '.join(devices) or 'not run yet'}.{shared} Per cent, "
+        "mean ± standard deviation over seeds; gains with 95 % intervals over seeds and pictures; "
+        f"cost in multiply-adds of a run, the reference's at equal steps being 1.{luck}"
     )
 
 

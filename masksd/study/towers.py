@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from masksd.engine.pretrain import PretrainConfig, pretrain
-from masksd.study.plan import Study
+from masksd.study.plan import SILENT, Study
 
 
 def with_towers(study: Study, results: Path) -> Study:
@@ -51,35 +51,27 @@ def towers_file(towers: PretrainConfig, results: Path) -> Path:
         True
     """
     fields = dataclasses.asdict(towers)
-    for name in (
-        "output",
-        "overwrite",
-        "progress",
-        "workers",
-        "cpu",
-        "log_every",
-        "eval_samples",
-        "eval_split",
-    ):
-        del fields[name]
+    report = ("eval_samples", "eval_split")
+    fields = {name: each for name, each in fields.items() if name not in (*SILENT, *report)}
     text = json.dumps(fields, sort_keys=True, default=str)
     return results / f"towers-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
 
-def towers_name(study: Study, results: Path) -> str:
-    """Return what the rows of a study say of its towers.
+def towers_name(study: Study) -> str:
+    """Return what the rows of a study say of its towers, or how that begins.
+
+    Weights that are there are named by their contents too: another machine may pretrain others.
 
     Args:
         study: with its towers pretrained or not yet.
-        results: folder that keeps the weights.
 
     Example:
         >>> from masksd.engine.config import TrainConfig
         >>> from masksd.study.plan import host
-        >>> towers_name(Study("one", TrainConfig(), (host(),)), Path("results"))
+        >>> towers_name(Study("one", TrainConfig(), (host(),)))
         'scratch'
     """
-    if study.towers is not None:
-        return towers_file(study.towers, results).stem
     own = study.base.encoder_weights
-    return "scratch" if own is None else Path(own).stem
+    if own is not None:
+        return f"{own.stem}-{hashlib.sha256(own.read_bytes()).hexdigest()[:8]}"
+    return "scratch" if study.towers is None else towers_file(study.towers, Path()).stem
