@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import bases
 from benchmarks.measure import FOLDER, commit, environment
 from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SETTING, SWEEPS, VARIANTS, get_study, only
+from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
 from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
@@ -58,36 +59,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=VARIANTS)
     parser.add_argument("--model", default="clip_cris_tiny")
-    parser.add_argument("--level", default=SETTING["level"], help="easy, medium, hard")
-    parser.add_argument("--pictures", type=int, default=SETTING["pictures"], help="for training")
-    parser.add_argument("--steps", type=int, default=SETTING["steps"])
-    parser.add_argument("--batch", type=int, default=SETTING["batch_size"], help="pictures a step")
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument(
-        "--towers", type=int, default=SETTING["towers"], help="steps of pretraining; 0: none"
-    )
+    parser.add_argument("--level", default=bases.LEVEL, help="easy, medium, hard")
+    parser.add_argument("--pictures", type=int, default=bases.PICTURES, help="for training")
+    parser.add_argument("--steps", type=int, default=bases.STEPS)
+    parser.add_argument("--batch", type=int, default=bases.BATCH, help="pictures a step")
+    parser.add_argument("--towers", type=int, default=bases.TOWERS, help="steps; 0: from scratch")
     parser.add_argument("--tower-pictures", type=int, help="for pretraining; default: all")
     parser.add_argument("--patches", type=float, default=1.0, help="0 pretrains as CLIP did")
-    parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
+    parser.add_argument("--recipe", help="a preset of masksd train in place of all these")
+    parser.add_argument("--data-root", type=Path, help="of the recipe's data")
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--samples", type=int, default=0, help="scored of each split; 0: all")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
     parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
     parser.add_argument("--tables", action="store_true", help="run nothing; write the tables")
     args = parser.parse_args()
+    if (args.recipe is None) != (args.data_root is None):
+        parser.error("--recipe and --data-root go together")
+    if args.recipe is None:
+        base = bases.shapes_run(
+            args.model,
+            level=args.level,
+            pictures=args.pictures,
+            steps=args.steps,
+            batch_size=args.batch,
+            tuned=args.study != "baseline",
+        )
+        towers = bases.shapes_towers(
+            base, steps=args.towers, pictures=args.tower_pictures, patches=args.patches
+        )
+    else:
+        base, towers = bases.recipe_run(args.recipe, args.data_root), None
     study = get_study(
         args.study,
-        model=args.model,
-        level=args.level,
-        steps=args.steps,
-        pictures=args.pictures,
-        batch_size=args.batch,
+        base,
         seeds=tuple(args.seeds) if args.seeds else None,
-        towers=args.towers,
-        patches=args.patches,
-        tower_pictures=args.tower_pictures,
         samples=args.samples,
+        towers=towers,
         budgets=tuple(args.budgets),
     )
     ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")

@@ -8,8 +8,9 @@ Full tables and figures are in ``ablation-*.md`` and the pictures beside them.
 from __future__ import annotations
 
 from benchmarks.ablation import write_tables
+from benchmarks.bases import shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
-from benchmarks.studies import SETTING, get_study
+from benchmarks.studies import get_study
 from benchmarks.tables import markdown, newest, read, render
 from masksd.study.plan import Study
 from masksd.study.rows import Ledger
@@ -22,7 +23,8 @@ LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")
 
 
 def published(name: str, model: str = "clip_cris_tiny") -> Study:
-    return get_study(name, model=model, **SETTING)
+    base = shapes_run(model, tuned=name != "baseline")
+    return get_study(name, base, towers=shapes_towers(base))
 
 
 def _brief(study: Study) -> str:

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from masksd.config import DistillConfig
-from masksd.engine.config import DataConfig, TrainConfig
+from masksd.engine.config import TrainConfig
 from masksd.engine.pretrain import PretrainConfig
 from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host
 
@@ -133,67 +132,25 @@ VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
 }
 """By name of the study: its table."""
 
-SETTING: dict[str, Any] = {
-    "level": "medium",
-    "pictures": 600,
-    "steps": 1000,
-    "batch_size": 8,
-    "towers": 3000,
-}
-"""Of the studies whose rows are committed: few pictures, each seen several times."""
-
-HOSTS: dict[str, dict[str, Any]] = {
-    "clip_cris_tiny": {"lr": 8e-4, "distill": DistillConfig(dice_weight=1.0)},
-}
-"""By model: what of its TrainConfig the baseline study found best."""
-
 SEEDS = {"confirm": (100, 101, 102, 103, 104)}
 SPLITS = {"confirm": ("testA", "testB")}
 
 
 def get_study(
     name: str,
+    base: TrainConfig,
     *,
-    model: str,
-    level: str,
-    steps: int,
-    pictures: int | None,
-    batch_size: int = 16,
     seeds: tuple[int, ...] | None = None,
-    towers: int = 0,
-    patches: float = 1.0,
-    tower_pictures: int | None = None,
     samples: int = 0,
+    towers: PretrainConfig | None = None,
     budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
-    """Build a study; ``towers`` are the steps of their pretraining, 0 starts from scratch.
+    """Build a study around a run of ``benchmarks/bases.py``.
 
-    The towers see all pictures of the level (or ``tower_pictures`` of them), as CLIP saw more than
-    the referring data. LAVT has no two towers that share a space: its start from scratch is the
-    only one. Nor has it parts to copy, to mask deeper in or to give a part of a batch: variants
-    that need them are left out.
+    A whole host, as LAVT is, has no parts to copy, to mask deeper in or to give a part of a batch:
+    variants that need them are left out.
     """
-    data = DataConfig(level=level, pictures=pictures)
-    base = TrainConfig(
-        model=model,
-        data=data,
-        steps=steps,
-        batch_size=batch_size,
-        warmup=min(100, steps // 10),
-        evaluate_every=max(1, steps // 10),
-        eval_samples=200,
-        progress=False,
-        **({} if name == "baseline" else HOSTS.get(model, {})),
-    )
-    pretrained, parts = None, model.startswith("clip_cris")
-    if towers and parts:
-        pretrained = PretrainConfig(
-            model=model,
-            data=dataclasses.replace(data, pictures=tower_pictures),
-            max_length=base.max_length,
-            steps=towers,
-            patches=patches,
-        )
+    parts = base.model.startswith("clip_cris")
     return Study(
         name,
         base,
@@ -201,7 +158,7 @@ def get_study(
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
         samples=samples,
-        towers=pretrained,
+        towers=towers,
         budgets=budgets,
     )
 

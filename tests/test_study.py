@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from benchmarks import ablation
+from benchmarks.bases import recipe_run, shapes_run, shapes_towers
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from masksd.config import DistillConfig
 from masksd.data.records import DataError
 from masksd.data.shapes import ShapesConfig, build_shapes
 from masksd.engine.budget import measure_budget
@@ -20,6 +22,8 @@ from masksd.engine.config import DataConfig, TrainConfig, TrainingError
 from masksd.engine.keys import EpochSampler
 from masksd.engine.pretrain import PretrainConfig
 from masksd.engine.sources import build_model
+from masksd.engine.wrapping import wrap_model
+from masksd.models import create_model
 from masksd.study.compute import matched_host, multiply_adds
 from masksd.study.plan import (
     COMPUTE,
@@ -326,9 +330,8 @@ def test_a_variant_names_what_it_misspells(study: Study) -> None:
 
 
 def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
-    study = get_study(
-        "screen", model="clip_cris_tiny", level="medium", steps=10, pictures=5, towers=7
-    )
+    base = shapes_run("clip_cris_tiny", steps=10, pictures=5)
+    study = get_study("screen", base, towers=shapes_towers(base, steps=7))
     towers = study.towers
     assert towers is not None
     other = dataclasses.replace(study, base=dataclasses.replace(study.base, max_length=9))
@@ -340,21 +343,36 @@ def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
     assert towers_file(longer, tmp_path) != towers_file(towers, tmp_path)
 
 
-def test_every_study_can_be_planned_on_its_hosts() -> None:
+@pytest.mark.parametrize("model", ["clip_cris_tiny", "lavt_tiny"])
+def test_every_variant_goes_with_its_host(model: str) -> None:
+    host_model = create_model(model)
     for name in VARIANTS:
-        for model in ("clip_cris_tiny", "lavt_tiny"):
-            study = get_study(name, model=model, level="medium", steps=50, pictures=10)
-            assert {run.variant for run in plan_runs(study)} == {v.name for v in study.variants}
-    screen = get_study("screen", model="clip_cris_tiny", level="medium", steps=50, pictures=10)
+        study = get_study(name, shapes_run(model))
+        for variant in study.variants:
+            wrap_model(host_model, variant.config(study.base, 0).distill).unwrap()
+
+
+def test_studies_have_what_the_tables_ask_for() -> None:
+    screen = get_study("screen", shapes_run("clip_cris_tiny"))
     names = {variant.name for variant in screen.variants}
     assert {row.variant for table in TABLES for row in table.rows} <= names
     assert {name for sweep in SWEEPS.values() for name in sweep.values()} <= names
     assert [v.name for v in only(screen, ["joint"]).variants] == ["host", "joint"]
     with pytest.raises(ValueError, match="no variant 'jont'"):
         only(screen, ["jont"])
-    lavt = get_study("confirm", model="lavt_tiny", level="medium", steps=50, pictures=10, towers=9)
-    assert lavt.towers is None
-    assert len(plan_runs(lavt)) == 15
+    lavt = shapes_run("lavt_tiny")
+    assert shapes_towers(lavt) is None
+    assert len(plan_runs(get_study("confirm", lavt))) == 15
+
+
+def test_a_recipe_can_be_studied() -> None:
+    base = recipe_run("paper-ablation-vit-b", Path("refcoco"))
+    assert base.steps == 100 * (120_624 // 32)
+    study = get_study("confirm", base)
+    found = {variant.name: variant.config(study.base, 0).distill for variant in study.variants}
+    assert found["cm-masksd"] == DistillConfig.preset("cm-masksd")
+    with pytest.raises(ValueError, match="none of RefCOCO"):
+        recipe_run("cm-masksd", Path("refcoco"))
 
 
 def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:
@@ -387,7 +405,7 @@ def test_the_command_confirms_in_small(
     monkeypatch.setattr("sys.argv", command.split())
     ablation.main()
     said = capsys.readouterr().out
-    study = get_study("confirm", model="clip_cris_tiny", level="medium", steps=5, pictures=64)
+    study = get_study("confirm", shapes_run("clip_cris_tiny", steps=5))
     runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
     assert f"{runs} runs to do" in said
     assert said.count("mIoU") == runs
