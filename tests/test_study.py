@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,31 @@ def test_a_run_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> Non
     with pytest.raises(TrainingError):
         run_study(some, ledger, HERE, lambda _: None, jobs=2)
     assert [row["variant"] for row in ledger.rows()] == ["host"]
+
+
+def test_no_worker_outlives_its_study(tmp_path: Path) -> None:
+    """The parent is killed without a chance to end them."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from masksd.study.run import begin_worker\n"
+        "if __name__ == '__main__':\n"
+        "    context = get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, context, initializer=begin_worker, initargs=(1,))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    worker = Path("/proc") / done.stdout.strip()
+    assert worker.name.isdigit(), done.stderr
+    for _ in range(100):
+        if not (worker / "exe").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{worker.name} still runs")
 
 
 def test_rows_of_another_base_are_not_mixed_in(study: Study, ledger: Ledger) -> None:

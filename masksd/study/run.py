@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -149,7 +151,7 @@ def _results(
         return
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        jobs, get_context("spawn"), initializer=begin_worker, initargs=(threads,)
     ) as pool:
         waiting = {
             pool.submit(run_one, study, run, digest, ledger): digest for digest, run in runs.items()
@@ -170,6 +172,23 @@ def _results(
             pool.shutdown(cancel_futures=True)
         if failed is not None:
             raise failed
+
+
+def begin_worker(threads: int) -> None:
+    """Begin a process of a study: it takes so many threads, and ends when its parent does.
+
+    Args:
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # nobody is left to take what is under way
+
+    Thread(target=watch, daemon=True).start()
 
 
 def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:
