@@ -12,7 +12,7 @@ from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.pretrain import PretrainConfig
 from masksd.engine.recipes import get_recipe
 
-LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 600, 1000, 8, 3000
+LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 100, 1000, 8, 3000
 """Of the studies whose rows are committed: few pictures, each seen several times."""
 
 HOSTS: dict[str, dict[str, Any]] = {
