@@ -7,6 +7,9 @@ Full tables and figures are in ``ablation-*.md`` and the pictures beside them.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from benchmarks.ablation import write_tables
 from benchmarks.bases import shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
@@ -16,7 +19,7 @@ from masksd.study.plan import Study
 from masksd.study.rows import Ledger
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, study_table
-from masksd.study.towers import towers_name
+from masksd.study.towers import towers_file, towers_name
 
 EVIDENCE = FOLDER / "evidence.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")
@@ -34,6 +37,31 @@ def _brief(study: Study) -> str:
         found = summarise(study, LEDGER, split, towers=towers)
         parts += [study_table(found, ("mIoU", "oIoU")), caption(study, split, found)]
     return "\n\n".join(parts)
+
+
+def towers() -> str:
+    """How well the towers agree, with the loss on the nearest patch as well and without it."""
+    head = ["trained on", "right sentence of 64", "patches, own sentence", "another object's"]
+    lines = []
+    for name, patches in (("picture and nearest patch", 1.0), ("picture, as CLIP", 0.0)):
+        config = shapes_towers(shapes_run("clip_cris_tiny"), patches=patches)
+        if config is None:
+            raise ValueError("clip_cris_tiny has towers that can be pretrained")
+        file = towers_file(config, LEDGER.results).with_suffix(".json")
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if not lines:
+            lines.append(["not trained", *_alignment(report["untrained"])])
+        lines.append([name, *_alignment(report)])
+    return markdown(head, lines)
+
+
+def _alignment(report: dict[str, Any]) -> list[str]:
+    areas = report["relevance"]
+    return [
+        f"{report['retrieval']['sentence']:.1%}",
+        f"{areas['own']:.3f}",
+        f"{areas['other']:.3f}",
+    ]
 
 
 def baseline() -> str:
@@ -72,7 +100,7 @@ def refcoco_hours() -> str:
     )
 
 
-TABLES = (baseline, screen, confirm_clip_cris, confirm_lavt, refcoco_hours)
+TABLES = (towers, baseline, screen, confirm_clip_cris, confirm_lavt, refcoco_hours)
 
 
 def main() -> None:

@@ -55,8 +55,14 @@ def test_commands_have_the_options_that_there_are(capfd: pytest.CaptureFixture[s
 
     found = [line for path in TEXTS for line in COMMANDS.findall(path.read_text())]
     split = [command for command in map(shlex.split, found) if command]
-    commands = [c for c in split if c[0] in ("train", "evaluate", "predict", "data")]
-    assert {command[0] for command in commands} == {"train", "evaluate", "predict", "data"}
+    commands = [c for c in split if c[0] in ("train", "pretrain", "evaluate", "predict", "data")]
+    assert {command[0] for command in commands} == {
+        "train",
+        "pretrain",
+        "evaluate",
+        "predict",
+        "data",
+    }
     for command in commands:
         if command[-1] in ("--help", "..."):
             continue
@@ -72,7 +78,14 @@ def test_options_named_in_the_text_are_there(
     from masksd import cli
 
     monkeypatch.setenv("COLUMNS", "200")
-    for command in (["train"], ["evaluate"], ["predict"], ["data", "prepare"], ["data", "inspect"]):
+    for command in (
+        ["train"],
+        ["pretrain"],
+        ["evaluate"],
+        ["predict"],
+        ["data", "prepare"],
+        ["data", "inspect"],
+    ):
         with pytest.raises(SystemExit):
             cli._parse([*command, "--help"])
     known = set(re.findall(r"--[a-z][\w.-]*", capfd.readouterr().out))
