@@ -16,7 +16,11 @@ LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 100, 1000, 8, 3000
 """Of the studies whose rows are committed: few pictures, each seen several times."""
 
 HOSTS: dict[str, dict[str, Any]] = {
-    "clip_cris_tiny": {"lr": 8e-4, "distill": DistillConfig(dice_weight=1.0)},
+    "clip_cris_tiny": {
+        "lr": 8e-4,
+        "weight_decay": 0.3,
+        "distill": DistillConfig(dice_weight=1.0),
+    },
 }
 """By model: what of its TrainConfig the baseline study found best."""
 
