@@ -581,6 +581,14 @@ def test_a_ramp_raises_the_weights_of_the_branches(
     assert [step["vmlsd"] / 0.1 for step in steps] == pytest.approx(shares, abs=1e-6)
 
 
+def test_a_branch_on_part_of_a_batch_is_drawn_where_it_ran(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    distill = DistillConfig(image=MaskingConfig(samples=0.5), text=MaskingConfig(samples=0.5))
+    result = train(settings(data, tmp_path / "part", distill=distill, steps=2, sheet_rows=4))
+    assert list(result.folder.glob("*.png"))
+
+
 def test_a_ramp_without_length_is_a_late_start() -> None:
     config = TrainConfig(ramp=(0.5, 0.5))
     assert [config.ramp_at(done) for done in (0.0, 0.4, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]

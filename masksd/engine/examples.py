@@ -49,7 +49,7 @@ def example_rows(
         predicted = (probabilities > config.threshold).cpu().numpy()
         union = int((predicted | truth).sum())
         relevance = masked = None
-        if "lmvsd" in out.masks:
+        if row < len(out.masks.get("lmvsd", ())):  # a branch may see a part of a batch
             scores = out.relevance["lmvsd"][row].float().cpu().numpy()
             side = round(len(scores) ** 0.5)  # pictures are squared, so the grid is too
             relevance = scores.reshape(side, side)
