@@ -585,7 +585,7 @@ def test_a_branch_on_part_of_a_batch_is_drawn_where_it_ran(
     data: DataConfig, tmp_path: Path
 ) -> None:
     distill = DistillConfig(image=MaskingConfig(samples=0.5), text=MaskingConfig(samples=0.5))
-    result = train(settings(data, tmp_path / "part", distill=distill, steps=2, sheet_rows=4))
+    result = train(settings(data, tmp_path / "part", distill=distill, sheet_rows=4))
     assert list(result.folder.glob("*.png"))
 
 
