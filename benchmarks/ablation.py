@@ -16,16 +16,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from benchmarks import bases
 from benchmarks.measure import FOLDER, commit, environment
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from masksd.engine.devices import default_device
+from masksd.study.estimate import expected_seconds
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
 from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
-from masksd.study.run import expected_seconds, missing_runs, run_study
+from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, paper_table, study_table
 from masksd.study.towers import towers_file, towers_name, with_towers
@@ -125,8 +125,7 @@ def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
         flush=True,
     )
     if not dry:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        here = {**environment(device), "commit": commit()}
+        here = {**environment(default_device().type), "commit": commit()}
         here["device"] = here["device"].partition(",")[0]  # threads are those of a job
         run_study(study, ledger, here, partial(print, flush=True), jobs)
 

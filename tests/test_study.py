@@ -28,6 +28,7 @@ from masksd.engine.sources import build_model
 from masksd.engine.wrapping import wrap_model
 from masksd.models import create_model
 from masksd.study.compute import matched_host, multiply_adds
+from masksd.study.estimate import expected_seconds
 from masksd.study.plan import (
     COMPUTE,
     STEPS,
@@ -39,7 +40,7 @@ from masksd.study.plan import (
     plan_runs,
 )
 from masksd.study.rows import COLUMNS, Ledger
-from masksd.study.run import expected_seconds, missing_runs, run_study
+from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import paper_table, study_table
 from masksd.study.towers import towers_file, with_towers
@@ -130,7 +131,7 @@ def test_no_worker_outlives_its_study(tmp_path: Path) -> None:
         "import os, signal, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from masksd.study.run import begin_worker\n"
+        "from masksd.study.workers import begin_worker\n"
         "if __name__ == '__main__':\n"
         "    context = get_context('spawn')\n"
         "    pool = ProcessPoolExecutor(1, context, initializer=begin_worker, initargs=(1,))\n"
@@ -157,15 +158,23 @@ def test_rows_of_another_base_are_not_mixed_in(study: Study, ledger: Ledger) -> 
     assert base_hash(study) == base_hash(dataclasses.replace(study, seeds=(7,)))
 
 
+def ablate(
+    options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Run the command's confirmation in small; return what it prints."""
+    size = "--pictures 64 --tower-pictures 64 --steps 5 --batch 4 --samples 12"
+    monkeypatch.setattr("sys.argv", f"ablation confirm {size} {options}".split())
+    ablation.main()
+    return capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_it_takes_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
-    size = "--pictures 16 --tower-pictures 16 --towers 30 --steps 5 --batch 4 --samples 12"
-    command = f"ablation confirm --seeds 0 {size} --dry-run --folder {tmp_path / 'out'}"
-    monkeypatch.setattr("sys.argv", command.split())
-    ablation.main()
-    said = capsys.readouterr().out
+    said = ablate(
+        f"--seeds 0 --towers 30 --dry-run --folder {tmp_path / 'out'}", monkeypatch, capsys
+    )
     assert "first the towers are pretrained, 30 steps" in said
     assert "runs to do" in said
     assert not (tmp_path / "out").exists()
@@ -428,11 +437,8 @@ def test_the_command_confirms_in_small(
 ) -> None:
     """From pictures and towers to tables and figures; the harness is checked, not the result."""
     monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
-    size = "--pictures 64 --tower-pictures 64 --towers 3 --steps 5 --batch 4 --samples 12"
-    command = f"ablation confirm --seeds 0 1 --jobs 2 {size} --folder {tmp_path / 'out'}"
-    monkeypatch.setattr("sys.argv", command.split())
-    ablation.main()
-    said = capsys.readouterr().out
+    options = f"--seeds 0 1 --jobs 2 --towers 3 --folder {tmp_path / 'out'}"
+    said = ablate(options, monkeypatch, capsys)
     study = get_study("confirm", shapes_run("clip_cris_tiny", steps=5))
     runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
     assert f"{runs} runs to do" in said
@@ -446,8 +452,7 @@ def test_the_command_confirms_in_small(
         assert table.count(f"| {variant.name} | 2 |") == 2
     assert len(list((tmp_path / "out").glob("*.png"))) == 5
     files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
-    monkeypatch.setattr("sys.argv", f"{command} --tables".split())
-    ablation.main()
+    ablate(f"{options} --tables", monkeypatch, capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == files
 
 

@@ -32,6 +32,7 @@ from masksd.engine.alignment_scores import dot_relevance, retrieval_accuracy, si
 from masksd.engine.checkpoints import Checkpoint
 from masksd.engine.config import DataConfig, TrainConfig
 from masksd.engine.data_config import check_whole
+from masksd.engine.devices import default_device
 from masksd.engine.encoder_weights import encoder_bytes
 from masksd.engine.files import write_files
 from masksd.engine.keys import EpochSampler, keyed_randomness, keyed_seed
@@ -160,7 +161,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             f"output {config.output} exists; choose another --output, or pass --overwrite to "
             "replace a file"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() and not config.cpu else "cpu")
+    device = default_device(cpu=config.cpu)
     with keyed_randomness(device):
         torch.manual_seed(keyed_seed(config.seed, "weights"))
         checkpoint = build_model(base)
