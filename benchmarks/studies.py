@@ -86,6 +86,31 @@ CHOICES = (
     *(image(f"lmvsd from layer {n}", layer=n) for n in (1, 2)),
 )
 
+MORE_MASKED = {"image": {"top_k": 1.0, "ratio": 0.5}, "text": {"top_k": 1.0, "ratio": 0.25}}
+
+COMBINED = (
+    both("both, more masked", **MORE_MASKED),
+    both("both, more masked, ground truth", **MORE_MASKED, target="ground_truth"),
+    both(
+        "both, more masked, ground truth, λ=1.0",
+        **MORE_MASKED,
+        target="ground_truth",
+        lambda_image=1.0,
+        lambda_text=1.0,
+    ),
+    both(
+        "both, most masked, ground truth, λ=1.0",
+        image={"top_k": 1.0, "ratio": 0.75},
+        text={"top_k": 1.0, "ratio": 0.5},
+        target="ground_truth",
+        lambda_image=1.0,
+        lambda_text=1.0,
+    ),
+    both("joint, more masked, ground truth", **MORE_MASKED, target="ground_truth", joint=True),
+    both("both, λ=0.5 and 0.75", lambda_image=0.5, lambda_text=0.75),
+)
+"""Of what the first seed and shorter trials left over: masks that are felt, and the best weights."""
+
 
 def no_masking_study() -> tuple[Variant, ...]:
     """Masking x detached target x dropout: where can an unmasked branch help at all?"""
@@ -136,7 +161,7 @@ def baselines() -> tuple[Variant, ...]:
 
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
-    "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT),
+    "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT, *COMBINED),
     "no-masking": no_masking_study,
     "confirm": lambda: (host(), both("cm-masksd")),
 }
