@@ -56,6 +56,14 @@ def test_the_preset_is_the_best_row_of_the_paper():
     assert config.target == "main"
 
 
+def test_our_preset_masks_anywhere_and_learns_from_the_ground_truth():
+    config = DistillConfig.preset("masksd")
+    assert (config.image.top_k, config.image.ratio, config.lambda_image) == (1.0, 0.5, 1.0)
+    assert (config.text.top_k, config.text.ratio, config.lambda_text) == (1.0, 0.25, 1.0)
+    assert config.image.relevance == config.text.relevance == "random"
+    assert (config.target, config.dice_weight, config.share_weights) == ("ground_truth", 0.0, True)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
