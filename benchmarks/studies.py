@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from masksd.config import DistillConfig
 from masksd.engine.config import TrainConfig
 from masksd.engine.pretrain import PretrainConfig
 from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host
@@ -109,7 +110,7 @@ COMBINED = (
     both("joint, more masked, ground truth", **MORE_MASKED, target="ground_truth", joint=True),
     both("both, λ=0.5 and 0.75", lambda_image=0.5, lambda_text=0.75),
 )
-"""Of what the first seed and shorter trials left over: masks that are felt, and the best weights."""
+"""What the first seed and shorter trials left over: masks that are felt, the best weights."""
 
 
 def no_masking_study() -> tuple[Variant, ...]:
@@ -159,15 +160,33 @@ def baselines() -> tuple[Variant, ...]:
     return tuple(variants)
 
 
+def preset(name: str, row: str = "", **masking: Any) -> Variant:
+    """A preset's branches, both with other fields of their masking; Dice is up to the host."""
+    fields = dataclasses.asdict(DistillConfig.preset(name))
+    branches = {each: {**fields.pop(each), **masking} for each in ("image", "text")}
+    del fields["dice_weight"], fields["seed"]
+    return both(row or name, **branches, **fields)
+
+
+def confirmed() -> tuple[Variant, ...]:
+    """The presets, and ours in every fourth step."""
+    return (
+        host(),
+        preset("cm-masksd"),
+        preset("masksd"),
+        preset("masksd", "masksd, every 4", every=4),
+    )
+
+
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
     "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT, *COMBINED),
     "no-masking": no_masking_study,
-    "confirm": lambda: (host(), both("cm-masksd")),
+    "confirm": confirmed,
 }
 """By name of the study: its table."""
 
-SEEDS = {"confirm": (100, 101, 102, 103, 104)}
+SEEDS = {"confirm": tuple(range(100, 108))}
 SPLITS = {"confirm": ("testA", "testB")}
 
 
@@ -199,10 +218,10 @@ def get_study(
 
 
 def _needs_parts(variant: Variant) -> bool:
-    image = variant.distill.get("image") or {}
-    return variant.distill.get("share_weights") is False or not {"layer", "samples"}.isdisjoint(
-        image
-    )
+    fields = variant.distill
+    image = fields.get("image") or {}
+    deeper, fewer = image.get("layer", 0) > 0, image.get("samples", 1.0) < 1
+    return deeper or fewer or not fields.get("share_weights", True)
 
 
 def only(study: Study, names: list[str]) -> Study:

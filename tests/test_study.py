@@ -399,7 +399,9 @@ def test_studies_have_what_the_tables_ask_for() -> None:
         only(screen, ["jont"])
     lavt = shapes_run("lavt_tiny")
     assert shapes_towers(lavt) is None
-    assert len(plan_runs(get_study("confirm", lavt))) == 15
+    confirm = get_study("confirm", lavt)
+    # four variants at equal steps; the host also at the two presets' compute and at every fourth's
+    assert len(plan_runs(confirm)) == 6 * len(confirm.seeds)
 
 
 def test_a_recipe_can_be_studied() -> None:
@@ -407,7 +409,10 @@ def test_a_recipe_can_be_studied() -> None:
     assert base.steps == 100 * (120_624 // 32)
     study = get_study("confirm", base)
     found = {variant.name: variant.config(study.base, 0).distill for variant in study.variants}
-    assert found["cm-masksd"] == DistillConfig.preset("cm-masksd")
+    for name in ("cm-masksd", "masksd"):
+        assert found[name] == DistillConfig.preset(name)
+    every = dataclasses.asdict(found["masksd, every 4"])
+    assert every["image"].pop("every") == every["text"].pop("every") == 4
     with pytest.raises(ValueError, match="none of RefCOCO"):
         recipe_run("cm-masksd", Path("refcoco"))
 
