@@ -21,6 +21,12 @@ HOSTS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.3,
         "distill": DistillConfig(dice_weight=1.0),
     },
+    "lavt_tiny": {
+        "lr": 3.2e-3,
+        "dropout": 0.2,
+        "weight_decay": 0.3,
+        "distill": DistillConfig(dice_weight=1.0),
+    },
 }
 """By model: what of its TrainConfig the baseline study found best."""
 

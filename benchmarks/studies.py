@@ -138,10 +138,11 @@ def no_masking_study() -> tuple[Variant, ...]:
 def baselines() -> tuple[Variant, ...]:
     """The host alone: learning rates; at each a Dice term, and encoders at a tenth of the rate.
 
-    With Dice, at one rate: what else keeps a model from learning few pictures by heart.
+    With Dice, at the rates that were best for a host: what else keeps a model from learning few
+    pictures by heart.
     """
     variants = []
-    for rate in (2e-4, 4e-4, 8e-4, 1.6e-3):
+    for rate in (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3):
         plain = host(f"host lr={rate:g}", lr=rate)
         dice = {**plain.distill, "dice_weight": 1.0}
         slow = {"lr": rate, "backbone_lr": 0.1}
@@ -151,12 +152,15 @@ def baselines() -> tuple[Variant, ...]:
             Variant(f"slow encoders lr={rate:g}", plain.distill, slow, plain.name),
         ]
     dice = {**host().distill, "dice_weight": 1.0}
-    for name, fields in {
+    against = {
         **{f"dropout {share}": {"dropout": share} for share in (0.0, 0.2, 0.3)},
         **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.1, 0.3)},
-    }.items():
-        train = {"lr": 8e-4, **fields}
-        variants.append(Variant(f"dice lr=0.0008, {name}", dice, train, "host lr=0.0008"))
+        "dropout 0.2, weight decay 0.3": {"dropout": 0.2, "weight_decay": 0.3},
+    }
+    for rate in (8e-4, 1.6e-3, 3.2e-3):
+        for name, fields in against.items():
+            train = {"lr": rate, **fields}
+            variants.append(Variant(f"dice lr={rate:g}, {name}", dice, train, f"host lr={rate:g}"))
     return tuple(variants)
 
 
