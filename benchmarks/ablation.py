@@ -23,62 +23,120 @@ from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
 from masksd.engine.devices import default_device
 from masksd.study.estimate import expected_seconds
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from masksd.study.plan import COMPUTE, STEPS, Study
+from masksd.study.plan import COMPUTE, STEPS, Study, base_hash
 from masksd.study.rows import Ledger
 from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, paper_table, study_table
 from masksd.study.towers import towers_file, towers_name, with_towers
 
+SHAPES = {
+    "model": "clip_cris_tiny",
+    "level": bases.LEVEL,
+    "pictures": bases.PICTURES,
+    "steps": bases.STEPS,
+    "batch": bases.BATCH,
+    "towers": bases.TOWERS,
+    "tower_pictures": None,
+    "patches": 1.0,
+}
+"""Options of a run on shapes, which a recipe does not take, with what they are by default."""
+
 
 def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
     """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH.md`` and its figures from the rows there are."""
     length = f"{study.base.steps}x{study.base.batch_size}"
     name = f"ablation-{study.name}-{study.base.model}-{study.data_name()}-{length}"
-    parts, towers = [f"# {name}"], towers_name(study)
+    path = folder / f"{name}.md"
+    kind = "-".join(towers_name(study).split("-")[:2])  # how, and not which weights
+    head = f"# {name}\n\nRows of base {base_hash(study)}, {kind}."
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(head):
+        raise ValueError(
+            f"{path} is of a study on another base or with other towers; choose another --folder"
+        )
+    parts = [head]
     folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
-        found = summarise(study, ledger, split, towers=towers)
+        found = summarise(study, ledger, split)
         parts += [f"## {split}", caption(study, split, found), study_table(found)]
         if study.name == "screen":
             parts += [paper_table(table, found) for table in TABLES]
-        if any(each.equal_steps for each in found.values()):
+        compared = {each.variant for each in found.values() if each.equal_steps}
+        if compared:
             draw_gain(found, folder / f"{name}-{split}-gain.png")
             draw_scatter(found, folder / f"{name}-{split}-cost.png")
-            if study.name == "screen":
-                draw_sweeps(found, SWEEPS, folder / f"{name}-{split}-sweeps.png")
+        if any(compared.intersection(sweep.values()) for sweep in SWEEPS.values()):
+            draw_sweeps(found, SWEEPS, folder / f"{name}-{split}-sweeps.png")
     shown = [variant.name for variant in study.variants if variant.name in found][:6]
     if shown:
-        draw_learning(study, ledger, shown, folder / f"{name}-learning.png", towers)
-    path = folder / f"{name}.md"
+        draw_learning(study, ledger, shown, folder / f"{name}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
 def main() -> None:
+    args = arguments()
+    study = asked(args)
+    ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
+    if study.towers is not None and towers_file(study.towers, ledger.results).is_file():
+        study = with_towers(study, ledger.results)
+    if not args.tables:
+        study = run(study, ledger, args.only, args.jobs, dry=args.dry_run)
+    if not args.dry_run:
+        print(write_tables(study, ledger, args.folder))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the options, and refuse those that would not be looked at."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=VARIANTS)
-    parser.add_argument("--model", default="clip_cris_tiny")
-    parser.add_argument("--level", default=bases.LEVEL, help="easy, medium, hard")
-    parser.add_argument("--pictures", type=int, default=bases.PICTURES, help="for training")
-    parser.add_argument("--steps", type=int, default=bases.STEPS)
-    parser.add_argument("--batch", type=int, default=bases.BATCH, help="pictures a step")
-    parser.add_argument("--towers", type=int, default=bases.TOWERS, help="steps; 0: from scratch")
-    parser.add_argument("--tower-pictures", type=int, help="for pretraining; default: all")
-    parser.add_argument("--patches", type=float, default=1.0, help="0 pretrains as CLIP did")
-    parser.add_argument("--recipe", help="a preset of masksd train in place of all these")
-    parser.add_argument("--data-root", type=Path, help="of the recipe's data")
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--samples", type=int, default=0, help="scored of each split; 0: all")
-    parser.add_argument("--budgets", nargs="+", default=[STEPS, COMPUTE], choices=[STEPS, COMPUTE])
-    parser.add_argument("--only", nargs="+", default=[], help="these variants and their references")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
-    parser.add_argument("--tables", action="store_true", help="run nothing; write the tables")
+    add = parser.add_argument
+    add("study", choices=VARIANTS)
+    for name, of in (
+        ("model", "host"),
+        ("level", "of shapes: easy, medium, hard"),
+        ("pictures", "for training"),
+        ("steps", "of a run"),
+        ("batch", "pictures a step"),
+        ("towers", "steps of pretraining; 0: from scratch"),
+        ("tower-pictures", "for pretraining; all of the level"),
+        ("patches", "weight of the loss on the nearest patch; 0 pretrains as CLIP did"),
+    ):
+        default = SHAPES[name.replace("-", "_")]
+        kind = int if default is None else type(default)
+        shown = "" if default is None else f" (default {default})"
+        add(f"--{name}", type=kind, help=f"{of}{shown}")
+    add("--recipe", help="a preset of masksd train in place of all these")
+    add("--data-root", type=Path, help="of the recipe's data")
+    add("--images", type=Path, help="of the recipe's data; default: DATA_ROOT/images")
+    add("--seeds", type=int, nargs="+")
+    add("--samples", type=int, default=0, help="scored of each split; 0: all")
+    add("--steps-only", action="store_true", help="no longer runs of the host")
+    add("--only", nargs="+", default=[], help="run these variants and their references")
+    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
+    mode.add_argument("--tables", action="store_true", help="run nothing; write the tables")
     args = parser.parse_args()
+    given = [name for name in SHAPES if getattr(args, name) is not None]
     if (args.recipe is None) != (args.data_root is None):
         parser.error("--recipe and --data-root go together")
+    if args.recipe is None and args.images is not None:
+        parser.error("--images goes with --recipe")
+    if args.recipe is not None and given:
+        parser.error(f"--recipe says what {', '.join(given)} would; leave these out")
+    for name in set(SHAPES) - set(given):
+        setattr(args, name, SHAPES[name])
+    loose = {"tower_pictures", "patches"}.intersection(given)
+    if loose and (not args.towers or not bases.has_towers(args.model)):
+        parser.error(f"{', '.join(sorted(loose))}: no towers are pretrained in this study")
+    if args.tables and args.only:
+        parser.error("--only says what to run, and --tables runs nothing")
+    return args
+
+
+def asked(args: argparse.Namespace) -> Study:
+    """Build the study that the options ask for; say what of it a reader may not expect."""
     if args.recipe is None:
         base = bases.shapes_run(
             args.model,
@@ -91,34 +149,37 @@ def main() -> None:
         towers = bases.shapes_towers(
             base, steps=args.towers, pictures=args.tower_pictures, patches=args.patches
         )
+        if args.study != "baseline" and args.model not in bases.HOSTS:
+            print(f"{args.model} has not been tuned: see HOSTS in benchmarks/bases.py")
     else:
-        base, towers = bases.recipe_run(args.recipe, args.data_root), None
+        base, towers = bases.recipe_run(args.recipe, args.data_root, args.images), None
     study = get_study(
         args.study,
         base,
         seeds=tuple(args.seeds) if args.seeds else None,
         samples=args.samples,
         towers=towers,
-        budgets=tuple(args.budgets),
+        budgets=(STEPS,) if args.steps_only else (STEPS, COMPUTE),
     )
-    ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
-    if not args.tables:
-        run(only(study, args.only) if args.only else study, ledger, args.jobs, dry=args.dry_run)
-    if not args.dry_run:
-        print(write_tables(study, ledger, args.folder))
+    names = {variant.name for variant in study.variants}
+    left_out = [each.name for each in VARIANTS[args.study]() if each.name not in names]
+    if left_out:
+        print(f"left out, as {base.model} has not the parts for it: {', '.join(left_out)}")
+    if len(study.seeds) == 1:
+        print("one seed gives no interval and no verdict; these take two")
+    return study
 
 
-def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
-    """Say what it will take, and do it unless this is a dry run."""
-    if study.towers is not None:
-        file = towers_file(study.towers, ledger.results)
-        if not file.is_file():
-            print(f"first the towers are pretrained, {study.towers.steps} steps")
-        if file.is_file() or not dry:
+def run(study: Study, ledger: Ledger, names: list[str], jobs: int, *, dry: bool) -> Study:
+    """Say what it will take, and do it unless this is a dry run; return it with its towers."""
+    if study.towers is not None and study.base.encoder_weights is None:
+        print(f"first the towers are pretrained, {study.towers.steps} steps")
+        if not dry:
             study = with_towers(study, ledger.results)
-    runs = missing_runs(study, ledger)
+    chosen = only(study, names) if names else study
+    runs = missing_runs(chosen, ledger)
     work = sum(run.multiply_adds for run in runs) / 1e15
-    hours = expected_seconds(study, runs) / 3600
+    hours = expected_seconds(chosen, runs) / 3600
     print(
         f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here one "
         "after another",
@@ -127,7 +188,8 @@ def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
     if not dry:
         here = {**environment(default_device().type), "commit": commit()}
         here["device"] = here["device"].partition(",")[0]  # threads are those of a job
-        run_study(study, ledger, here, partial(print, flush=True), jobs)
+        run_study(chosen, ledger, here, partial(print, flush=True), jobs)
+    return study
 
 
 if __name__ == "__main__":

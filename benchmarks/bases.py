@@ -62,7 +62,7 @@ def shapes_towers(
     They see all pictures of the level (or so many), as CLIP saw more than the referring data. LAVT
     has no two towers that share a space: its start from scratch is the only one.
     """
-    if not steps or not base.model.startswith("clip_cris"):
+    if not steps or not has_towers(base.model):
         return None
     return PretrainConfig(
         model=base.model,
@@ -73,10 +73,15 @@ def shapes_towers(
     )
 
 
-def recipe_run(recipe: str, data_root: Path) -> TrainConfig:
+def has_towers(model: str) -> bool:
+    """Say whether a model has two towers that share a space."""
+    return model.startswith("clip_cris")
+
+
+def recipe_run(recipe: str, data_root: Path, images: Path | None = None) -> TrainConfig:
     """Return a recipe's run on RefCOCO in a folder, its epochs counted in steps."""
     config = get_recipe(recipe)
-    data = dataclasses.replace(config.data, data_root=data_root)
+    data = dataclasses.replace(config.data, data_root=data_root, images=images)
     splits = PUBLISHED.get((data.name, data.split_by or ""))
     if config.epochs is None or splits is None:
         raise ValueError(f"recipe {recipe!r} is none of RefCOCO; choose one that is")

@@ -8,10 +8,11 @@ Full tables and figures are in ``ablation-*.md`` and the pictures beside them.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from benchmarks.ablation import write_tables
-from benchmarks.bases import shapes_run, shapes_towers
+from benchmarks.bases import PICTURES, shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
 from benchmarks.studies import get_study
 from benchmarks.tables import markdown, newest, read, render
@@ -19,22 +20,33 @@ from masksd.study.plan import Study
 from masksd.study.rows import Ledger
 from masksd.study.summary import summarise
 from masksd.study.tables import caption, study_table
-from masksd.study.towers import towers_file, towers_name
+from masksd.study.towers import towers_file
 
 EVIDENCE = FOLDER / "evidence.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")
 
+STUDIES = (
+    ("baseline", "clip_cris_tiny", PICTURES),
+    ("baseline", "clip_cris_tiny", 600),
+    ("baseline", "lavt_tiny", PICTURES),
+    ("screen", "clip_cris_tiny", PICTURES),
+    ("no-masking", "clip_cris_tiny", PICTURES),
+    ("confirm", "clip_cris_tiny", PICTURES),
+    ("confirm", "lavt_tiny", PICTURES),
+)
+"""Whose rows are published: study, host, pictures for training."""
 
-def published(name: str, model: str = "clip_cris_tiny") -> Study:
-    base = shapes_run(model, tuned=name != "baseline")
+
+def published(name: str, model: str, pictures: int) -> Study:
+    base = shapes_run(model, pictures=pictures, tuned=name != "baseline")
     return get_study(name, base, towers=shapes_towers(base))
 
 
-def _brief(study: Study) -> str:
-    towers = towers_name(study)
+def _brief(*which: Any) -> str:
+    study = published(*which)
     parts = []
     for split in study.splits:
-        found = summarise(study, LEDGER, split, towers=towers)
+        found = summarise(study, LEDGER, split)
         parts += [study_table(found, ("mIoU", "oIoU")), caption(study, split, found)]
     return "\n\n".join(parts)
 
@@ -64,22 +76,6 @@ def _alignment(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def baseline() -> str:
-    return _brief(published("baseline"))
-
-
-def screen() -> str:
-    return _brief(published("screen"))
-
-
-def confirm_clip_cris() -> str:
-    return _brief(published("confirm"))
-
-
-def confirm_lavt() -> str:
-    return _brief(published("confirm", "lavt_tiny"))
-
-
 def refcoco_hours() -> str:
     rows = newest(read("refcoco_hours"), "recipe", "variant", "tflops")
     head = ["recipe", "variant", "items × epochs", "G a picture", "P a run", "hours"]
@@ -100,16 +96,16 @@ def refcoco_hours() -> str:
     )
 
 
-TABLES = (towers, baseline, screen, confirm_clip_cris, confirm_lavt, refcoco_hours)
+TABLES = {
+    "towers": towers,
+    **{" ".join(map(str, which)): partial(_brief, *which) for which in STUDIES},
+    "refcoco_hours": refcoco_hours,
+}
 
 
 def main() -> None:
-    for name, model in (
-        *((name, "clip_cris_tiny") for name in ("baseline", "screen", "confirm")),
-        ("confirm", "lavt_tiny"),
-    ):
-        study = published(name, model)
-        print(write_tables(study, LEDGER, FOLDER))
+    for which in STUDIES:
+        print(write_tables(published(*which), LEDGER, FOLDER))
     EVIDENCE.write_text(render(EVIDENCE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
 
 

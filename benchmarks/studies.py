@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.bases import has_towers
 from masksd.config import DistillConfig
 from masksd.engine.config import TrainConfig
 from masksd.engine.pretrain import PretrainConfig
@@ -205,14 +206,12 @@ def get_study(
 ) -> Study:
     """Build a study around a run of ``benchmarks/bases.py``.
 
-    A whole host, as LAVT is, has no parts to copy, to mask deeper in or to give a part of a batch:
-    variants that need them are left out.
+    Variants that the host has not the parts for are left out.
     """
-    parts = base.model.startswith("clip_cris")
     return Study(
         name,
         base,
-        [variant for variant in VARIANTS[name]() if parts or not _needs_parts(variant)],
+        [variant for variant in VARIANTS[name]() if _fits(variant, base.model)],
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
         samples=samples,
@@ -221,11 +220,13 @@ def get_study(
     )
 
 
-def _needs_parts(variant: Variant) -> bool:
-    fields = variant.distill
-    image = fields.get("image") or {}
-    deeper, fewer = image.get("layer", 0) > 0, image.get("samples", 1.0) < 1
-    return deeper or fewer or not fields.get("share_weights", True)
+def _fits(variant: Variant, model: str) -> bool:
+    """A whole host has no parts to copy or to give a part of a batch; only ViTs go on inside."""
+    image = variant.distill.get("image") or {}
+    split = image.get("samples", 1.0) < 1 or not variant.distill.get("share_weights", True)
+    deeper = image.get("layer", 0) > 0
+    triple = has_towers(model)
+    return (triple or not split) and ((triple and "_rn" not in model) or not deeper)
 
 
 def only(study: Study, names: list[str]) -> Study:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -192,16 +192,22 @@ def loading() -> str:
     )
 
 
-def render(text: str, tables: Sequence[Callable[[], str]]) -> str:
-    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->``."""
-    for table in tables:
-        pattern = rf"(<!-- {table.__name__} -->\n).*?(<!-- end -->)"
-        body = table()
-        text = re.sub(pattern, lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->`` of each table."""
+    for name, table in tables.items():
+        body = f"<!-- {name} -->\n{table()}\n<!-- end -->"
+        text, blocks = re.subn(
+            rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=body: b, text, flags=re.DOTALL
+        )
+        if blocks != 1:
+            raise ValueError(f"the text has {blocks} blocks <!-- {name} -->, not one")
     return text
 
 
-TABLES = (step_cost, train_step, masking, joined_decode, default_run, index_cost, loading)
+TABLES = {
+    table.__name__: table
+    for table in (step_cost, train_step, masking, joined_decode, default_run, index_cost, loading)
+}
 
 if __name__ == "__main__":
     README.write_text(render(README.read_text(), TABLES))

@@ -92,3 +92,12 @@ def test_options_named_in_the_text_are_there(
     text = (ROOT / "README.md").read_text().partition("## Data")[2]
     named = set(re.findall(r"--[a-z][\w.-]*", text))
     assert {"--level", "--images", "--data-root"} <= named <= known
+
+
+def test_tables_of_the_evidence_are_those_of_its_rows() -> None:
+    from benchmarks.evidence import EVIDENCE, TABLES
+    from benchmarks.tables import render
+
+    text = EVIDENCE.read_text(encoding="utf-8")
+    assert render(text, TABLES) == text
+    assert "not run yet" not in text

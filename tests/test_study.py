@@ -43,7 +43,7 @@ from masksd.study.rows import COLUMNS, Ledger
 from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
 from masksd.study.tables import paper_table, study_table
-from masksd.study.towers import towers_file, with_towers
+from masksd.study.towers import towers_file, towers_name, with_towers
 
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}
 SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})
@@ -158,6 +158,33 @@ def test_rows_of_another_base_are_not_mixed_in(study: Study, ledger: Ledger) -> 
     assert base_hash(study) == base_hash(dataclasses.replace(study, seeds=(7,)))
 
 
+def test_rows_of_a_variant_that_has_changed_are_left_out(study: Study, ledger: Ledger) -> None:
+    changed = Variant("silent", {**SILENT.distill, "image": {"ratio": 0.9}})
+    other = dataclasses.replace(study, variants=(host(), changed))
+    assert list(summarise(other, ledger, "val", resamples=100)) == ["host"]
+
+
+def test_rows_of_seeds_that_are_not_asked_for_are_left_out(study: Study, ledger: Ledger) -> None:
+    one = dataclasses.replace(study, seeds=(1,))
+    assert summarise(one, ledger, "val", resamples=100)["silent"].seeds == (1,)
+
+
+def test_equal_compute_is_with_the_run_that_was_planned_for_it(
+    study: Study, ledger: Ledger, tmp_path: Path
+) -> None:
+    """A reference that trains on for a dearer variant is not taken for a cheaper one."""
+    rows = ledger.rows()
+    for row in rows:
+        if row["budget"] == COMPUTE:
+            config = dataclasses.replace(host().config(study.base, int(row["seed"])), steps=99)
+            row["steps"], row["config_hash"] = "99", config_hash(study, config, row["towers"])
+    other = Ledger(tmp_path / "runs.csv", ledger.results)
+    other.add(rows)
+    silent = summarise(study, other, "val", resamples=100)["silent"]
+    assert (silent.longer, silent.equal_compute) == (0, {})
+    assert silent.equal_steps
+
+
 def ablate(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
@@ -178,6 +205,40 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(
     assert "first the towers are pretrained, 30 steps" in said
     assert "runs to do" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("--recipe cris-r50", "--recipe and --data-root go together"),
+        ("--recipe cris-r50 --data-root x --steps 5 --patches 0", "leave these out"),
+        ("--images x", "--images goes with --recipe"),
+        ("--model lavt_tiny --patches 0", "patches: no towers are pretrained"),
+        ("--towers 0 --tower-pictures 5", "tower_pictures: no towers are pretrained"),
+        ("--tables --only host", "--tables runs nothing"),
+        ("--tables --dry-run", "not allowed with"),
+    ],
+)
+def test_options_that_would_not_be_looked_at_are_refused(
+    options: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", f"ablation confirm {options}".split())
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert text in capsys.readouterr().err
+
+
+def test_what_a_reader_may_not_expect_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "screen --model clip_cris_rn50 --towers 0 --seeds 3 --steps-only"
+    monkeypatch.setattr("sys.argv", f"ablation {options}".split())
+    study = ablation.asked(ablation.arguments())
+    said = capsys.readouterr().out
+    assert "clip_cris_rn50 has not been tuned" in said
+    assert "has not the parts for it: lmvsd from layer 1, lmvsd from layer 2" in said
+    assert "one seed gives no interval" in said
+    assert study.budgets == (STEPS,)
 
 
 def test_an_interrupted_run_leaves_nothing(
@@ -286,6 +347,8 @@ def test_the_plan_shares_runs_of_one_seed() -> None:
         for name, budget in (("host", STEPS), ("a", STEPS), ("b", STEPS), ("host", COMPUTE))
     ]
     assert {r.config.distill.seed for r in runs} == {3, 4}
+    rates = (host(), Variant("dice", {**host().distill, "dice_weight": 1.0}))
+    assert all(r.budget == STEPS for r in plan_runs(Study("s", TrainConfig(steps=100), rates)))
 
 
 def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_path: Path) -> None:
@@ -306,15 +369,25 @@ def test_the_hash_knows_what_matters(study: Study, tmp_path: Path) -> None:
     same = [{"output": tmp_path}, {"progress": True}, {"log_every": 1}, {"cpu": False}]
     others = [{"lr": 1.0}, {"seed": 1}, {"steps": 5}, {"dropout": 0.5}, {"ramp": (0.0, 0.5)}]
     others += [{"evaluate_every": 0}, {"eval_samples": 9}]  # the curve is kept too
-    digest = config_hash(study, base)
-    assert all(config_hash(study, dataclasses.replace(base, **c)) == digest for c in same)
-    hashes = [config_hash(study, dataclasses.replace(base, **c)) for c in others]
-    hashes.append(config_hash(dataclasses.replace(study, samples=11), base))
+
+    def digest(study: Study = study, towers: str = "scratch", **fields: Any) -> str:
+        return config_hash(study, dataclasses.replace(base, **fields), towers)
+
+    assert {digest(**fields) for fields in same} == {digest()}
+    hashes = [digest(), *(digest(**fields) for fields in others)]
+    hashes.append(digest(dataclasses.replace(study, samples=11)))
     for contents in (b"one", b"two"):
         (tmp_path / "towers").write_bytes(contents)
         weights = dataclasses.replace(base, encoder_weights=tmp_path / "towers")
-        hashes.append(config_hash(study, weights))
-    assert len({digest, *hashes}) == 1 + len(hashes)
+        hashes.append(digest(towers=towers_name(dataclasses.replace(study, base=weights))))
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_a_field_that_is_added_later_changes_no_name() -> None:
+    """Pinned: rows that are committed are found by these."""
+    study = Study("two", TrainConfig(lr=0.1, distill=DistillConfig(text=None)), (host(),))
+    assert config_hash(study, study.base, "scratch") == "302d027633191037"
+    assert base_hash(study) == "9d70b5cb"
 
 
 def test_the_estimate_grows_with_the_runs(study: Study) -> None:
@@ -362,6 +435,8 @@ def test_a_variant_names_what_it_misspells(study: Study) -> None:
         Variant("a", {"image": {"ratoi": 0.1}}).config(study.base, 0)
     with pytest.raises(ValueError, match="'seed', which a study sets itself"):
         Variant("a", train={"seed": 9})
+    with pytest.raises(ValueError, match="'encoder_weights', which a study sets itself"):
+        Variant("a", train={"encoder_weights": Path("x")})
     with pytest.raises(ValueError, match="image of variant 'a' must be None or what differs"):
         Variant("a", {"image": 3})
 
@@ -435,6 +510,9 @@ def test_tables_and_figures_regenerate_without_runs(
     assert [name.rpartition("-")[2] for name in names] == ["learning.png", "cost.png", "gain.png"]
     assert ablation.write_tables(study, ledger, tmp_path).read_text() == first
     assert "silent" in first
+    other = dataclasses.replace(study, base=dataclasses.replace(study.base, lr=0.1))
+    with pytest.raises(ValueError, match="another base or with other towers"):
+        ablation.write_tables(other, ledger, tmp_path)
 
 
 def test_the_command_confirms_in_small(

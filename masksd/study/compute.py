@@ -27,9 +27,26 @@ def matched_host(reference: TrainConfig, variant: TrainConfig) -> TrainConfig:
     """
     if reference.steps is None:
         raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
-    least = multiply_adds(variant) / (multiply_adds(reference) / reference.steps)
-    unit = max(1, reference.steps // 50)
-    return dataclasses.replace(reference, steps=math.ceil(round(least / unit, 9)) * unit)
+    times = multiply_adds(variant) / multiply_adds(reference)
+    return dataclasses.replace(reference, steps=matched_steps(reference.steps, times))
+
+
+def matched_steps(steps: int, times: float) -> int:
+    """Return for how many steps a reference trains where it may cost so many times its own.
+
+    Args:
+        steps: of the reference.
+        times: at least 1.
+
+    Returns:
+        Steps, rounded up to whole fiftieths of the reference's: runs of nearly one cost are one.
+
+    Example:
+        >>> matched_steps(1000, 1.39), matched_steps(1000, 1.0)
+        (1400, 1000)
+    """
+    unit = max(1, steps // 50)
+    return math.ceil(round(times * steps / unit, 9)) * unit
 
 
 def multiply_adds(config: TrainConfig) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from masksd.engine.figures import save_figure
 from masksd.evaluation.paired import SeedDifference
 from masksd.study.plan import COMPUTE, STEPS, Study
-from masksd.study.rows import Ledger, choose
+from masksd.study.rows import Ledger, by_seed, choose
 from masksd.study.summary import Found, study_rows
 
 _STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
@@ -109,13 +109,7 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def draw_learning(
-    study: Study,
-    ledger: Ledger,
-    variants: Sequence[str],
-    path: str | Path,
-    towers: str | None = None,
-) -> Path:
+def draw_learning(study: Study, ledger: Ledger, variants: Sequence[str], path: str | Path) -> Path:
     """Draw mIoU on the way over multiply-adds: a line a variant, a band from seed to seed.
 
     The longest run of a reference is dashed.
@@ -125,7 +119,6 @@ def draw_learning(
         ledger: with rows and curves.
         variants: names; those that have not been run are left out.
         path: of the PNG.
-        towers: as in :func:`masksd.study.summary.study_rows`.
 
     Returns:
         ``path`` as a path.
@@ -135,16 +128,16 @@ def draw_learning(
     """
     from matplotlib.figure import Figure
 
-    rows = study_rows(study, ledger, study.splits[0], towers)
+    rows = study_rows(study, ledger, study.splits[0])
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, variant in enumerate(variants):
         for budget in (STEPS, COMPUTE):
             own = choose(rows, variant=variant, budget=budget)
             for steps in sorted({int(row["steps"]) for row in own})[-1:]:
-                of_steps = choose(own, steps=str(steps))
-                curves = [ledger.curve(row) for row in of_steps]
-                work = int(of_steps[0]["multiply_adds"]) / steps
+                of_steps = by_seed(choose(own, steps=str(steps)))
+                curves = [ledger.curve(row) for row in of_steps.values()]
+                work = int(next(iter(of_steps.values()))["multiply_adds"]) / steps
                 at = work * np.array([point["step"] for point in curves[0]]) / 1e12
                 scores = 100 * np.array([[point["mIoU"] for point in curve] for curve in curves])
                 style = "-" if budget == STEPS else "--"
@@ -170,32 +163,42 @@ def draw_sweeps(
 
     Args:
         found: of :func:`masksd.study.summary.summarise`.
-        sweeps: by title of the panel: the variant of each value.
+        sweeps: by title of the panel: the variant of each value; values that have not been compared
+            are left out, and so are panels without any.
         path: of the PNG.
 
     Returns:
         ``path`` as a path.
+
+    Raises:
+        ValueError: none of them has been compared.
     """
     from matplotlib.figure import Figure
 
-    columns = min(3, len(sweeps))
-    lines = -(-len(sweeps) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for axes, (title, names) in zip(grid.flat, sweeps.items(), strict=False):
-        points = {
+    panels = {
+        title: {
             value: found[name].equal_steps["mIoU"]
             for value, name in sorted(names.items())
             if name in found and found[name].equal_steps
         }
-        gains = np.array([[p.difference, p.low, p.high] for p in points.values()]).reshape(-1, 3)
+        for title, names in sweeps.items()
+    }
+    panels = {title: points for title, points in panels.items() if points}
+    if not panels:
+        raise ValueError("no variant of a sweep has been compared with its reference yet")
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes, (title, points) in zip(grid.flat, panels.items(), strict=False):
+        gains = np.array([[p.difference, p.low, p.high] for p in points.values()])
         middle, low, high = 100 * gains.T
         axes.errorbar(list(points), middle, [middle - low, high - middle], fmt="o-", color=_STEPS)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
         _plain(axes)
-    for axes in grid.flat[len(sweeps) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for line in grid:
         line[0].set_ylabel("gain in mIoU, points", fontsize=8)

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from masksd.config import DistillConfig
@@ -21,7 +20,7 @@ HOST = "host"
 _NO_BRANCHES: dict[str, Any] = {"image": None, "text": None}
 SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
 """Fields that change what is written, shown or kept, and never what comes out."""
-_SILENT = (*SILENT, "sheet_rows", "eval_batch_size")
+_SILENT = (*SILENT, "sheet_rows", "eval_batch_size", "encoder_weights")  # towers have a name
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Variant:
     def __post_init__(self) -> None:
         """Refuse what the study sets itself, which would be overridden without a word."""
         for name, fields, own in (
-            ("train", self.train, ("seed", "distill")),
+            ("train", self.train, ("seed", "distill", "encoder_weights")),
             ("distill", self.distill, ("seed",)),
         ):
             for each in own:
@@ -211,7 +210,8 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     An interruption then leaves whole seeds, which can be compared.
 
     Steps of longer references are rounded up to whole fiftieths of the base's steps: the host has
-    no less than the variant, and variants of nearly the same cost share the host's run.
+    no less than the variant, and variants of nearly the same cost share the host's run. A variant
+    that costs what its reference costs asks for no longer one.
 
     Args:
         study: whose variants are to be run.
@@ -232,20 +232,23 @@ def plan_runs(study: Study) -> list[PlannedRun]:
             if COMPUTE in study.budgets and each.reference is not None
         ]
         for name, budget, config in (*plain, *longer):
-            key = (name, budget, config.steps or 0, seed)
-            runs.setdefault(key, PlannedRun(name, budget, config, multiply_adds(config)))
+            if budget == STEPS or config.steps != configs[name].steps:
+                key = (name, budget, config.steps or 0, seed)
+                runs.setdefault(key, PlannedRun(name, budget, config, multiply_adds(config)))
     return list(runs.values())
 
 
-def config_hash(study: Study, config: TrainConfig) -> str:
+def config_hash(study: Study, config: TrainConfig, towers: str) -> str:
     """Name a run by all that its scores depend on: its config, the towers, what it is scored on.
 
     Where files are written and what is shown is not in it, nor are the device and the versions,
-    which rows tell.
+    which rows tell. Where data lies is in it, as nobody looks whether other data has the same
+    contents. Values that are the default are not: a field that is added later leaves it as it is.
 
     Args:
         study: whose splits and samples count.
-        config: of the run; the contents of ``encoder_weights`` count, not the place.
+        config: of the run.
+        towers: as a row names them, see :func:`masksd.study.towers.towers_name`.
 
     Returns:
         16 hexadecimal digits.
@@ -253,18 +256,15 @@ def config_hash(study: Study, config: TrainConfig) -> str:
     Example:
         >>> study = Study("two", TrainConfig(), (host(),))
         >>> one, two = TrainConfig(progress=False), TrainConfig(lr=0.1)
-        >>> config_hash(study, one) == config_hash(study, study.base) != config_hash(study, two)
+        >>> names = [config_hash(study, each, "scratch") for each in (study.base, one, two)]
+        >>> names[0] == names[1] != names[2]
         True
     """
-    fields = _spoken(config)
-    if config.encoder_weights is not None:
-        contents = Path(config.encoder_weights).read_bytes()
-        fields["encoder_weights"] = hashlib.sha256(contents).hexdigest()
-    return _digest(study, fields, 16)
+    return _digest(study, {**_spoken(config), "towers": towers}, 16)
 
 
 def base_hash(study: Study) -> str:
-    """Name what all runs of a study share, which its rows are found by.
+    """Name what all runs of a study share, for people who look for its rows.
 
     The seed is not in it, nor are the towers, which rows name beside it.
 
@@ -279,17 +279,26 @@ def base_hash(study: Study) -> str:
         >>> base_hash(one) == base_hash(two)
         False
     """
-    fields = _spoken(study.base)
-    for name in ("seed", "encoder_weights"):
-        del fields[name]
-    del fields["distill"]["seed"]
-    return _digest(study, fields, 8)
+    distill = dataclasses.replace(study.base.distill, seed=0)
+    return _digest(study, _spoken(dataclasses.replace(study.base, seed=0, distill=distill)), 8)
 
 
 def _spoken(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields of a config that its scores and curve depend on."""
-    fields: dict[str, Any] = json.loads(config.to_json())
+    """Return what differs from the default in the fields that scores and curve depend on."""
+    fields = _differing(json.loads(config.to_json()), json.loads(TrainConfig().to_json()))
     return {name: value for name, value in fields.items() if name not in _SILENT}
+
+
+def _differing(fields: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in fields.items():
+        if isinstance(value, dict) and isinstance(default[name], dict):
+            value = _differing(value, default[name])
+            if value:
+                found[name] = value
+        elif value != default[name]:
+            found[name] = value
+    return found
 
 
 def _digest(study: Study, fields: dict[str, Any], length: int) -> str:

@@ -27,7 +27,7 @@ SCORES = {
 }
 """Columns of scores, with the names that :mod:`masksd.evaluation` gives them."""
 COLUMNS = (
-    *("study", "host", "level", "base", "towers", "variant", "seed", "budget", "split", "steps"),
+    *("study", "host", "data", "base", "towers", "variant", "seed", "budget", "split", "steps"),
     *("multiply_adds", *SCORES, "samples", "seconds", "peak_mb", "config_hash"),
     *("jobs", "threads", "device", "torch", "python", "masksd", "commit"),
 )
@@ -173,3 +173,16 @@ def choose(rows: Iterable[Row], **wanted: str) -> list[Row]:
     for name in wanted:
         check_choice("column", name, rows[0] if rows else COLUMNS)
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
+    """Return the rows by their seed; of several the last, which was run again.
+
+    Args:
+        rows: of one variant and budget.
+
+    Example:
+        >>> by_seed([{"seed": "0", "steps": "5"}, {"seed": "0", "steps": "6"}])[0]["steps"]
+        '6'
+    """
+    return {int(row["seed"]): row for row in rows}

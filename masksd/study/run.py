@@ -90,9 +90,10 @@ def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:
 
 def _planned(study: Study) -> dict[str, list[PlannedRun]]:
     """Return the runs of a study by config hash: those of one are equal but for their names."""
+    towers = towers_name(study)
     planned: dict[str, list[PlannedRun]] = {}
     for run in plan_runs(study):
-        planned.setdefault(config_hash(study, run.config), []).append(run)
+        planned.setdefault(config_hash(study, run.config, towers), []).append(run)
     return planned
 
 
@@ -162,7 +163,7 @@ def _labels(study: Study, run: PlannedRun) -> dict[str, Any]:
     return {
         "study": study.name,
         "host": run.config.model,
-        "level": study.data_name(),
+        "data": study.data_name(),
         "base": base_hash(study),
         "towers": towers_name(study),
         "variant": run.variant,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masksd.evaluation.paired import SeedDifference, compare_seeds
 from masksd.evaluation.protocols import get_protocol
-from masksd.study.plan import COMPUTE, STEPS, Study, base_hash
-from masksd.study.rows import SCORES, Ledger, Row, choose
+from masksd.study.compute import matched_steps
+from masksd.study.plan import COMPUTE, STEPS, Study, Variant, config_hash
+from masksd.study.rows import SCORES, Ledger, Row, by_seed, choose
+from masksd.study.towers import towers_name
 
 
 @dataclass(frozen=True)
@@ -42,73 +44,81 @@ class Found:
     devices: tuple[str, ...]
 
 
-def study_rows(study: Study, ledger: Ledger, split: str, towers: str | None = None) -> list[Row]:
-    """Return the rows of a study, of all seeds there are.
+def study_rows(study: Study, ledger: Ledger, split: str) -> list[Row]:
+    """Return the rows of a study: of its variants as they are, of its seeds, on its base.
+
+    Rows of the same names that were run otherwise are left out.
 
     Args:
-        study: whose name and base count.
+        study: with its towers pretrained or not yet.
         ledger: with the rows.
         split: that was scored.
-        towers: how the rows' name of them begins; None takes the only one that there is.
 
     Raises:
-        ValueError: rows of several towers and none chosen.
+        ValueError: rows of towers of several contents, and none of them at hand.
     """
-    rows = choose(
-        ledger.rows(),
-        study=study.name,
-        base=base_hash(study),
-        split=split,
-    )
-    rows = [row for row in rows if towers is None or row["towers"].startswith(towers)]
+    variants = {variant.name: variant for variant in study.variants}
+    towers = towers_name(study)
+    rows = [
+        row
+        for row in choose(ledger.rows(), study=study.name, split=split)
+        if row["variant"] in variants
+        and int(row["seed"]) in study.seeds
+        and row["towers"].startswith(towers)
+        and _is_run(study, variants[row["variant"]], row)
+    ]
     kinds = sorted({row["towers"] for row in rows})
     if len(kinds) > 1:
         raise ValueError(
-            f"study {study.name!r} has rows of the towers {', '.join(kinds)}; choose one"
+            f"study {study.name!r} has rows of the towers {', '.join(kinds)}: put the weights of "
+            "one where with_towers looks for them, or take the others' rows away"
         )
     return rows
 
 
+def _is_run(study: Study, variant: Variant, row: Row) -> bool:
+    config = variant.config(study.base, int(row["seed"]))
+    config = dataclasses.replace(config, steps=int(row["steps"]))
+    return config_hash(study, config, row["towers"]) == row["config_hash"]
+
+
 def summarise(
-    study: Study, ledger: Ledger, split: str, *, towers: str | None = None, resamples: int = 2000
+    study: Study, ledger: Ledger, split: str, *, resamples: int = 2000
 ) -> dict[str, Found]:
     """Summarise the rows of a study that are there.
 
-    Nothing is run and no weights are needed: rows are found by their names.
+    Nothing is run and no weights are needed.
 
     Args:
         study: as in :func:`study_rows`, and its variants.
         ledger: with the rows and samples.
         split: as there.
-        towers: as there.
         resamples: of the bootstrap.
 
     Returns:
         By variant, in the study's order; those without a row are left out.
 
     Raises:
-        ValueError: rows of several towers and none chosen, or samples that are missing or changed.
+        ValueError: as there, or samples that are missing or changed.
     """
-    rows = study_rows(study, ledger, split, towers)
+    rows = study_rows(study, ledger, split)
     found: dict[str, Found] = {}
     for variant in study.variants:
-        steps = str(variant.train.get("steps", study.base.steps))
-        own = _by_seed(choose(rows, variant=variant.name, budget=STEPS, steps=steps))
+        steps = variant.train.get("steps", study.base.steps)
+        own = by_seed(choose(rows, variant=variant.name, budget=STEPS, steps=str(steps)))
         if not own:
             continue
         reference = variant.reference or ""  # no row is called so
-        plain = _by_seed(choose(rows, variant=reference, budget=STEPS, steps=steps))
-        longer = {
-            seed: match
-            for seed, row in own.items()
-            if (match := _matching(row, choose(rows, variant=reference))) is not None
-        }
-        values = {name: [float(row[name]) for row in own.values()] for name in SCORES}
-        several = len(own) > 1
-        cost = 1.0
+        plain = by_seed(choose(rows, variant=reference, budget=STEPS, steps=str(steps)))
+        cost, longer, longer_steps = 1.0, {}, 0
         if plain:
             one, other = next(iter(own.values())), next(iter(plain.values()))
             cost = int(one["multiply_adds"]) / int(other["multiply_adds"])
+            wanted = choose(rows, variant=reference, budget=COMPUTE)
+            longer_steps = matched_steps(steps, cost)
+            longer = by_seed(choose(wanted, steps=str(longer_steps)))
+        values = {name: [float(row[name]) for row in own.values()] for name in SCORES}
+        several = len(own) > 1
         involved = [*own.values(), *plain.values(), *longer.values()]
         found[variant.name] = Found(
             variant=variant.name,
@@ -122,26 +132,10 @@ def summarise(
             cost=cost,
             equal_steps=_compare(ledger, plain, own, resamples),
             equal_compute=_compare(ledger, longer, own, resamples),
-            longer=max((int(row["steps"]) for row in longer.values()), default=0),
+            longer=longer_steps if longer else 0,
             devices=tuple(sorted({row["device"] for row in involved})),
         )
     return found
-
-
-def _by_seed(rows: Sequence[Row]) -> dict[int, Row]:
-    return {int(row["seed"]): row for row in rows}  # the last one counts
-
-
-def _matching(row: Row, references: Sequence[Row]) -> Row | None:
-    """Return the shortest run of the reference with at least as many multiply-adds."""
-    enough = [
-        each
-        for each in references
-        if each["seed"] == row["seed"]
-        and each["budget"] == COMPUTE
-        and int(each["multiply_adds"]) >= int(row["multiply_adds"])
-    ]
-    return min(enough, key=lambda each: int(each["multiply_adds"]), default=None)
 
 
 def _compare(

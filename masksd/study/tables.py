@@ -74,8 +74,9 @@ def study_table(found: Mapping[str, Found], scores: Sequence[str] = tuple(SCORES
         cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}"]
         cells += [_spread(each.mean[name], each.deviation[name]) for name in scores]
         cells.append(each.reference or "")
-        for differences in (each.equal_steps, each.equal_compute):
-            cells += _gain(differences.get("mIoU"))
+        cells += _gain(each.equal_steps.get("mIoU"))
+        gain, verdict = _gain(each.equal_compute.get("mIoU"))
+        cells += [f"{gain}, {each.longer} steps" if gain else "", verdict]
         lines.append(cells)
     return _markdown(head, lines)
 
@@ -124,12 +125,13 @@ def caption(study: Study, split: str, found: Mapping[str, Found]) -> str:
     """
     devices = sorted({device for each in found.values() for device in each.devices})
     seeds = sorted({seed for each in found.values() for seed in each.seeds})
-    intervals = sum(bool(each.equal_steps) for each in found.values())
+    compared = [gain for each in found.values() for gain in (each.equal_steps, each.equal_compute)]
+    verdicts = sum(map(bool, compared))
     luck = ""
-    if intervals > 1:
+    if verdicts > 1:
         luck = (
-            f" Of these {intervals} variants without any effect up to {intervals / 20:.1f} would "
-            "be called better or worse by luck: what is chosen here has to be confirmed elsewhere."
+            f" Without any effect about {verdicts / 20:.1f} of these {verdicts} verdicts would say "
+            "better or worse by luck."
         )
     shared = " All seeds start from the same pretrained towers." if study.towers else ""
     return (
