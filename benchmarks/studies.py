@@ -183,16 +183,29 @@ def confirmed() -> tuple[Variant, ...]:
     )
 
 
+def cheaper() -> tuple[Variant, ...]:
+    """The paper's preset by its parts and in fewer steps: how little of it is enough?"""
+    return (
+        host(),
+        preset("cm-masksd"),
+        Variant("lmvsd", NO_TEXT),
+        Variant("vmlsd", NO_IMAGE),
+        *(preset("cm-masksd", f"cm-masksd, every {n}", every=n) for n in (2, 4)),
+    )
+
+
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
     "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT, *COMBINED),
     "no-masking": no_masking_study,
     "confirm": confirmed,
+    "cheaper": cheaper,
 }
 """By name of the study: its table."""
 
-SEEDS = {"confirm": tuple(range(100, 108))}
-SPLITS = {"confirm": ("testA", "testB")}
+FRESH, TEST = tuple(range(100, 108)), ("testA", "testB")
+SEEDS = {"confirm": FRESH, "cheaper": FRESH}
+SPLITS = {"confirm": TEST, "cheaper": TEST}
 
 
 def get_study(

@@ -207,8 +207,9 @@ class DistillConfig:
 
         Args:
             name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII, or
-                ``"masksd"``, the best of our own screen (``benchmarks/evidence.md``): more is
-                masked, anywhere, and the branches learn from the ground truth.
+                ``"masksd"``, the highest mean of what we screened with three seeds: more is
+                masked, anywhere, and the branches learn from the ground truth. What became of
+                either on fresh seeds is in ``benchmarks/evidence.md``.
 
         Raises:
             ValueError: an unknown name.
