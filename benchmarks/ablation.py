@@ -43,18 +43,25 @@ SHAPES = {
 """Options of a run on shapes, which a recipe does not take, with what they are by default."""
 
 
-def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
-    """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH.md`` and its figures from the rows there are."""
+def tables_path(study: Study, folder: Path) -> Path:
+    """Say where the tables of a study go; what is there of one on another base is not replaced."""
     length = f"{study.base.steps}x{study.base.batch_size}"
-    name = f"ablation-{study.name}-{study.base.model}-{study.data_name()}-{length}"
-    path = folder / f"{name}.md"
-    kind = "-".join(towers_name(study).split("-")[:2])  # how, and not which weights
-    head = f"# {name}\n\nRows of base {base_hash(study)}, {kind}."
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(head):
-        raise ValueError(
-            f"{path} is of a study on another base or with other towers; choose another --folder"
-        )
-    parts = [head]
+    towers = "-".join(towers_name(study).split("-")[:2])  # how they were made, not which
+    parts = ("ablation", study.name, study.base.model, study.data_name(), length, towers)
+    path = folder / f"{'-'.join(parts)}.md"
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(_head(study, path)):
+        raise ValueError(f"{path} is of a study on another base; choose another --folder")
+    return path
+
+
+def _head(study: Study, path: Path) -> str:
+    return f"# {path.stem}\n\nRows of base {base_hash(study)}."
+
+
+def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
+    """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH-TOWERS.md`` and its figures from the rows."""
+    path = tables_path(study, folder)
+    parts = [_head(study, path)]
     folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
         found = summarise(study, ledger, split)
@@ -63,13 +70,13 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
             parts += [paper_table(table, found) for table in TABLES]
         compared = {each.variant for each in found.values() if each.equal_steps}
         if compared:
-            draw_gain(found, folder / f"{name}-{split}-gain.png")
-            draw_scatter(found, folder / f"{name}-{split}-cost.png")
+            draw_gain(found, folder / f"{path.stem}-{split}-gain.png")
+            draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
         if any(compared.intersection(sweep.values()) for sweep in SWEEPS.values()):
-            draw_sweeps(found, SWEEPS, folder / f"{name}-{split}-sweeps.png")
+            draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
     shown = [variant.name for variant in study.variants if variant.name in found][:6]
     if shown:
-        draw_learning(study, ledger, shown, folder / f"{name}-learning.png")
+        draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -80,6 +87,7 @@ def main() -> None:
     ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
     if study.towers is not None and towers_file(study.towers, ledger.results).is_file():
         study = with_towers(study, ledger.results)
+    tables_path(study, args.folder)  # before anything is run
     if not args.tables:
         study = run(study, ledger, args.only, args.jobs, dry=args.dry_run)
     if not args.dry_run:

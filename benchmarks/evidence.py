@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.ablation import write_tables
-from benchmarks.bases import PICTURES, shapes_run, shapes_towers
+from benchmarks.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
 from benchmarks.studies import get_study
 from benchmarks.tables import markdown, newest, read, render
@@ -25,25 +25,38 @@ from masksd.study.towers import towers_file
 EVIDENCE = FOLDER / "evidence.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")
 
+
+class Published(NamedTuple):
+    """A study whose rows are committed."""
+
+    name: str
+    model: str = "clip_cris_tiny"
+    pictures: int = PICTURES
+    towers: int = TOWERS
+
+    def __str__(self) -> str:
+        start = "" if self.towers else " scratch"
+        return f"{self.name} {self.model} {self.pictures}{start}"
+
+    def study(self) -> Study:
+        tuned = self.name != "baseline"
+        base = shapes_run(self.model, pictures=self.pictures, tuned=tuned)
+        return get_study(self.name, base, towers=shapes_towers(base, steps=self.towers))
+
+
 STUDIES = (
-    ("baseline", "clip_cris_tiny", PICTURES),
-    ("baseline", "clip_cris_tiny", 600),
-    ("baseline", "lavt_tiny", PICTURES),
-    ("screen", "clip_cris_tiny", PICTURES),
-    ("no-masking", "clip_cris_tiny", PICTURES),
-    ("confirm", "clip_cris_tiny", PICTURES),
-    ("confirm", "lavt_tiny", PICTURES),
+    Published("baseline"),
+    Published("baseline", pictures=600),
+    Published("baseline", "lavt_tiny"),
+    Published("screen"),
+    Published("no-masking"),
+    Published("confirm"),
+    Published("confirm", "lavt_tiny"),
 )
-"""Whose rows are published: study, host, pictures for training."""
 
 
-def published(name: str, model: str, pictures: int) -> Study:
-    base = shapes_run(model, pictures=pictures, tuned=name != "baseline")
-    return get_study(name, base, towers=shapes_towers(base))
-
-
-def _brief(*which: Any) -> str:
-    study = published(*which)
+def _brief(published: Published) -> str:
+    study = published.study()
     parts = []
     for split in study.splits:
         found = summarise(study, LEDGER, split)
@@ -98,14 +111,14 @@ def refcoco_hours() -> str:
 
 TABLES = {
     "towers": towers,
-    **{" ".join(map(str, which)): partial(_brief, *which) for which in STUDIES},
+    **{str(published): partial(_brief, published) for published in STUDIES},
     "refcoco_hours": refcoco_hours,
 }
 
 
 def main() -> None:
-    for which in STUDIES:
-        print(write_tables(published(*which), LEDGER, FOLDER))
+    for published in STUDIES:
+        print(write_tables(published.study(), LEDGER, FOLDER))
     EVIDENCE.write_text(render(EVIDENCE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
 
 
