@@ -239,7 +239,8 @@ def _fits(variant: Variant, model: str) -> bool:
     split = image.get("samples", 1.0) < 1 or not variant.distill.get("share_weights", True)
     deeper = image.get("layer", 0) > 0
     triple = has_towers(model)
-    return (triple or not split) and ((triple and "_rn" not in model) or not deeper)
+    resumes = triple and "_rn" not in model
+    return (triple or not split) and (resumes or not deeper)
 
 
 def only(study: Study, names: list[str]) -> Study:
