@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import bases
 from benchmarks.measure import FOLDER, commit, environment
 from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
 from masksd.engine.devices import default_device
 from masksd.study.estimate import expected_seconds
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
@@ -145,34 +145,22 @@ def arguments() -> argparse.Namespace:
 
 def asked(args: argparse.Namespace) -> Study:
     """Build the study that the options ask for; say what of it a reader may not expect."""
+    fields = {
+        "seeds": tuple(args.seeds) if args.seeds else None,
+        "samples": args.samples,
+        "budgets": (STEPS,) if args.steps_only else (STEPS, COMPUTE),
+    }
     if args.recipe is None:
-        base = bases.shapes_run(
-            args.model,
-            level=args.level,
-            pictures=args.pictures,
-            steps=args.steps,
-            batch_size=args.batch,
-            tuned=args.study != "baseline",
-        )
-        towers = bases.shapes_towers(
-            base, steps=args.towers, pictures=args.tower_pictures, patches=args.patches
-        )
+        study = shapes_study(args.study, **{name: getattr(args, name) for name in SHAPES}, **fields)
         if args.study != "baseline" and args.model not in bases.HOSTS:
             print(f"{args.model} has not been tuned: see HOSTS in benchmarks/bases.py")
     else:
-        base, towers = bases.recipe_run(args.recipe, args.data_root, args.images), None
-    study = get_study(
-        args.study,
-        base,
-        seeds=tuple(args.seeds) if args.seeds else None,
-        samples=args.samples,
-        towers=towers,
-        budgets=(STEPS,) if args.steps_only else (STEPS, COMPUTE),
-    )
+        base = bases.recipe_run(args.recipe, args.data_root, args.images)
+        study = get_study(args.study, base, **fields)
     names = {variant.name for variant in study.variants}
     left_out = [each.name for each in VARIANTS[args.study]() if each.name not in names]
     if left_out:
-        print(f"left out, as {base.model} has not the parts for it: {', '.join(left_out)}")
+        print(f"left out, as {study.base.model} has not the parts for it: {', '.join(left_out)}")
     if len(study.seeds) == 1:
         print("one seed gives no interval and no verdict; these take two")
     return study

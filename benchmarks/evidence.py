@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.ablation import write_tables
 from benchmarks.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
-from benchmarks.studies import get_study
+from benchmarks.studies import shapes_study
 from benchmarks.tables import markdown, newest, read, render
 from masksd.study.plan import Study
 from masksd.study.rows import Ledger
@@ -39,9 +39,7 @@ class Published(NamedTuple):
         return f"{self.name} {self.model} {self.pictures}{start}"
 
     def study(self) -> Study:
-        tuned = self.name != "baseline"
-        base = shapes_run(self.model, pictures=self.pictures, tuned=tuned)
-        return get_study(self.name, base, towers=shapes_towers(base, steps=self.towers))
+        return shapes_study(self.name, self.model, pictures=self.pictures, towers=self.towers)
 
 
 STUDIES = (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.bases import has_towers
+from benchmarks import bases
 from masksd.config import DistillConfig
 from masksd.engine.config import TrainConfig
 from masksd.engine.pretrain import PretrainConfig
@@ -233,12 +233,42 @@ def get_study(
     )
 
 
+def shapes_study(
+    name: str,
+    model: str = "clip_cris_tiny",
+    *,
+    level: str = bases.LEVEL,
+    pictures: int = bases.PICTURES,
+    steps: int = bases.STEPS,
+    batch: int = bases.BATCH,
+    towers: int = bases.TOWERS,
+    tower_pictures: int | None = None,
+    patches: float = 1.0,
+    **fields: Any,
+) -> Study:
+    """Build a study on shapes, by default one whose rows are committed.
+
+    Its host is the one that the baseline study found best; in that study it is still to be found.
+    ``fields`` are those of :func:`get_study`.
+    """
+    base = bases.shapes_run(
+        model,
+        level=level,
+        pictures=pictures,
+        steps=steps,
+        batch_size=batch,
+        tuned=name != "baseline",
+    )
+    start = bases.shapes_towers(base, steps=towers, pictures=tower_pictures, patches=patches)
+    return get_study(name, base, towers=start, **fields)
+
+
 def _fits(variant: Variant, model: str) -> bool:
     """A whole host has no parts to copy or to give a part of a batch; only ViTs go on inside."""
     image = variant.distill.get("image") or {}
     split = image.get("samples", 1.0) < 1 or not variant.distill.get("share_weights", True)
     deeper = image.get("layer", 0) > 0
-    triple = has_towers(model)
+    triple = bases.has_towers(model)
     resumes = triple and "_rn" not in model
     return (triple or not split) and (resumes or not deeper)
 

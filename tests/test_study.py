@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -490,6 +491,37 @@ def test_a_recipe_can_be_studied() -> None:
     assert every["image"].pop("every") == every["text"].pop("every") == 4
     with pytest.raises(ValueError, match="none of RefCOCO"):
         recipe_run("cm-masksd", Path("refcoco"))
+
+
+@pytest.mark.filterwarnings("ignore:split .* published:UserWarning")  # RefCOCO is larger
+def test_a_recipe_is_timed_and_runs(study: Study, tmp_path: Path) -> None:
+    """All but its size and the pretrained weights is the recipe's: its warm-up counts in epochs."""
+    shapes = study.base.data.data_root
+    assert shapes is not None
+    (tmp_path / "refcoco").mkdir()
+    shutil.copy(shapes / "shapes" / "instances.json", tmp_path / "refcoco")
+    shutil.copy(shapes / "shapes" / "refs(masksd).p", tmp_path / "refcoco" / "refs(unc).p")
+    base = dataclasses.replace(
+        recipe_run("paper-ablation-vit-b", tmp_path, shapes / "images"),
+        model="clip_cris_tiny",
+        pretrained=False,
+        tokenizer="shapes",
+        image_size=None,
+        batch_size=52,
+        steps=11,  # of one epoch each
+        evaluate_every=5,
+        eval_samples=2,
+        workers=1,
+        cpu=True,
+    )
+    small = get_study("confirm", base, seeds=(0,), samples=2)
+    assert small.base.warmup_epochs == 10
+    ledger = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    only_host = only(small, ["host"])
+    assert expected_seconds(only_host, missing_runs(only_host, ledger)) > 0
+    assert run_study(only_host, ledger, HERE, lambda _: None) == 1
+    assert [row["split"] for row in ledger.rows()] == ["testA", "testB"]
+    assert ledger.rows()[0]["data"] == base.data.title()
 
 
 def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:

@@ -58,6 +58,7 @@ def _time(study: Study, config: TrainConfig) -> tuple[float, float, int]:
             config,
             steps=_TIMED_STEPS,
             warmup=0,
+            warmup_epochs=None,
             log_every=_TIMED_STEPS // 2,  # the first line has what happens once in it
             evaluate_every=0,
             eval_samples=1,
