@@ -74,8 +74,10 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
             draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
         if any(compared.intersection(sweep.values()) for sweep in SWEEPS.values()):
             draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
-    shown = [variant.name for variant in study.variants if variant.name in found][:6]
-    if shown:
+    best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
+    drawn = {name for each in best for name in (each.variant, each.reference)}
+    if drawn:
+        shown = [name for name in found if name in drawn]
         draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path

@@ -20,6 +20,8 @@ _STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
 def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
     """Draw the gain in mIoU of every variant with its interval, ordered by cost.
 
+    Intervals that are far wider than the others go on beyond the picture.
+
     Args:
         found: of :func:`masksd.study.summary.summarise`.
         path: of the PNG.
@@ -40,16 +42,15 @@ def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
     figure = Figure(figsize=(9, 1.3 + 0.33 * len(compared)), layout="constrained")
     axes = figure.subplots()
     for place, each in enumerate(compared):
-        for shift, colour, differences in (
-            (-0.13, _STEPS, each.equal_steps),
-            (0.13, _COMPUTE, each.equal_compute),
+        for one, shift, colour in zip(
+            _gains(each), (-0.13, 0.13), (_STEPS, _COMPUTE), strict=False
         ):
-            if differences:
-                _interval(axes, differences["mIoU"], place + shift, colour)
+            _interval(axes, one, place + shift, colour)
     labels = [f"{each.variant}  ×{each.cost:.2f}" for each in compared]
     axes.set_yticks(range(len(compared)), labels, fontsize=8)
     axes.set_ylim(len(compared) - 0.4, -0.6)
     axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(*_span([one for each in compared for one in _gains(each)]))
     axes.set_xlabel("gain in mIoU, points, with 95 % interval; × is the cost of a run")
     axes.plot([], [], "o", color=_STEPS, label="against the reference at equal steps")
     if any(each.equal_compute for each in compared):
@@ -203,6 +204,21 @@ def draw_sweeps(
     for line in grid:
         line[0].set_ylabel("gain in mIoU, points", fontsize=8)
     return save_figure(figure, path)
+
+
+def _gains(found: Found) -> list[SeedDifference]:
+    """Return the gain in mIoU at equal steps, and that at equal compute where there is one."""
+    each = (found.equal_steps, found.equal_compute)
+    return [differences["mIoU"] for differences in each if differences]
+
+
+def _span(gains: Sequence[SeedDifference]) -> tuple[float, float]:
+    """Return the part of the axis, in points, that all gains and all but odd intervals are in."""
+    reach = 1.5 * float(np.median([one.high - one.low for one in gains]))
+    low = min(0.0, *(max(one.low, one.difference - reach) for one in gains))
+    high = max(0.0, *(min(one.high, one.difference + reach) for one in gains))
+    margin = 0.03 * (high - low) or 0.001
+    return 100 * (low - margin), 100 * (high + margin)
 
 
 def _interval(axes: Any, one: SeedDifference, place: float, colour: str) -> None:
