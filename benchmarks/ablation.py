@@ -13,17 +13,21 @@ committed; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make it larg
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from functools import partial
 from pathlib import Path
 
 from benchmarks import bases
-from benchmarks.measure import FOLDER, commit, environment
+from benchmarks.measure import FOLDER, commit
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
 from masksd.engine.devices import default_device
 from masksd.study.estimate import expected_seconds
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from masksd.study.plan import COMPUTE, STEPS, Study, base_hash
+from masksd.study.machine import describe_machine
+from masksd.study.names import base_hash
+from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
 from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
@@ -50,7 +54,10 @@ def tables_path(study: Study, folder: Path) -> Path:
     parts = ("ablation", study.name, study.base.model, study.data_name(), length, towers)
     path = folder / f"{'-'.join(parts)}.md"
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_head(study, path)):
-        raise ValueError(f"{path} is of a study on another base; choose another --folder")
+        raise ValueError(
+            f"{path} is of a study on another base (other fields of its runs, or other --samples); "
+            "choose another --folder"
+        )
     return path
 
 
@@ -62,9 +69,13 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
     """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH-TOWERS.md`` and its figures from the rows."""
     path = tables_path(study, folder)
     parts = [_head(study, path)]
-    folder.mkdir(parents=True, exist_ok=True)
     for split in study.splits:
         found = summarise(study, ledger, split)
+        if not found:
+            raise ValueError(
+                f"{ledger.path} has no rows of study {study.name!r} on base {base_hash(study)}, "
+                f"{split}; run it first, or choose its --folder and options"
+            )
         parts += [f"## {split}", caption(study, split, found), study_table(found)]
         if study.name == "screen":
             parts += [paper_table(table, found) for table in TABLES]
@@ -83,17 +94,37 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
     return path
 
 
-def main() -> None:
+def main() -> int:
+    """Run the command; return its exit code, 2 after an error of the user."""
     args = arguments()
+    try:
+        _do(args)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MASKSD_TRACEBACK"):
+            raise
+        print(f"ablation: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablation: stopped; the same command goes on after the last row", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _do(args: argparse.Namespace) -> None:
     study = asked(args)
     ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
-    if study.towers is not None and towers_file(study.towers, ledger.results).is_file():
-        study = with_towers(study, ledger.results)
     tables_path(study, args.folder)  # before anything is run
     if not args.tables:
-        study = run(study, ledger, args.only, args.jobs, dry=args.dry_run)
+        chosen = only(study, args.only) if args.only else study
+        run(_with_own_towers(chosen, ledger), ledger, args.jobs, dry=args.dry_run)
     if not args.dry_run:
-        print(write_tables(study, ledger, args.folder))
+        print(write_tables(_with_own_towers(study, ledger), ledger, args.folder))
+
+
+def _with_own_towers(study: Study, ledger: Ledger) -> Study:
+    """Return the study with its towers where these are there already."""
+    there = study.towers is not None and towers_file(study.towers, ledger.results).is_file()
+    return with_towers(study, ledger.results) if there else study
 
 
 def arguments() -> argparse.Namespace:
@@ -122,7 +153,7 @@ def arguments() -> argparse.Namespace:
     add("--samples", type=int, default=0, help="scored of each split; 0: all")
     add("--steps-only", action="store_true", help="no longer runs of the host")
     add("--only", nargs="+", default=[], help="run these variants and their references")
-    add("--jobs", type=int, default=1, help="runs at a time")
+    add("--jobs", type=int, default=1, help="runs at a time; one command writes to a folder")
     add("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
@@ -140,6 +171,11 @@ def arguments() -> argparse.Namespace:
     loose = {"tower_pictures", "patches"}.intersection(given)
     if loose and (not args.towers or not bases.has_towers(args.model)):
         parser.error(f"{', '.join(sorted(loose))}: no towers are pretrained in this study")
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    run_here = not (args.dry_run or args.tables)
+    if run_here and args.data_root is not None and not args.data_root.is_dir():
+        parser.error(f"--data-root {args.data_root} is not a folder")
     if args.tables and args.only:
         parser.error("--only says what to run, and --tables runs nothing")
     return args
@@ -168,27 +204,26 @@ def asked(args: argparse.Namespace) -> Study:
     return study
 
 
-def run(study: Study, ledger: Ledger, names: list[str], jobs: int, *, dry: bool) -> Study:
-    """Say what it will take, and do it unless this is a dry run; return it with its towers."""
+def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
+    """Say what it will take, and do it unless this is a dry run."""
     if study.towers is not None and study.base.encoder_weights is None:
         print(f"first the towers are pretrained, {study.towers.steps} steps")
         if not dry:
             study = with_towers(study, ledger.results)
-    chosen = only(study, names) if names else study
-    runs = missing_runs(chosen, ledger)
+    runs = missing_runs(study, ledger)
     work = sum(run.multiply_adds for run in runs) / 1e15
-    hours = expected_seconds(chosen, runs) / 3600
-    print(
-        f"{len(runs)} runs to do, {work:.3g} P multiply-adds, about {hours:.2f} hours here one "
-        "after another",
-        flush=True,
-    )
+    print(f"{len(runs)} runs to do, {work:.3g} P multiply-adds", flush=True)
+    try:
+        hours = expected_seconds(study, runs) / 3600
+        print(f"about {hours:.2f} hours here, one after another", flush=True)
+    except (ValueError, OSError) as error:
+        if not dry:
+            raise
+        print(f"how long that is here is not known: {error}")
     if not dry:
-        here = {**environment(default_device().type), "commit": commit()}
-        here["device"] = here["device"].partition(",")[0]  # threads are those of a job
-        run_study(chosen, ledger, here, partial(print, flush=True), jobs)
-    return study
+        here = {**describe_machine(default_device()), "commit": commit()}
+        run_study(study, ledger, here, partial(print, flush=True), jobs)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

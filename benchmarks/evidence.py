@@ -46,10 +46,13 @@ STUDIES = (
     Published("baseline"),
     Published("baseline", pictures=600),
     Published("baseline", "lavt_tiny"),
+    Published("baseline", towers=0),
     Published("screen"),
     Published("no-masking"),
     Published("confirm"),
     Published("confirm", "lavt_tiny"),
+    Published("confirm", towers=0),
+    Published("cheaper", "lavt_tiny"),
 )
 
 

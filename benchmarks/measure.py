@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import platform
 import statistics
 import subprocess
 import time
@@ -13,24 +12,17 @@ from typing import Any
 
 import torch
 
-import masksd
+from masksd.study.machine import describe_machine
 
 FOLDER = Path(__file__).parent
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
     """Device and versions, as every row has them."""
-    name = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    )
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "masksd": masksd.__version__,
-    }
+    found = describe_machine(torch.device(device))
+    if device == "cpu":
+        found["device"] += f", {torch.get_num_threads()} threads"
+    return found
 
 
 def commit() -> str:

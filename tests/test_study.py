@@ -30,16 +30,8 @@ from masksd.engine.wrapping import wrap_model
 from masksd.models import create_model
 from masksd.study.compute import matched_host, multiply_adds
 from masksd.study.estimate import expected_seconds
-from masksd.study.plan import (
-    COMPUTE,
-    STEPS,
-    Study,
-    Variant,
-    base_hash,
-    config_hash,
-    host,
-    plan_runs,
-)
+from masksd.study.names import base_hash, config_hash
+from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host, plan_runs
 from masksd.study.rows import COLUMNS, Ledger
 from masksd.study.run import missing_runs, run_study
 from masksd.study.summary import summarise
@@ -192,7 +184,7 @@ def ablate(
     """Run the command's confirmation in small; return what it prints."""
     size = "--pictures 64 --tower-pictures 64 --steps 5 --batch 4 --samples 12"
     monkeypatch.setattr("sys.argv", f"ablation confirm {size} {options}".split())
-    ablation.main()
+    assert ablation.main() == 0
     return capsys.readouterr().out
 
 
@@ -218,6 +210,8 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(
         ("--towers 0 --tower-pictures 5", "tower_pictures: no towers are pretrained"),
         ("--tables --only host", "--tables runs nothing"),
         ("--tables --dry-run", "not allowed with"),
+        ("--jobs 0", "--jobs must be at least 1, got 0"),
+        ("--recipe cris-r50 --data-root nowhere", "--data-root nowhere is not a folder"),
     ],
 )
 def test_options_that_would_not_be_looked_at_are_refused(
@@ -227,6 +221,29 @@ def test_options_that_would_not_be_looked_at_are_refused(
     with pytest.raises(SystemExit):
         ablation.main()
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("screen --model lavt_tiny --only jont", "no variant 'jont'"),
+        ("screen --tables", "has no rows of study 'screen'"),
+        ("screen --model clip_cris_tny --dry-run", "did you mean 'clip_cris_tiny'"),
+    ],
+)
+def test_an_error_is_one_line_and_writes_nothing(
+    options: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", f"ablation {options} --folder {tmp_path / 'out'}".split())
+    assert ablation.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ablation: error: ")
+    assert text in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_reader_may_not_expect_is_said(
@@ -365,6 +382,41 @@ def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_
     assert summarise(again, other, "val")["plain"].seeds == (0, 1)
 
 
+def test_a_run_of_which_something_is_gone_is_done_again(
+    study: Study, ledger: Ledger, tmp_path: Path
+) -> None:
+    other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    shutil.copytree(ledger.results, other.results)
+    other.add(ledger.rows())
+    first = ledger.rows()[0]
+    shutil.rmtree(other.results / first["config_hash"])
+    (run,) = missing_runs(study, other)
+    assert (run.variant, run.budget, run.config.seed) == ("host", STEPS, 0)
+    assert run_study(study, other, HERE, lambda _: None) == 1
+    assert other.samples(first) == ledger.samples(first)
+    two = dataclasses.replace(study, splits=("val", "testA"))
+    digest = config_hash(two, two.variants[0].config(two.base, 0), "scratch")
+    half = Ledger(tmp_path / "half.csv", other.results)
+    half.add([{**first, "config_hash": digest}])  # as if the row of testA were gone
+    shutil.copytree(other.results / first["config_hash"], other.results / digest)
+    assert len(missing_runs(two, half)) == 6
+
+
+def test_one_process_writes_to_a_ledger(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    with other.writing(), pytest.raises(ValueError, match="another study is writing to"):
+        run_study(study, other, HERE)
+    assert other.rows() == []
+    with other.writing():  # is left again
+        pass
+
+
+def test_what_a_row_says_of_the_machine_is_whole(study: Study, tmp_path: Path) -> None:
+    other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    with pytest.raises(ValueError, match=r"environment must have device, .* got \['device'\]"):
+        run_study(study, other, {"device": "mine"})
+
+
 def test_the_hash_knows_what_matters(study: Study, tmp_path: Path) -> None:
     base = study.base
     same = [{"output": tmp_path}, {"progress": True}, {"log_every": 1}, {"cpu": False}]
@@ -400,7 +452,12 @@ def test_the_estimate_grows_with_the_runs(study: Study) -> None:
 
 def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Path) -> None:
     lone = Ledger(ledger.path, tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint at"):
+    with pytest.raises(DataError, match=r"samples of 'host', seed 0 are missing: .* run the study"):
+        summarise(study, lone, "val")
+    shutil.copytree(ledger.results, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("*/val.csv.gz"):
+        path.write_bytes(b"other")
+    with pytest.raises(DataError, match=r"seed 0: remove .* and run the study again: "):
         summarise(study, lone, "val")
     (tmp_path / "cut.csv").write_text(ledger.path.read_text()[:-40])
     with pytest.raises(DataError, match="line 7 has not"):
@@ -420,8 +477,13 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
         ({"budgets": ("steps", "compte")}, "did you mean 'compute'"),
         ({"samples": -1}, "samples must be at least 0"),
         ({"variants": (host(), Variant("a", {}, {"steps": 9}))}, "has steps of its own"),
-        ({"splits": ("train",), "towers": PretrainConfig()}, "trained on 'train', which is scored"),
+        ({"splits": ("train",)}, "its base trained on 'train', which is scored"),
+        ({"splits": ("test",), "towers": PretrainConfig(split="test")}, "its towers trained on"),
         ({"base": TrainConfig(steps=None, epochs=1)}, "set base.steps"),
+        ({"splits": "val"}, "got one string"),
+        ({"base": TrainConfig(train_split="val")}, "its base trained on 'val', which is scored"),
+        ({"variants": (host(train_split="val"),)}, "'host' trained on 'val', which is scored"),
+        ({"base": TrainConfig(steps=9, warmup=9)}, "a warm-up of 9 steps in runs of 9"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(study: Study, change: Any, text: str) -> None:

@@ -15,6 +15,7 @@ from masksd.study.rows import Ledger, by_seed, choose
 from masksd.study.summary import Found, study_rows
 
 _STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
+_FEW = 8
 
 
 def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
@@ -63,7 +64,8 @@ def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
 def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     """Draw the gain in mIoU at equal steps against what a run costs.
 
-    Named are those that gain more than all that cost less, and those whose interval excludes 0.
+    Named are those that gain more than all that cost less, those whose interval excludes 0, and all
+    where they are few.
 
     Args:
         found: of :func:`masksd.study.summary.summarise`.
@@ -83,6 +85,7 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     width = 0.025 * (max(each.cost for each in compared) - 1 or 1)
+    middle = (min(each.cost for each in compared) + max(each.cost for each in compared)) / 2
     best = -np.inf
     beside: dict[float, int] = {}  # how many of nearly this cost have been drawn
     for each in sorted(
@@ -94,12 +97,19 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
         shown = one.low > 0 or one.high < 0
         axes.plot([at, at], [100 * one.low, 100 * one.high], color=_STEPS, alpha=0.35)
         axes.plot(at, 100 * one.difference, "o", color=_COMPUTE if shown else _STEPS, markersize=4)
-        if shown or one.difference > best:
+        if shown or one.difference > best or len(compared) <= _FEW:
             best = max(best, one.difference)
-            at_text, offset = (at, 100 * one.difference), (5, 4)
-            axes.annotate(
-                each.variant, at_text, offset, textcoords="offset points", fontsize=8, zorder=5
+            right = at > middle  # what is named there is named towards the middle
+            text = axes.annotate(
+                each.variant,
+                (at, 100 * one.difference),
+                (-5 if right else 5, 4),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                fontsize=8,
+                zorder=5,
             )
+            text.set_in_layout(False)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.plot([], [], "o", color=_COMPUTE, label="the interval excludes 0")
     axes.plot([], [], "o", color=_STEPS, label="no difference could be shown")

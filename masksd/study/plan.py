@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,6 @@ from masksd.study.compute import matched_host, multiply_adds
 STEPS, COMPUTE = "steps", "compute"
 HOST = "host"
 _NO_BRANCHES: dict[str, Any] = {"image": None, "text": None}
-SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
-"""Fields that change what is written, shown or kept, and never what comes out."""
-_SILENT = (*SILENT, "sheet_rows", "eval_batch_size", "encoder_weights")  # towers have a name
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,8 @@ class Study:
             what each variant takes in multiply-adds.
 
     Raises:
-        ValueError: names that come twice or that there are not, or an empty table.
+        ValueError: names that come twice or that there are not, an empty table, training on what is
+            scored, or a warm-up as long as a run.
 
     Example:
         >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0, 1))
@@ -141,6 +138,8 @@ class Study:
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds or not self.splits:
             raise ValueError(f"study {self.name!r} needs variants, seeds and splits")
+        if isinstance(self.splits, str):
+            raise ValueError(f"splits must be several names, as ({self.splits!r},), got one string")
         for what, values in (
             ("variant", [variant.name for variant in self.variants]),
             ("seed", list(self.seeds)),
@@ -162,17 +161,28 @@ class Study:
                 )
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0, got {self.samples}")
-        if self.towers is not None and self.towers.split in self.splits:
-            raise ValueError(
-                f"towers of study {self.name!r} are trained on {self.towers.split!r}, which is "
-                "scored; choose another split"
-            )
+        trained = {
+            f"variant {each.name!r}": each.train.get("train_split") for each in self.variants
+        }
+        trained["its base"] = self.base.train_split
+        trained["its towers"] = None if self.towers is None else self.towers.split
+        for what, split in trained.items():
+            if split in self.splits:
+                raise ValueError(
+                    f"study {self.name!r} has {what} trained on {split!r}, which is scored; choose "
+                    "another split"
+                )
         for budget in self.budgets:
             check_choice("budget", budget, (STEPS, COMPUTE))
         if STEPS not in self.budgets:
             raise ValueError(f"study {self.name!r} needs the budget 'steps'")
         if self.base.steps is None:
             raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
+        if (self.base.warmup or 0) >= self.base.steps:
+            raise ValueError(
+                f"study {self.name!r} has a warm-up of {self.base.warmup} steps in runs of "
+                f"{self.base.steps}, and longer runs would have another rate; lower base.warmup"
+            )
 
     def data_name(self) -> str:
         """Return what rows and tables call the data: with the number of pictures where it is set.
@@ -236,72 +246,3 @@ def plan_runs(study: Study) -> list[PlannedRun]:
                 key = (name, budget, config.steps or 0, seed)
                 runs.setdefault(key, PlannedRun(name, budget, config, multiply_adds(config)))
     return list(runs.values())
-
-
-def config_hash(study: Study, config: TrainConfig, towers: str) -> str:
-    """Name a run by all that its scores depend on: its config, the towers, what it is scored on.
-
-    Where files are written and what is shown is not in it, nor are the device and the versions,
-    which rows tell. Where data lies is in it, as nobody looks whether other data has the same
-    contents. Values that are the default are not: a field that is added later leaves it as it is.
-
-    Args:
-        study: whose splits and samples count.
-        config: of the run.
-        towers: as a row names them, see :func:`masksd.study.towers.towers_name`.
-
-    Returns:
-        16 hexadecimal digits.
-
-    Example:
-        >>> study = Study("two", TrainConfig(), (host(),))
-        >>> one, two = TrainConfig(progress=False), TrainConfig(lr=0.1)
-        >>> names = [config_hash(study, each, "scratch") for each in (study.base, one, two)]
-        >>> names[0] == names[1] != names[2]
-        True
-    """
-    return _digest(study, {**_spoken(config), "towers": towers}, 16)
-
-
-def base_hash(study: Study) -> str:
-    """Name what all runs of a study share, for people who look for its rows.
-
-    The seed is not in it, nor are the towers, which rows name beside it.
-
-    Args:
-        study: whose base, splits and samples count.
-
-    Returns:
-        8 hexadecimal digits.
-
-    Example:
-        >>> one, two = (Study("one", TrainConfig(lr=lr), (host(),)) for lr in (0.1, 0.2))
-        >>> base_hash(one) == base_hash(two)
-        False
-    """
-    distill = dataclasses.replace(study.base.distill, seed=0)
-    return _digest(study, _spoken(dataclasses.replace(study.base, seed=0, distill=distill)), 8)
-
-
-def _spoken(config: TrainConfig) -> dict[str, Any]:
-    """Return what differs from the default in the fields that scores and curve depend on."""
-    fields = _differing(json.loads(config.to_json()), json.loads(TrainConfig().to_json()))
-    return {name: value for name, value in fields.items() if name not in _SILENT}
-
-
-def _differing(fields: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, value in fields.items():
-        if isinstance(value, dict) and isinstance(default[name], dict):
-            value = _differing(value, default[name])
-            if value:
-                found[name] = value
-        elif value != default[name]:
-            found[name] = value
-    return found
-
-
-def _digest(study: Study, fields: dict[str, Any], length: int) -> str:
-    scored = [list(study.splits), study.samples]
-    text = json.dumps({**fields, "scored": scored}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

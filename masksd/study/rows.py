@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import gzip
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from masksd.data.records import DataError
 from masksd.engine.files import verify_folder, write_files, write_folder
@@ -26,10 +29,12 @@ SCORES = {
     "under": "mUnder",
 }
 """Columns of scores, with the names that :mod:`masksd.evaluation` gives them."""
+MACHINE = ("device", "torch", "python", "masksd", "commit")
+"""Columns that say where and with what a run was done."""
 COLUMNS = (
     *("study", "host", "data", "base", "towers", "variant", "seed", "budget", "split", "steps"),
     *("multiply_adds", *SCORES, "samples", "seconds", "peak_mb", "config_hash"),
-    *("jobs", "threads", "device", "torch", "python", "masksd", "commit"),
+    *("jobs", "threads", *MACHINE),
 )
 _SAMPLE = {
     **dict.fromkeys(("ref_id", "sent_id", "image_id"), int),
@@ -42,8 +47,9 @@ _SAMPLE = {
 class Ledger:
     """A CSV file with one row a run and split, and a folder with the samples of each run.
 
-    One process writes. Rows of a run are added together, by replacing the file, after its samples
-    are on the disk: a run that is interrupted leaves nothing, and is done again.
+    One process writes, see :meth:`writing`. Rows of a run are added together, by replacing the
+    file, after its samples are on the disk: a run that is interrupted leaves nothing, and is done
+    again.
 
     Attributes:
         path: of the CSV.
@@ -126,6 +132,41 @@ class Ledger:
 
         write_folder(self.results / config_hash, write)
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes of this machine from writing.
+
+        Raises:
+            ValueError: one of them does.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise ValueError(
+                f"another study is writing to {self.path}; wait for it, or choose another folder"
+            ) from None
+
+    def has(self, row: Row) -> bool:
+        """Say whether there are samples of a row; whether they are whole is seen when read.
+
+        Args:
+            row: of the CSV.
+        """
+        return (self.results / row["config_hash"]).is_dir()
+
+    def _folder(self, row: Row) -> Path:
+        folder = self.results / row["config_hash"]
+        what = f"samples of {row['variant']!r}, seed {row['seed']}"
+        if not self.has(row):
+            raise DataError(f"{what} are missing: no {folder}; run the study again")
+        try:
+            return verify_folder(folder)
+        except ValueError as error:
+            raise DataError(f"{what}: remove {folder} and run the study again: {error}") from None
+
     def samples(self, row: Row) -> list[dict[str, Any]]:
         """Return the samples behind a row, as :func:`masksd.evaluation.compare.compare_rows` takes.
 
@@ -135,7 +176,7 @@ class Ledger:
         Raises:
             ValueError: they are missing or have changed.
         """
-        folder = verify_folder(self.results / row["config_hash"])
+        folder = self._folder(row)
         with gzip.open(folder / f"{row['split']}.csv.gz", "rt", encoding="utf-8") as file:
             return [
                 {name: kind(each[name]) for name, kind in _SAMPLE.items()}
@@ -151,7 +192,7 @@ class Ledger:
         Raises:
             ValueError: they are missing or have changed.
         """
-        folder = verify_folder(self.results / row["config_hash"])
+        folder = self._folder(row)
         points: list[dict[str, float]] = json.loads(
             (folder / "curve.json").read_text(encoding="utf-8")
         )

@@ -18,9 +18,11 @@ from masksd.engine.devices import default_device
 from masksd.engine.scoring import score
 from masksd.engine.sources import open_split
 from masksd.engine.trainer import train
+from masksd.study.machine import describe_machine
+from masksd.study.names import base_hash, config_hash
 from masksd.study.peak import peak_megabytes, reset_peak
-from masksd.study.plan import PlannedRun, Study, base_hash, config_hash, plan_runs
-from masksd.study.rows import SCORES, Ledger, Row
+from masksd.study.plan import PlannedRun, Study, plan_runs
+from masksd.study.rows import MACHINE, SCORES, Ledger, Row
 from masksd.study.towers import towers_name
 from masksd.study.workers import in_workers
 
@@ -28,7 +30,7 @@ from masksd.study.workers import in_workers
 def run_study(
     study: Study,
     ledger: Ledger,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
     jobs: int = 1,
 ) -> int:
@@ -40,7 +42,8 @@ def run_study(
     Args:
         study: with its towers, see :func:`masksd.study.towers.with_towers`.
         ledger: where rows and samples go.
-        environment: ``device``, ``torch``, ``python``, ``masksd`` and ``commit`` for the rows.
+        environment: ``device``, ``torch``, ``python``, ``masksd`` and ``commit`` for the rows; None
+            takes this machine's, without a commit.
         report: is told a line a run.
         jobs: runs at a time, each in a process with its share of torch's threads; small models
             do more in all that way than one after another with all of them.
@@ -49,14 +52,27 @@ def run_study(
         How many runs were done.
 
     Raises:
-        ValueError: jobs below 1.
+        ValueError: jobs below 1, other fields of an environment, or another process that writes to
+            this ledger.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    planned = _planned(study)
-    known: dict[str, list[Row]] = {}
-    for row in ledger.rows():
-        known.setdefault(row["config_hash"], []).append(row)
+    if environment is None:
+        environment = {**describe_machine(default_device(cpu=study.base.cpu)), "commit": ""}
+    if set(environment) != set(MACHINE):
+        raise ValueError(f"environment must have {', '.join(MACHINE)}; got {list(environment)}")
+    with ledger.writing():
+        return _run_missing(study, ledger, environment, report, jobs)
+
+
+def _run_missing(
+    study: Study,
+    ledger: Ledger,
+    environment: Mapping[str, str],
+    report: Callable[[str], None],
+    jobs: int,
+) -> int:
+    planned, known = _planned(study), _known(study, ledger)
     for digest in (digest for digest in planned if digest in known):
         rows = {row["split"]: row for row in reversed(known[digest])}
         for labels in (_labels(study, run) for run in planned[digest]):
@@ -84,7 +100,7 @@ def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:
         study: with its towers.
         ledger: with what there is.
     """
-    known = {row["config_hash"] for row in ledger.rows()}
+    known = _known(study, ledger)
     return [runs[0] for digest, runs in _planned(study).items() if digest not in known]
 
 
@@ -95,6 +111,18 @@ def _planned(study: Study) -> dict[str, list[PlannedRun]]:
     for run in plan_runs(study):
         planned.setdefault(config_hash(study, run.config, towers), []).append(run)
     return planned
+
+
+def _known(study: Study, ledger: Ledger) -> dict[str, list[Row]]:
+    """Return the rows by config hash, of runs with a row for every split and with samples."""
+    known: dict[str, list[Row]] = {}
+    for row in ledger.rows():
+        known.setdefault(row["config_hash"], []).append(row)
+    return {
+        digest: rows
+        for digest, rows in known.items()
+        if {row["split"] for row in rows}.issuperset(study.splits) and ledger.has(rows[0])
+    }
 
 
 def run_one(study: Study, run: PlannedRun, digest: str, ledger: Ledger) -> list[dict[str, Any]]:

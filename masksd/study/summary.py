@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from masksd.evaluation.paired import SeedDifference, compare_seeds
 from masksd.evaluation.protocols import get_protocol
 from masksd.study.compute import matched_steps
-from masksd.study.plan import COMPUTE, STEPS, Study, Variant, config_hash
+from masksd.study.names import config_hash
+from masksd.study.plan import COMPUTE, STEPS, Study, Variant
 from masksd.study.rows import SCORES, Ledger, Row, by_seed, choose
 from masksd.study.towers import towers_name
 

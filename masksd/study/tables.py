@@ -137,7 +137,7 @@ def caption(study: Study, split: str, found: Mapping[str, Found]) -> str:
     return (
         f"{study.base.model} on {study.data_name()}, {split}; {study.base.steps} steps of "
         f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
-        f"{', '.join(devices) or 'not run yet'}.{shared} Per cent, "
+        f"{', '.join(devices) if found else 'not run yet'}.{shared} Per cent, "
         "mean ± standard deviation over seeds; gains with 95 % intervals over seeds and pictures; "
         f"cost in multiply-adds of a run, the reference's at equal steps being 1.{luck}"
     )

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from masksd.engine.pretrain import PretrainConfig, pretrain
-from masksd.study.plan import SILENT, Study
+from masksd.study.names import SILENT
+from masksd.study.plan import Study
 
 
 def with_towers(study: Study, results: Path) -> Study:
