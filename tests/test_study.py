@@ -358,7 +358,7 @@ def test_multiply_adds_of_a_run_are_those_of_its_steps() -> None:
 
 def test_the_plan_shares_runs_of_one_seed() -> None:
     alike = (host(), Variant("a"), Variant("b", {"image": {"ratio": 0.5}}))
-    runs = plan_runs(Study("s", TrainConfig(steps=100), alike, seeds=(3, 4)))
+    runs = plan_runs(Study("s", TrainConfig(steps=100, warmup=9), alike, seeds=(3, 4)))
     assert [(r.variant, r.budget, r.config.seed) for r in runs] == [
         (name, budget, seed)
         for seed in (3, 4)
@@ -366,7 +366,9 @@ def test_the_plan_shares_runs_of_one_seed() -> None:
     ]
     assert {r.config.distill.seed for r in runs} == {3, 4}
     rates = (host(), Variant("dice", {**host().distill, "dice_weight": 1.0}))
-    assert all(r.budget == STEPS for r in plan_runs(Study("s", TrainConfig(steps=100), rates)))
+    assert all(
+        r.budget == STEPS for r in plan_runs(Study("s", TrainConfig(steps=100, warmup=9), rates))
+    )
 
 
 def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_path: Path) -> None:
