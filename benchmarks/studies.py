@@ -194,18 +194,24 @@ def cheaper() -> tuple[Variant, ...]:
     )
 
 
+def without_dropout() -> tuple[Variant, ...]:
+    """What costs nothing and the branches should beat: the host as it is, without its dropout."""
+    return (host(), Variant("no dropout", host().distill, {"dropout": 0.0}))
+
+
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
     "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT, *COMBINED),
     "no-masking": no_masking_study,
     "confirm": confirmed,
     "cheaper": cheaper,
+    "dropout": without_dropout,
 }
 """By name of the study: its table."""
 
 FRESH, TEST = tuple(range(100, 108)), ("testA", "testB")
-SEEDS = {"confirm": FRESH, "cheaper": FRESH}
-SPLITS = {"confirm": TEST, "cheaper": TEST}
+SEEDS = dict.fromkeys(("confirm", "cheaper", "dropout"), FRESH)
+SPLITS = dict.fromkeys(SEEDS, TEST)
 
 
 def get_study(
