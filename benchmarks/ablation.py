@@ -6,8 +6,8 @@
 The first prints what it will take before it starts, and goes on where it was interrupted; the
 second writes tables and figures from the rows there are. Without options it is what is
 committed; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make it larger. The studies are
-in ``benchmarks/studies.py``: baseline, screen, no-masking, confirm, cheaper, dropout. A run is a row
-of ``benchmarks/ablation.csv`` for each split; its samples are in ``benchmarks/results``.
+in ``benchmarks/studies.py``: baseline, screen, no-masking, confirm, cheaper, dropout. A run is a
+row of ``benchmarks/ablation.csv`` for each split; its samples are in ``benchmarks/results``.
 """
 
 from __future__ import annotations
