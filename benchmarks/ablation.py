@@ -83,7 +83,7 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
         if compared:
             draw_gain(found, folder / f"{path.stem}-{split}-gain.png")
             draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
-        if any(compared.intersection(sweep.values()) for sweep in SWEEPS.values()):
+        if any(len(compared.intersection(sweep.values())) > 1 for sweep in SWEEPS.values()):
             draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
     best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
     drawn = {name for each in best for name in (each.variant, each.reference)}

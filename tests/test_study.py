@@ -30,6 +30,7 @@ from masksd.engine.wrapping import wrap_model
 from masksd.models import create_model
 from masksd.study.compute import matched_host, multiply_adds
 from masksd.study.estimate import expected_seconds
+from masksd.study.figures import draw_sweeps
 from masksd.study.names import base_hash, config_hash
 from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host, plan_runs
 from masksd.study.rows import COLUMNS, Ledger
@@ -634,6 +635,15 @@ def test_the_command_confirms_in_small(
     files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
     ablate(f"{options} --tables", monkeypatch, capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == files
+
+
+def test_sweeps_of_two_values_are_drawn(study: Study, ledger: Ledger, tmp_path: Path) -> None:
+    silent = summarise(study, ledger, "val", resamples=100)["silent"]
+    found, path = {"a": silent, "b": silent}, tmp_path / "sweeps.png"
+    assert draw_sweeps(found, {"two": {0.5: "a", 1.0: "b"}, "one": {0.5: "a"}}, path) == path
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no two values of a sweep"):
+        draw_sweeps(found, {"one": {0.5: "a", 1.0: "c"}}, path)
 
 
 def test_curves_and_configs_are_kept(study: Study, ledger: Ledger) -> None:

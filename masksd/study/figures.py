@@ -65,7 +65,7 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     """Draw the gain in mIoU at equal steps against what a run costs.
 
     Named are those that gain more than all that cost less, those whose interval excludes 0, and all
-    where they are few.
+    where they are few. Intervals that are far wider than the others go on beyond the picture.
 
     Args:
         found: of :func:`masksd.study.summary.summarise`.
@@ -111,6 +111,7 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
             )
             text.set_in_layout(False)
     axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylim(*_span([each.equal_steps["mIoU"] for each in compared]))
     axes.plot([], [], "o", color=_COMPUTE, label="the interval excludes 0")
     axes.plot([], [], "o", color=_STEPS, label="no difference could be shown")
     figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
@@ -175,14 +176,14 @@ def draw_sweeps(
     Args:
         found: of :func:`masksd.study.summary.summarise`.
         sweeps: by title of the panel: the variant of each value; values that have not been compared
-            are left out, and so are panels without any.
+            are left out, and so are panels with fewer than two.
         path: of the PNG.
 
     Returns:
         ``path`` as a path.
 
     Raises:
-        ValueError: none of them has been compared.
+        ValueError: no two values of any have been compared.
     """
     from matplotlib.figure import Figure
 
@@ -194,9 +195,9 @@ def draw_sweeps(
         }
         for title, names in sweeps.items()
     }
-    panels = {title: points for title, points in panels.items() if points}
+    panels = {title: points for title, points in panels.items() if len(points) > 1}
     if not panels:
-        raise ValueError("no variant of a sweep has been compared with its reference yet")
+        raise ValueError("no two values of a sweep have been compared with their reference yet")
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
