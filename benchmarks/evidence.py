@@ -8,7 +8,9 @@ Full tables and figures are in ``ablation-*.md`` and the pictures beside them.
 from __future__ import annotations
 
 import json
+import statistics
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 from benchmarks.ablation import write_tables
@@ -16,9 +18,10 @@ from benchmarks.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
 from benchmarks.studies import shapes_study
 from benchmarks.tables import markdown, newest, read, render
-from masksd.study.plan import Study
-from masksd.study.rows import Ledger
-from masksd.study.summary import summarise
+from masksd.evaluation.paired import student_t
+from masksd.study.plan import STEPS, Study
+from masksd.study.rows import Ledger, by_seed, choose
+from masksd.study.summary import study_rows, summarise
 from masksd.study.tables import caption, study_table
 from masksd.study.towers import towers_file
 
@@ -49,6 +52,7 @@ STUDIES = (
     Published("baseline", towers=0),
     Published("screen"),
     Published("no-masking"),
+    Published("dropout"),
     Published("confirm"),
     Published("confirm", "lavt_tiny"),
     Published("confirm", towers=0),
@@ -90,6 +94,33 @@ def _alignment(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def seeds_needed() -> str:
+    """How far gains of one seed lie apart, and how many seeds would settle half a point."""
+    lines = []
+    asked = (Published("screen"), Published("confirm"), Published("confirm", "lavt_tiny"))
+    for published in asked:
+        study = published.study()
+        for split in study.splits:
+            rows = choose(study_rows(study, LEDGER, split), budget=STEPS)
+            scores = {
+                variant.name: by_seed(choose(rows, variant=variant.name))
+                for variant in study.variants
+            }
+            gains = [
+                [float(own[seed]["mIoU"]) - float(plain[seed]["mIoU"]) for seed in own]
+                for variant in study.variants
+                if variant.reference is not None
+                for own, plain in [(scores[variant.name], scores[variant.reference])]
+                if len(own) > 2
+            ]
+            spread = 100 * statistics.fmean(map(statistics.variance, gains)) ** 0.5
+            needed = next(n for n in count(2) if student_t(n - 1) * spread / n**0.5 <= 0.5)
+            row = (published.name, published.model, split, len(gains), f"{spread:.2f}", needed)
+            lines.append([str(cell) for cell in row])
+    head = ["study", "host", "split", "variants", "points", "seeds for ±0.5"]
+    return markdown(head, lines)
+
+
 def refcoco_hours() -> str:
     rows = newest(read("refcoco_hours"), "recipe", "variant", "tflops")
     head = ["recipe", "variant", "items × epochs", "G a picture", "P a run", "hours"]
@@ -112,6 +143,7 @@ def refcoco_hours() -> str:
 
 TABLES = {
     "towers": towers,
+    "seeds": seeds_needed,
     **{str(published): partial(_brief, published) for published in STUDIES},
     "refcoco_hours": refcoco_hours,
 }

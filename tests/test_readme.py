@@ -100,3 +100,4 @@ def test_tables_of_the_evidence_are_those_of_its_rows() -> None:
 
     text = EVIDENCE.read_text(encoding="utf-8")
     assert render(text, TABLES) == text
+    assert "not run yet" not in text
