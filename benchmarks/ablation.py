@@ -22,10 +22,9 @@ from benchmarks import bases
 from benchmarks.measure import FOLDER, commit
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
-from masksd.engine.devices import default_device
+from masksd.engine.devices import default_device, describe_machine
 from masksd.study.estimate import expected_seconds
 from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from masksd.study.machine import describe_machine
 from masksd.study.names import base_hash
 from masksd.study.plan import COMPUTE, STEPS, Study
 from masksd.study.rows import Ledger
@@ -87,9 +86,8 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
             draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
     best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
     drawn = {name for each in best for name in (each.variant, each.reference)}
-    if drawn:
-        shown = [name for name in found if name in drawn]
-        draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
+    shown = [name for name in found if name in drawn]
+    draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 

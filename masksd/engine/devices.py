@@ -1,8 +1,12 @@
-"""Which device is taken where none is named."""
+"""Which device is taken where none is named, and what is said of it beside a figure."""
 
 from __future__ import annotations
 
+import platform
+
 import torch
+
+import masksd
 
 
 def default_device(*, cpu: bool = False) -> torch.device:
@@ -16,3 +20,25 @@ def default_device(*, cpu: bool = False) -> torch.device:
         device(type='cpu')
     """
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Return the device's name and the versions that a score may depend on.
+
+    Args:
+        device: that is computed on.
+
+    Returns:
+        ``device``, ``torch``, ``python`` and ``masksd``.
+
+    Example:
+        >>> list(describe_machine(torch.device("cpu")))
+        ['device', 'torch', 'python', 'masksd']
+    """
+    cpu = device.type == "cpu"
+    return {
+        "device": f"{platform.machine()} CPU" if cpu else torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "masksd": masksd.__version__,
+    }

@@ -14,11 +14,10 @@ import torch
 from masksd.data.refer import ReferDataset
 from masksd.engine.checkpoints import Checkpoint, load_checkpoint
 from masksd.engine.config import TrainConfig
-from masksd.engine.devices import default_device
+from masksd.engine.devices import default_device, describe_machine
 from masksd.engine.scoring import score
 from masksd.engine.sources import open_split
 from masksd.engine.trainer import train
-from masksd.study.machine import describe_machine
 from masksd.study.names import base_hash, config_hash
 from masksd.study.peak import peak_megabytes, reset_peak
 from masksd.study.plan import PlannedRun, Study, plan_runs
