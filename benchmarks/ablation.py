@@ -22,16 +22,16 @@ from benchmarks import bases
 from benchmarks.measure import FOLDER, commit
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
-from masksd.engine.devices import default_device, describe_machine
-from masksd.study.estimate import expected_seconds
-from masksd.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from masksd.study.names import base_hash
-from masksd.study.plan import COMPUTE, STEPS, Study
-from masksd.study.rows import Ledger
-from masksd.study.run import missing_runs, run_study
-from masksd.study.summary import summarise
-from masksd.study.tables import caption, paper_table, study_table
-from masksd.study.towers import towers_file, towers_name, with_towers
+from benchmarks.study.estimate import expected_seconds
+from benchmarks.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
+from benchmarks.study.names import base_hash
+from benchmarks.study.plan import COMPUTE, STEPS, Study
+from benchmarks.study.rows import Ledger
+from benchmarks.study.run import missing_runs, run_study
+from benchmarks.study.summary import summarise
+from benchmarks.study.tables import caption, paper_table, study_table
+from benchmarks.study.towers import towers_file, towers_name, with_towers
+from masksd.kit.devices import default_device, describe_machine
 
 SHAPES = {
     "model": "clip_cris_tiny",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from masksd.config import DistillConfig
-from masksd.data.catalog import PUBLISHED
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.pretrain import PretrainConfig
-from masksd.engine.recipes import get_recipe
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.recipes import get_recipe
+from masksd.kit.training.pretrain import PretrainConfig
 
 LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 100, 1000, 8, 3000
 """Of the studies whose rows are committed: few pictures, each seen several times."""

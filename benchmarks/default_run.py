@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import append, environment
-from masksd.engine.config import TrainConfig
-from masksd.engine.evaluator import format_table
-from masksd.engine.trainer import train
+from masksd.kit.config import TrainConfig
+from masksd.kit.scores.evaluator import format_table
+from masksd.kit.training.trainer import train
 
 
 def main() -> None:

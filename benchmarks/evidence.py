@@ -17,13 +17,13 @@ from benchmarks.ablation import write_tables
 from benchmarks.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.measure import FOLDER
 from benchmarks.studies import shapes_study
+from benchmarks.study.paired import student_t
+from benchmarks.study.plan import STEPS, Study
+from benchmarks.study.rows import Ledger, by_seed, choose
+from benchmarks.study.summary import study_rows, summarise
+from benchmarks.study.tables import caption, study_table
+from benchmarks.study.towers import towers_file
 from benchmarks.tables import markdown, newest, read, render
-from masksd.evaluation.paired import student_t
-from masksd.study.plan import STEPS, Study
-from masksd.study.rows import Ledger, by_seed, choose
-from masksd.study.summary import study_rows, summarise
-from masksd.study.tables import caption, study_table
-from masksd.study.towers import towers_file
 
 EVIDENCE = FOLDER / "evidence.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER / "results")

@@ -35,11 +35,11 @@ STEPS = {
 CHILD = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")  # made-up splits differ from the published ones
-from masksd.data.gather import gather_index
-from masksd.data.index import open_index
-from masksd.data.layout import find_files
-from masksd.data.refer import ReferDataset
-from masksd.engine.prepare import prepare_data
+from masksd.kit.data.gather import gather_index
+from masksd.kit.data.index import open_index
+from masksd.kit.data.layout import find_files
+from masksd.kit.data.refer import ReferDataset
+from masksd.kit.data.prepare import prepare_data
 root = sys.argv[1]
 layout = find_files(root, "refcoco", "unc")
 start = time.perf_counter()

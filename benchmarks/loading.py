@@ -32,13 +32,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.measure import append, environment
-from masksd.data.pictures import read_picture
-from masksd.data.refer import ReferDataset
-from masksd.data.segmentation import check_segmentation, decode_mask
-from masksd.data.tokenizers import load_tokenizer
-from masksd.data.transforms import fit_mask, fit_picture
-from masksd.engine import trainer
-from masksd.engine.config import TrainConfig
+from masksd.kit.config import TrainConfig
+from masksd.kit.data.pictures import read_picture
+from masksd.kit.data.refer import ReferDataset
+from masksd.kit.data.segmentation import check_segmentation, decode_mask
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.transforms import fit_mask, fit_picture
+from masksd.kit.training import trainer
 
 PICTURES, REFS, HEIGHT, WIDTH, BATCH, ROUNDS = 64, 2, 480, 640, 16, 5
 SENTENCES = ["the red circle on the left", "large blue square", "the small one above the circle"]

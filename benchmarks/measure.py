@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from masksd.engine.devices import describe_machine
+from masksd.kit.devices import describe_machine
 
 FOLDER = Path(__file__).parent
 

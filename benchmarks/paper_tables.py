@@ -5,7 +5,7 @@ RefCOCO val, CLIP ViT-B, 480 px. Every figure is one run.
 
 from __future__ import annotations
 
-from masksd.study.tables import PaperRow, PaperTable
+from benchmarks.study.tables import PaperRow, PaperTable
 
 YES, NO = "✓", "-"
 _HOST = (82.73, 70.82, 17.99, 70.45)

@@ -14,9 +14,9 @@ import dataclasses
 
 from benchmarks.measure import append, environment
 from masksd.config import DistillConfig
-from masksd.data.catalog import PUBLISHED
-from masksd.engine.budget import measure_budget
-from masksd.engine.recipes import get_recipe
+from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.recipes import get_recipe
+from masksd.kit.training.budget import measure_budget
 
 BRANCHES = {"host": DistillConfig(image=None, text=None), "cm-masksd": DistillConfig()}
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import bases
+from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
 from masksd.config import DistillConfig
-from masksd.engine.config import TrainConfig
-from masksd.engine.pretrain import PretrainConfig
-from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host
+from masksd.kit.config import TrainConfig
+from masksd.kit.training.pretrain import PretrainConfig
 
 NO_IMAGE, NO_TEXT = {"image": None}, {"text": None}
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from masksd.data.refer import ReferDataset
-from masksd.data.tokenizers import load_tokenizer
-from masksd.engine.checkpoints import Checkpoint, CheckpointConfig
+from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
+from masksd.kit.data.refer import ReferDataset
+from masksd.kit.data.tokenizers import load_tokenizer
 
 SIZE = 32
 SENTENCES = [

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from masksd.data.bad import DataError
-from masksd.data.pictures import read_picture, to_rgb
+from masksd.kit.data.bad import DataError
+from masksd.kit.data.pictures import read_picture, to_rgb
 
 Pixels = NDArray[np.uint8]
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from masksd.data.bad import DataError
-from masksd.data.segmentation import check_segmentation, decode_mask, encode_runs
+from masksd.kit.data.bad import DataError
+from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
 
 HEIGHT, WIDTH = 10, 8
 SIZE = [HEIGHT, WIDTH]

@@ -11,15 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masksd import DistillConfig
-from masksd.cli.dry_run import GROUPS, dry_run
-from masksd.data.records import DataError
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.engine.budget import check_splits, count_items, measure_budget
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.feeding import model_inputs
-from masksd.engine.recipes import RECIPES, get_recipe
-from masksd.engine.sources import build_model, open_split
-from masksd.engine.wrapping import wrap_model
+from masksd.kit.cli.dry_run import GROUPS, dry_run
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.records import DataError
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.feeding import model_inputs
+from masksd.kit.recipes import RECIPES, get_recipe
+from masksd.kit.sources import build_model, open_split
+from masksd.kit.training.budget import check_splits, count_items, measure_budget
+from masksd.kit.training.wrapping import wrap_model
 
 
 @pytest.mark.parametrize("name", ["clip_cris_tiny", "lavt_tiny"])

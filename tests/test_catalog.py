@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from masksd.data.bad import DataError
-from masksd.data.catalog import PUBLISHED, count_difference, preferred_split, where_to_find
-from masksd.data.layout import find_files, find_split_by
-from masksd.data.refer import ReferDataset
-from masksd.engine.prepare import prepare_data
+from masksd.kit.data.bad import DataError
+from masksd.kit.data.catalog import PUBLISHED, count_difference, preferred_split, where_to_find
+from masksd.kit.data.layout import find_files, find_split_by
+from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.refer import ReferDataset
 from tests.refer_folders import annotation, image, ref, write_refer
 from tests.test_index import TOKENIZER
 

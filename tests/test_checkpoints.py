@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from masksd.engine.checkpoints import (
+from masksd.kit.checkpoints import (
     Checkpoint,
     load_checkpoint,
     load_training_state,
     save_checkpoint,
 )
-from masksd.engine.config import TrainConfig
-from masksd.engine.files import verify_folder, write_folder
-from masksd.engine.sources import build_model
+from masksd.kit.config import TrainConfig
+from masksd.kit.files import verify_folder, write_folder
+from masksd.kit.sources import build_model
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_failure_while_writing_keeps_the_older_one(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from masksd.engine import files
+from masksd.kit import files
 
 place, wanted = sys.argv[1], int(sys.argv[2])
 count = 0

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masksd.cli import main
-from masksd.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.cli import main
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
 
 Done = subprocess.CompletedProcess[str]
 RUN = ("--batch-size", "2", "--eval-samples", "4", "--sheet-rows", "2", "--cpu")
@@ -23,7 +23,7 @@ SMALL = ("--steps", "3", "--warmup", "1", *RUN)
 def masksd(folder: Path, *arguments: str | Path, **environment: str) -> Done:
     """Run the program in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "masksd.cli", *map(str, arguments)],
+        [sys.executable, "-m", "masksd.kit.cli", *map(str, arguments)],
         cwd=folder,
         env={
             **os.environ,
@@ -93,7 +93,7 @@ def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_pat
 
 
 def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> None:
-    from masksd.cli import _parse
+    from masksd.kit.cli import _parse
 
     checkpoint = ("evaluate", "--checkpoint", str(place / "runs/one/checkpoint"))
     assert _parse([*checkpoint]).data.data_root == place / "data"
@@ -270,7 +270,7 @@ def test_errors_that_nobody_foresaw_are_one_line_too(
         def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("masksd.engine.predictor.Predictor.from_checkpoint", fail)
+        monkeypatch.setattr("masksd.kit.prediction.predictor.Predictor.from_checkpoint", fail)
         assert main(["predict", "picture.png", "red"]) == 2
         text = "out of memory" if str(error) else "MemoryError"
         expected = f"masksd: error: {text} (MASKSD_TRACEBACK=1 shows where)\n"
@@ -289,7 +289,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # before anything is written
     done = subprocess.run(
-        [sys.executable, "-m", "masksd.cli", *arguments],
+        [sys.executable, "-m", "masksd.kit.cli", *arguments],
         stdout=writing,
         stderr=subprocess.PIPE,
         timeout=120,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksd.data.records import DataError
-from masksd.evaluation.compare import compare_reports, compare_rows
-from masksd.evaluation.protocols import PROTOCOLS, get_protocol
-from masksd.evaluation.report import REPORT, Report, report_files
+from masksd.kit.data.records import DataError
+from masksd.kit.scores.compare import compare_reports, compare_rows
+from masksd.kit.scores.protocols import PROTOCOLS, get_protocol
+from masksd.kit.scores.report import REPORT, Report, report_files
 
 Row = dict[str, Any]
 
@@ -101,7 +101,7 @@ def test_intervals_equal_a_loop_over_draws(name: str) -> None:
 def test_draws_in_chunks_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = made_rows([2], pictures=12)
     whole = compare_rows(a, b, get_protocol("cris"), resamples=500)
-    monkeypatch.setattr("masksd.evaluation.clusters._CHUNK", 12 * 7)
+    monkeypatch.setattr("masksd.kit.scores.clusters._CHUNK", 12 * 7)
     assert compare_rows(a, b, get_protocol("cris"), resamples=500) == whole
     assert compare_rows(a, b, get_protocol("cris"), resamples=500, seed=1) != whole
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from masksd.data.tokenizers import load_tokenizer
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.coverage import check_words
-from masksd.engine.sources import open_split
-from masksd.engine.trainer import train
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.coverage import check_words
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.sources import open_split
+from masksd.kit.training.trainer import train
 from tests.refer_folders import annotation, image, ref, write_refer
 
 TOKENIZER = load_tokenizer("shapes", 17)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from masksd.cli import _parse, main
-from masksd.data.bad import DataError
-from masksd.data.tokenizers import load_tokenizer
-from masksd.engine.data_config import DataConfig
-from masksd.engine.sources import open_split
+from masksd.kit.cli import _parse, main
+from masksd.kit.data.bad import DataError
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data_config import DataConfig
+from masksd.kit.sources import open_split
 from tests.refer_folders import annotation, image, ref, write_refer
 
 TOKENIZER = load_tokenizer("shapes", 17)

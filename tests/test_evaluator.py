@@ -9,21 +9,21 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from masksd.data.records import DataError
-from masksd.data.refer import ReferDataset
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.data.transforms import CLIP_MEAN, CLIP_STD
-from masksd.engine.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.evaluator import (
+from masksd.kit.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.records import DataError
+from masksd.kit.data.refer import ReferDataset
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
+from masksd.kit.feeding import resize_probabilities
+from masksd.kit.scores.evaluator import (
     evaluate,
     evaluate_all,
     format_table,
     spread_indices,
 )
-from masksd.engine.feeding import resize_probabilities
-from masksd.engine.scoring import score
-from masksd.engine.sources import build_model, open_split
+from masksd.kit.scores.scoring import score
+from masksd.kit.sources import build_model, open_split
 from tests.processes import leave
 from tests.scored import make_checkpoint, open_data, write_data
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksd.data.tokenizers import load_tokenizer
-from masksd.data.transforms import normalize
-from masksd.engine.checkpoints import Checkpoint
-from masksd.engine.config import TrainConfig
-from masksd.engine.feeding import foreground_logits, model_inputs, predict_logits
-from masksd.engine.sources import build_model
+from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.config import TrainConfig
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.transforms import normalize
+from masksd.kit.feeding import foreground_logits, model_inputs, predict_logits
+from masksd.kit.sources import build_model
 from masksd.models import create_model
 
 

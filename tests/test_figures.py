@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from masksd.engine.figures import SheetRow, draw_curves, draw_sheet, overlay, save_pictures
+from masksd.kit.figures import SheetRow, draw_curves, draw_sheet, overlay, save_pictures
 
 
 def picture_and_mask() -> tuple[Image.Image, np.ndarray]:

@@ -31,9 +31,9 @@ import numpy as np
 import pytest
 import torch
 
-from masksd.data.bad import BadRecords, DataError
-from masksd.data.pickles import PickleError, loads, read_pickle
-from masksd.data.records import Annotation, Ref, read_refs
+from masksd.kit.data.bad import BadRecords, DataError
+from masksd.kit.data.pickles import PickleError, loads, read_pickle
+from masksd.kit.data.records import Annotation, Ref, read_refs
 
 SHARED = ["left", "one"]
 REFS = [

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksd.evaluation.metrics import (
+from masksd.kit.scores.metrics import (
     GROUPS,
     PRECISION_THRESHOLDS,
     SegmentationScores,

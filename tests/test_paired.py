@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from masksd.data.records import DataError
-from masksd.evaluation.compare import compare_rows
-from masksd.evaluation.paired import compare_seeds, student_t
-from masksd.evaluation.protocols import get_protocol
+from benchmarks.study.paired import compare_seeds, student_t
+from masksd.kit.data.records import DataError
+from masksd.kit.scores.compare import compare_rows
+from masksd.kit.scores.protocols import get_protocol
 
 ORIGINAL = get_protocol("original")
 Sides = tuple[dict[int, list[dict[str, int | float]]], dict[int, list[dict[str, int | float]]]]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksd.data.pickles import PickleError, loads, read_pickle
+from masksd.kit.data.pickles import PickleError, loads, read_pickle
 
 SHARED = ["left", "one"]
 REFS = [

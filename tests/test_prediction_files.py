@@ -13,17 +13,17 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from masksd.data.records import DataError
-from masksd.engine.config import TrainConfig
-from masksd.engine.figures import overlay
-from masksd.engine.prediction_files import (
+from masksd.kit.config import TrainConfig
+from masksd.kit.data.records import DataError
+from masksd.kit.figures import overlay
+from masksd.kit.prediction.files import (
     coco_rle,
     predict_to_files,
     predict_to_folder,
 )
-from masksd.engine.prediction_places import list_pictures
-from masksd.engine.predictor import Predictor
-from masksd.engine.sources import build_model
+from masksd.kit.prediction.places import list_pictures
+from masksd.kit.prediction.predictor import Predictor
+from masksd.kit.sources import build_model
 
 # pycocotools' decoder does not know numpy 2 yet
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

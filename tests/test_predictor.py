@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from masksd.data.records import DataError
-from masksd.data.transforms import fit_picture
-from masksd.engine.checkpoints import Checkpoint, save_checkpoint
-from masksd.engine.config import TrainConfig
-from masksd.engine.feeding import predict_logits
-from masksd.engine.predictor import Predictor, probabilities_of
-from masksd.engine.sources import build_model
+from masksd.kit.checkpoints import Checkpoint, save_checkpoint
+from masksd.kit.config import TrainConfig
+from masksd.kit.data.records import DataError
+from masksd.kit.data.transforms import fit_picture
+from masksd.kit.feeding import predict_logits
+from masksd.kit.prediction.predictor import Predictor, probabilities_of
+from masksd.kit.sources import build_model
 from masksd.models.base import CrisModel
 
 

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from masksd.cli import main
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.data.tokenizers import load_tokenizer
-from masksd.engine.alignment_scores import area_under_curve, dot_relevance
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.encoder_weights import encoder_bytes, load_encoder
-from masksd.engine.pretrain import PretrainConfig, contrastive_loss, pretrain
-from masksd.engine.sources import build_model, open_split
-from masksd.engine.views import ObjectViews, draw_cut, equal_sentences
+from masksd.kit.cli import main
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.encoder_weights import encoder_bytes, load_encoder
+from masksd.kit.scores.alignment import area_under_curve, dot_relevance
+from masksd.kit.sources import build_model, open_split
+from masksd.kit.training.pretrain import PretrainConfig, contrastive_loss, pretrain
+from masksd.kit.training.views import ObjectViews, draw_cut, equal_sentences
 
 
 @pytest.fixture(scope="module")

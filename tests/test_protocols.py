@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksd.data.transforms import letterbox_geometry
-from masksd.engine.scoring import score
-from masksd.evaluation.protocols import (
+from masksd.kit.data.transforms import letterbox_geometry
+from masksd.kit.scores.protocols import (
     PROTOCOLS,
     choose_threshold,
     get_protocol,
     predict_mask,
 )
-from masksd.evaluation.resampling import resize, unletterbox
+from masksd.kit.scores.resampling import resize, unletterbox
+from masksd.kit.scores.scoring import score
 from tests.oracles import protocols as oracle
 from tests.scored import SIZE, make_checkpoint, open_data, write_data
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from masksd import DistillConfig
-from masksd.data.catalog import PUBLISHED
-from masksd.engine.config import TrainConfig
-from masksd.engine.recipes import RECIPES, get_recipe
-from masksd.engine.trainer import train
+from masksd.kit.config import TrainConfig
+from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.recipes import RECIPES, get_recipe
+from masksd.kit.training.trainer import train
 from masksd.models import list_models
 
 # what the papers and the published code say, read there and not in ours
@@ -121,7 +121,7 @@ def test_unknown_recipes_are_named() -> None:
 
 
 def test_the_help_names_every_model_and_every_recipe() -> None:
-    from masksd.cli.train import _train
+    from masksd.kit.cli.train import _train
 
     assert all(name in (TrainConfig.__doc__ or "") for name in list_models())
     assert all(name in (_train.__doc__ or "") for name in RECIPES)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from masksd.data.bad import BadRecords, DataError
-from masksd.data.gather import gather_index
-from masksd.data.layout import find_files
-from masksd.data.records import Annotation, read_instances, read_refs
+from masksd.kit.data.bad import BadRecords, DataError
+from masksd.kit.data.gather import gather_index
+from masksd.kit.data.layout import find_files
+from masksd.kit.data.records import Annotation, read_instances, read_refs
 from tests.refer_folders import SQUARE, annotation, image, ref, write_refer
 
 NAN = float("nan")

@@ -19,13 +19,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 
-from masksd.data.pictures import read_picture
-from masksd.data.records import DataError, check_file_name
-from masksd.data.refer import ReferDataset
-from masksd.data.segmentation import check_segmentation, decode_mask, encode_runs
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.data.tokenizers import load_tokenizer
-from masksd.data.transforms import fit_mask, fit_picture
+from masksd.kit.data.pictures import read_picture
+from masksd.kit.data.records import DataError, check_file_name
+from masksd.kit.data.refer import ReferDataset
+from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.transforms import fit_mask, fit_picture
 
 TOKENIZER = load_tokenizer("shapes", 17)
 

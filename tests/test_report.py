@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from masksd.cli import main
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.engine.cases import case_rows, draw_cases, pick_cases
-from masksd.engine.checkpoints import save_checkpoint
-from masksd.engine.config import DataConfig, TrainConfig
-from masksd.engine.reports import CASES, write_report
-from masksd.engine.scoring import score
-from masksd.engine.sources import build_model
-from masksd.evaluation.report import REPORT, TABLES, markdown_table, read_report, read_samples
+from masksd.kit.checkpoints import save_checkpoint
+from masksd.kit.cli import main
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.scores.cases import case_rows, draw_cases, pick_cases
+from masksd.kit.scores.report import REPORT, TABLES, markdown_table, read_report, read_samples
+from masksd.kit.scores.reports import CASES, write_report
+from masksd.kit.scores.scoring import score
+from masksd.kit.sources import build_model
 from tests.scored import make_checkpoint, open_data, write_data
 
 

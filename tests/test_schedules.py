@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from masksd.engine.config import TrainConfig
-from masksd.engine.schedules import Schedule
+from masksd.kit.config import TrainConfig
+from masksd.kit.training.schedules import Schedule
 
 
 def rates(

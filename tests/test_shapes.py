@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksd.data.drawing import draw_picture, visible_masks
-from masksd.data.expressions import (
+from masksd.kit.data.shapes.build import Sample, ShapesConfig, build_shapes, draw_sample
+from masksd.kit.data.shapes.drawing import draw_picture, visible_masks
+from masksd.kit.data.shapes.expressions import (
     PLACES,
     Expression,
     referents,
     shapes_vocabulary,
     unambiguous,
 )
-from masksd.data.scenes import (
+from masksd.kit.data.shapes.scenes import (
     COLORS,
     KINDS,
     LEVELS,
@@ -32,7 +33,6 @@ from masksd.data.scenes import (
     layout_signature,
     layout_split,
 )
-from masksd.data.shapes import Sample, ShapesConfig, build_shapes, draw_sample
 
 COUNT = 60
 EVERY = [(level, variant) for level in LEVELS for variant in ("", "+", "g")]
@@ -341,7 +341,7 @@ def test_an_interrupted_build_leaves_nothing(
             raise KeyboardInterrupt
         return draw_sample(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("masksd.data.shapes.draw_sample", interrupted)
+    monkeypatch.setattr("masksd.kit.data.shapes.build.draw_sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_shapes(tmp_path / "data", TINY, progress=False)
     assert list(tmp_path.iterdir()) == []

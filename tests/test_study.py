@@ -18,26 +18,26 @@ from benchmarks import ablation
 from benchmarks.bases import recipe_run, shapes_run, shapes_towers
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
+from benchmarks.study.compute import matched_host, multiply_adds
+from benchmarks.study.estimate import expected_seconds
+from benchmarks.study.figures import draw_sweeps
+from benchmarks.study.names import base_hash, config_hash
+from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host, plan_runs
+from benchmarks.study.rows import COLUMNS, Ledger
+from benchmarks.study.run import missing_runs, run_study
+from benchmarks.study.summary import summarise
+from benchmarks.study.tables import paper_table, study_table
+from benchmarks.study.towers import towers_file, towers_name, with_towers
 from masksd.config import DistillConfig
-from masksd.data.records import DataError
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.engine.budget import measure_budget
-from masksd.engine.config import DataConfig, TrainConfig, TrainingError
-from masksd.engine.keys import EpochSampler
-from masksd.engine.pretrain import PretrainConfig
-from masksd.engine.sources import build_model
-from masksd.engine.wrapping import wrap_model
+from masksd.kit.config import DataConfig, TrainConfig, TrainingError
+from masksd.kit.data.records import DataError
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.randomness import EpochSampler
+from masksd.kit.sources import build_model
+from masksd.kit.training.budget import measure_budget
+from masksd.kit.training.pretrain import PretrainConfig
+from masksd.kit.training.wrapping import wrap_model
 from masksd.models import create_model
-from masksd.study.compute import matched_host, multiply_adds
-from masksd.study.estimate import expected_seconds
-from masksd.study.figures import draw_sweeps
-from masksd.study.names import base_hash, config_hash
-from masksd.study.plan import COMPUTE, STEPS, Study, Variant, host, plan_runs
-from masksd.study.rows import COLUMNS, Ledger
-from masksd.study.run import missing_runs, run_study
-from masksd.study.summary import summarise
-from masksd.study.tables import paper_table, study_table
-from masksd.study.towers import towers_file, towers_name, with_towers
 
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}
 SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})
@@ -125,7 +125,7 @@ def test_no_worker_outlives_its_study(tmp_path: Path) -> None:
         "import os, signal, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from masksd.study.workers import begin_worker\n"
+        "from benchmarks.study.workers import begin_worker\n"
         "if __name__ == '__main__':\n"
         "    context = get_context('spawn')\n"
         "    pool = ProcessPoolExecutor(1, context, initializer=begin_worker, initargs=(1,))\n"
@@ -269,7 +269,7 @@ def test_an_interrupted_run_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("masksd.study.run.score", interrupted)  # the training is done by then
+        patch.setattr("benchmarks.study.run.score", interrupted)  # the training is done by then
         with pytest.raises(KeyboardInterrupt):
             run_study(study, ledger, HERE, lambda _: None)
     assert ledger.rows() == []

@@ -21,21 +21,21 @@ import torch
 from PIL import Image
 
 from masksd import DistillConfig, MaskingConfig
-from masksd.data.partial import partial_folder
-from masksd.data.records import DataError
-from masksd.data.shapes import ShapesConfig, build_shapes
-from masksd.engine.checkpoints import load_checkpoint, load_training_state
-from masksd.engine.config import DataConfig, TrainConfig, TrainingError, cache_folder
-from masksd.engine.evaluator import evaluate_all
-from masksd.engine.feeding import model_inputs
-from masksd.engine.files import StagedFolder
-from masksd.engine.keys import EpochSampler, keyed_seed
-from masksd.engine.loop import Run
-from masksd.engine.predictor import Predictor
-from masksd.engine.schedules import Schedule
-from masksd.engine.sources import build_model, open_split
-from masksd.engine.trainer import RunResult, check_output, train
-from masksd.engine.wrapping import wrap_model
+from masksd.kit.checkpoints import load_checkpoint, load_training_state
+from masksd.kit.config import DataConfig, TrainConfig, TrainingError, cache_folder
+from masksd.kit.data.records import DataError
+from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.feeding import model_inputs
+from masksd.kit.files import StagedFolder
+from masksd.kit.partial import partial_folder
+from masksd.kit.prediction.predictor import Predictor
+from masksd.kit.randomness import EpochSampler, keyed_seed
+from masksd.kit.scores.evaluator import evaluate_all
+from masksd.kit.sources import build_model, open_split
+from masksd.kit.training.loop import Run
+from masksd.kit.training.schedules import Schedule
+from masksd.kit.training.trainer import RunResult, check_output, train
+from masksd.kit.training.wrapping import wrap_model
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_speed_is_that_of_training_alone(
         time.sleep(2)
         return {}
 
-    monkeypatch.setattr("masksd.engine.loop.evaluate", slow)
+    monkeypatch.setattr("masksd.kit.training.loop.evaluate", slow)
     run = train(settings(data, tmp_path / "two", steps=4, log_every=2, evaluate_every=1))
     text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
     speeds = [json.loads(line).get("pictures_per_second") for line in text.splitlines()]
@@ -535,7 +535,7 @@ def test_weights_that_do_not_exist_are_refused_at_once(
     def fail(*_: object) -> None:
         raise AssertionError("nothing must be loaded")
 
-    monkeypatch.setattr("masksd.engine.sources.load_tokenizer", fail)
+    monkeypatch.setattr("masksd.kit.sources.load_tokenizer", fail)
     with pytest.raises(ValueError, match=f"no pretrained weights for '{pretrained}'"):
         build_model(TrainConfig(model=pretrained, pretrained=True))
 

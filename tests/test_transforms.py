@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from masksd.data.transforms import (
+from masksd.kit.data.transforms import (
     CLIP_MEAN,
     CLIP_STD,
     fit_mask,

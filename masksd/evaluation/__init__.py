@@ -1,1 +1,0 @@
-"""Scores: :mod:`masksd.evaluation.metrics` (import it late: torchmetrics takes 2-3 s)."""

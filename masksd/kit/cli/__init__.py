@@ -1,0 +1,106 @@
+"""The command line: ``masksd train | evaluate | predict | data | pretrain``.
+
+Options are made from the config dataclasses. An error of the user is one line on stderr and exit
+code 2; ``MASKSD_TRACEBACK=1`` shows where it was raised.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+import masksd
+from masksd.kit.cli.data import data_commands
+from masksd.kit.cli.evaluate import evaluate_command
+from masksd.kit.cli.options import command
+from masksd.kit.cli.predict import Predict
+from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.train import train_command
+from masksd.kit.config import TrainingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the entry point of the ``masksd`` program.
+
+    Args:
+        arguments: of the command line, without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        The exit code: 0, 2 after an error of the user, or 141 where whoever read the output has
+        left. Wrong options and ``--help`` leave by ``SystemExit``, as command lines do.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            _run(arguments)
+        except BrokenPipeError:  # whoever read has left, as head does
+            # what is still to be written goes nowhere, or leaving would fail once more
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            return 141  # as of a program that SIGPIPE ended
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if os.environ.get("MASKSD_TRACEBACK"):
+                raise
+            text = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (ValueError, OSError, TrainingError)):  # not foreseen
+                text += " (MASKSD_TRACEBACK=1 shows where)"
+            print(f"masksd: error: {text}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("masksd: interrupted", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Run a command; what it prints is written when this returns, or raises ``SystemExit``."""
+    try:
+        if arguments == ["--version"]:
+            print(f"masksd {masksd.__version__}")
+        else:
+            _parse(arguments).run()
+    except SystemExit:  # of --help, too
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Parse; values are checked later, so that a wrong one is one line and not a box."""
+    if arguments[:1] == ["data"]:
+        return tyro.extras.subcommand_cli_from_dict(
+            data_commands(),
+            prog="masksd data",
+            description="Generate data sets, or look at those on disk.",
+            args=arguments[1:],
+        )
+    commands: dict[str, Any] = {
+        "train": train_command(arguments),
+        "evaluate": evaluate_command(arguments),
+        "predict": Predict,
+        "data": command(_data),
+        "pretrain": pretrain_command(),
+    }
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="masksd",
+        description="Cross-modality masked self-distillation for referring image segmentation.\n"
+        "`masksd --version` prints the version.",
+        args=arguments,
+    )
+
+
+def _data(_: Any) -> None:
+    """Generate data sets, or look at those on disk; see masksd data --help."""
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"masksd: warning: {message}", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""Command-line options from config dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+import tyro
+
+
+def command(run: Any, **options: Any) -> type:
+    """Make the dataclass of a command.
+
+    Args:
+        run: what the command does with its options; its docstring is the help.
+        options: by name: (type, default), or a dataclass whose fields become options.
+
+    Example:
+        >>> command(print, steps=(int, 3))().steps
+        3
+    """
+    fields: list[Any] = []
+    for name, option in options.items():
+        if isinstance(option, type):
+            flat: Any = Annotated[option, tyro.conf.arg(name="")]
+            fields.append((name, flat, dataclasses.field(default_factory=option)))
+        else:
+            fields.append((name, option[0], dataclasses.field(default=option[1])))
+    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"run": run})
+    made.__doc__ = run.__doc__
+    return made
+
+
+def unchecked(default: Any) -> type:
+    """Make a dataclass with the fields, defaults and help of a config and none of its checks.
+
+    A field that is a config itself is treated alike; an optional one that is off has no options.
+
+    Example:
+        >>> from masksd.kit.config import DataConfig
+        >>> unchecked(DataConfig())(pictures=-5).pictures
+        -5
+    """
+    hints = typing.get_type_hints(type(default))
+    fields: list[Any] = []
+    for field in dataclasses.fields(default):
+        value = getattr(default, field.name)
+        if dataclasses.is_dataclass(value):
+            inner: Any = unchecked(value)
+            kind: Any = inner
+            if field.name == "data":  # --level, not --data.level
+                kind = Annotated[inner, tyro.conf.arg(name="")]
+            fields.append((field.name, kind, dataclasses.field(default_factory=inner)))
+        else:
+            fields.append((field.name, hints[field.name], dataclasses.field(default=value)))
+    made = dataclasses.make_dataclass(type(default).__name__, fields)
+    made.__doc__ = type(default).__doc__
+    return made
+
+
+def checked(default: Any, options: Any) -> Any:
+    """Put the values of :func:`unchecked` options into the config, which checks them.
+
+    Example:
+        >>> from masksd.kit.config import DataConfig
+        >>> checked(DataConfig(), unchecked(DataConfig())(pictures=5)) == DataConfig(pictures=5)
+        True
+    """
+    values = {}
+    for field in dataclasses.fields(options):
+        value, before = getattr(options, field.name), getattr(default, field.name)
+        values[field.name] = checked(before, value) if dataclasses.is_dataclass(value) else value
+    return dataclasses.replace(default, **values)
+
+
+def early_option(arguments: list[str], name: str, default: str) -> str:
+    """Read one option before the others, whose defaults depend on it.
+
+    Example:
+        >>> early_option(["train", "--preset", "mine"], "--preset", "ours")
+        'mine'
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(name, nargs="?", default=default, dest="value")
+    return parser.parse_known_args(arguments)[0].value or default

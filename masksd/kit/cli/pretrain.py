@@ -1,0 +1,31 @@
+"""``masksd pretrain``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masksd.kit.cli.options import checked, command, unchecked
+from masksd.kit.training.pretrain import PretrainConfig, pretrain
+
+
+def pretrain_command() -> type:
+    """Make the command."""
+    return command(_pretrain, config=unchecked(PretrainConfig()))
+
+
+def _pretrain(options: Any) -> None:
+    """Train a model's two towers to agree, as CLIP was, for masksd train --encoder-weights."""
+    config = checked(PretrainConfig(), options.config)
+    report = pretrain(config)
+    for name, found in (("untrained", report["untrained"]), ("trained", report)):
+        choice, relevance = found["retrieval"], found["relevance"]
+        print(
+            f"{name:<10} the right sentence {choice['sentence']:.1%}, the right view "
+            f"{choice['view']:.1%} (chance {choice['chance']:.1%}); relevance finds the object: "
+            + ", ".join(
+                f"area {relevance[kind]:.3f} with {words} sentence"
+                for kind, words in (("own", "its"), ("other", "another's"))
+                if kind in relevance
+            )
+        )
+    print(f"{config.output}: {config.steps} steps in {report['seconds']:.0f} s")

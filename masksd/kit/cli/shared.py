@@ -1,0 +1,49 @@
+"""What several commands say or take alike."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from masksd.kit.config import DataConfig
+
+CHECKPOINT = Path("runs/shapes-easy/checkpoint")
+
+
+def data_title(data: DataConfig, split: str, scored: str = "at the original size") -> str:
+    """Return the line above a table of scores.
+
+    Args:
+        data: what was scored on.
+        split: of it.
+        scored: how.
+
+    Example:
+        >>> data_title(DataConfig(), "val")
+        'shapes-easy (generated), val, per cent, at the original size'
+    """
+    place = "generated" if data.data_root is None else data.data_root
+    return f"{data.title()} ({place}), {split}, per cent, {scored}"
+
+
+def device_name(name: str | None) -> str:
+    """Return the device that is meant; None takes a GPU where there is one.
+
+    Raises:
+        ValueError: a device that torch does not have.
+
+    Example:
+        >>> device_name("cpu")
+        'cpu'
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return "cuda" if gpus else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
+    if name != "cpu" and int(match[1] or 0) >= gpus:
+        raise ValueError(f"device {name!r} is asked for, but torch finds {gpus} CUDA GPUs; use cpu")
+    return name

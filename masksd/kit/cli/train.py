@@ -1,0 +1,85 @@
+"""``masksd train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Literal
+
+from masksd.kit.cli.options import checked, command, early_option, unchecked
+from masksd.kit.cli.shared import data_title
+from masksd.kit.config import TrainConfig
+from masksd.kit.recipes import RECIPES, get_recipe
+from masksd.models import list_models
+
+BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
+PRESET = "cm-masksd"
+UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
+
+
+def train_command(arguments: list[str]) -> type:
+    """Make the command; the preset decides the defaults that the other options show and replace.
+
+    Args:
+        arguments: of the command line, which may name a preset.
+    """
+    for option, known in (("--preset", RECIPES), ("--model", list_models())):
+        if option in arguments and not _value_follows(arguments, option):
+            raise ValueError(f"{option} takes one of {', '.join(known)}")
+    default = unchecked(_preset(arguments))
+    branches = Literal["both", "lmvsd", "vmlsd", "none"]
+    return command(
+        _train,
+        config=default,
+        preset=(str, early_option(arguments, "--preset", PRESET)),
+        branches=(branches, "both"),
+        dry_run=(bool, False),
+    )
+
+
+def _value_follows(arguments: list[str], option: str) -> bool:
+    return not [*arguments, "-"][arguments.index(option) + 1].startswith("-")
+
+
+def _preset(arguments: list[str]) -> TrainConfig:
+    """Return the preset without those of its values that others, which are given, replace."""
+    config: Any = get_recipe(early_option(arguments, "--preset", PRESET))
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for pair in UNITS:
+        named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
+        if len(named) == 1:
+            [other] = set(pair) - set(named)
+            # 1 stands for what the option itself will say
+            config = dataclasses.replace(config, **{named[0]: 1, other: None})
+    if "--schedule" in given and early_option(arguments, "--schedule", "") != "multistep":
+        config = dataclasses.replace(config, schedule="cosine", milestones=())
+    return config
+
+
+def _train(options: Any) -> None:
+    """Train a model with CM-MaskSD and score it; with no option at all, in minutes on a CPU.
+
+    Attributes:
+        preset: a run by name, which the other options change: cm-masksd (the small default),
+            paper-refcoco-vit-b, paper-refcoco-vit-l, paper-ablation-vit-b, cris-r50, lavt-swin-b.
+        branches: the masked branches that are on; none trains the model alone.
+        dry_run: print every value of the run with parameters, multiply-adds, memory and steps, and
+            stop there.
+    """
+    from masksd.kit.scores.evaluator import format_table
+    from masksd.kit.training.trainer import train
+
+    config = checked(get_recipe(options.preset), options.config)
+    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+    if options.dry_run:
+        from masksd.kit.cli.dry_run import dry_run
+
+        print(dry_run(options.preset, config))
+        return
+    result = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(data_title(config.data, config.eval_split))
+        print(format_table(result.scores))
+        skipped = f", {result.skipped} steps skipped" if result.skipped else ""
+        print(f"{result.folder}: {result.steps} steps in {result.seconds:.0f} s{skipped}")

@@ -1,0 +1,1 @@
+"""The shapes data set: procedural pictures with referring expressions, in refer format."""

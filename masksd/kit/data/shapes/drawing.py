@@ -1,0 +1,141 @@
+"""Pictures of the shapes data set: a scene to pixels, and which pixels each object keeps."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from masksd.kit.data.segmentation import decode_mask
+from masksd.kit.data.shapes.scenes import COLORS, Level, Scene, SceneObject
+
+_FINE = 3  # edges are drawn this many times finer, then averaged
+
+Box = tuple[int, int, int, int]
+RGB = tuple[int, ...]
+
+
+def draw_picture(scene: Scene, level: Level, size: int) -> Image.Image:
+    """Draw a scene, from back to front, with smooth edges.
+
+    Args:
+        scene: the objects; its seed makes background and noise.
+        level: its textures decide the background (flat, shaded, patterned), its noise is added.
+        size: side of the picture in pixels.
+
+    Returns:
+        ``size`` x ``size``, mode ``"RGB"``.
+
+    Example:
+        >>> from masksd.kit.data.shapes.scenes import LEVELS
+        >>> star = SceneObject("star", "red", "big", "plain", 0.5, 0.5, 0.05)
+        >>> draw_picture(Scene((star,), 0), LEVELS["easy"], 64).getpixel((32, 32))
+        (214, 32, 40)
+    """
+    draw = random.Random(scene.seed)
+    fine = _background(level, size * _FINE, draw)
+    for item in scene.objects:
+        _draw_object(fine, item, draw)
+    picture = fine.reduce(_FINE)
+    if level.noise:
+        noise = np.random.default_rng(scene.seed).normal(0, level.noise, (size, size, 3))
+        noisy = np.asarray(picture, dtype=np.float64) + noise
+        picture = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+    return picture
+
+
+def visible_masks(
+    scene: Scene, size: int
+) -> list[tuple[list[list[float]], NDArray[np.uint8], float]]:
+    """Find what each object shows of itself: later objects cover earlier ones.
+
+    Args:
+        scene: the objects from back to front.
+        size: side of the picture in pixels.
+
+    Returns:
+        For each object its polygon in pixels (COCO's form), the mask of what is visible
+        ``(size, size)`` uint8, and the visible share of its pixels.
+
+    Example:
+        >>> back = SceneObject("square", "red", "big", "plain", 0.5, 0.5, 0.25)
+        >>> front = SceneObject("square", "blue", "small", "plain", 0.5, 0.5, 0.0625)
+        >>> [share for _, _, share in visible_masks(Scene((back, front), 0), 64)]
+        [0.75, 1.0]
+    """
+    result = []
+    covered = np.zeros((size, size), dtype=np.uint8)
+    for item in reversed(scene.objects):
+        polygon = [[round(value * size, 2) for point in item.outline() for value in point]]
+        whole = decode_mask(polygon, size, size)
+        seen = whole & (1 - covered)
+        covered |= whole
+        result.append((polygon, seen, float(seen.sum() / whole.sum())))
+    return result[::-1]
+
+
+def _background(level: Level, size: int, draw: random.Random) -> Image.Image:
+    light = draw.randint(200, 236)
+    tone = tuple(light + draw.randint(-10, 10) for _ in range(3))
+    plain = Image.new("RGB", (size, size), tone)
+    if level.noise == 0:
+        return plain
+    darker = Image.new("RGB", (size, size), tuple(value - draw.randint(25, 50) for value in tone))
+    shade = Image.linear_gradient("L").rotate(draw.choice((0, 90, 180, 270))).resize((size, size))
+    shaded = Image.composite(plain, darker, shade)
+    if level.noise < 5:
+        return shaded
+    # hard: a coarse grid of random greys, enlarged, as cloth or ground would look
+    cells = draw.randint(5, 12)
+    greys = bytes(draw.randint(60, 200) for _ in range(cells * cells))
+    cloth = Image.frombytes("L", (cells, cells), greys).resize(
+        (size, size), draw.choice((Image.Resampling.NEAREST, Image.Resampling.BICUBIC))
+    )
+    return Image.blend(shaded, cloth.convert("RGB"), 0.3)
+
+
+def _draw_object(canvas: Image.Image, item: SceneObject, draw: random.Random) -> None:
+    side = canvas.width
+    points = [(x * side, y * side) for x, y in item.outline()]
+    color = COLORS[item.color]
+    if item.texture == "plain":
+        ImageDraw.Draw(canvas).polygon(points, fill=color)
+        return
+    reach = item.radius * side
+    box = (
+        int(item.x * side - reach) - 1,
+        int(item.y * side - reach) - 1,
+        int(item.x * side + reach) + 2,
+        int(item.y * side + reach) + 2,
+    )
+    extent = (box[2] - box[0], box[3] - box[1])
+    stencil = Image.new("L", extent)
+    ImageDraw.Draw(stencil).polygon([(x - box[0], y - box[1]) for x, y in points], fill=255)
+    canvas.paste(_fabric(item.texture, color, extent, side, draw), box[:2], stencil)
+    # a hem in the object's colour, or white parts would melt into the background
+    ImageDraw.Draw(canvas).polygon(points, outline=color, width=_FINE)
+
+
+def _fabric(
+    texture: str, color: RGB, extent: tuple[int, int], side: int, draw: random.Random
+) -> Image.Image:
+    """A piece of cloth in the object's colour with white stripes or dots, the lesser part white."""
+    cloth = Image.new("RGB", extent, color)
+    pen = ImageDraw.Draw(cloth)
+    step = side / 16
+    width, height = extent
+    white = (250, 250, 250)
+    if texture == "striped":
+        upright = draw.random() < 0.5
+        for line in range(int(max(extent) / step) + 1):
+            near, far = line * step, line * step + 0.4 * step
+            pen.rectangle((near, 0, far, height) if upright else (0, near, width, far), fill=white)
+        return cloth
+    radius = 0.3 * step
+    for row in range(int(height / step) + 2):
+        for column in range(int(width / step) + 2):
+            x, y = (column + 0.5 * (row % 2)) * step, row * step
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=white)
+    return cloth

@@ -1,0 +1,1 @@
+"""Prediction on pictures with a trained checkpoint."""

@@ -1,0 +1,95 @@
+"""From a model's square output back to the picture: the letterbox undone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masksd.kit.data.transforms import letterbox_geometry
+
+
+def resize(values: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    """Resize one map without antialiasing.
+
+    Args:
+        values: ``(1, h, w)``, computed with in float32.
+        size: height and width wanted.
+        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75).
+        align_corners: whether the centres of the corner pixels stay where they are (True), or the
+            outer corners of the map do (False).
+
+    Returns:
+        float32 ``(1, H, W)``.
+
+    Example:
+        >>> resize(torch.tensor([[[0.0, 3.0]]]), (1, 4), "bilinear", align_corners=True)
+        tensor([[[0., 1., 2., 3.]]])
+    """
+    return F.interpolate(values.float()[None], size=size, mode=mode, align_corners=align_corners)[0]
+
+
+def unletterbox(
+    values: Tensor,
+    size: tuple[int, int],
+    input_size: int,
+    mode: str = "bicubic",
+    border: str = "zero",
+) -> Tensor:
+    """Cut the picture out of a letterbox's map and resize it to the picture's own size.
+
+    The pixel ``(x, y)`` of the picture takes the map's value at ``(scale * x + left,
+    scale * y + top)`` (:func:`masksd.kit.data.transforms.letterbox_geometry`), as OpenCV's
+    ``warpAffine`` defines it. OpenCV 4 rounds these positions to 1/32 pixel; here they are exact.
+
+    Args:
+        values: ``(1, h, w)`` over the whole input; where that is smaller than the input (``h`` is
+            not ``input_size``), positions are scaled to it with the outer corners aligned.
+        size: height H and width W of the picture, in pixels.
+        input_size: side S of the model's square input, in pixels.
+        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75).
+        border: what lies outside the map: ``"zero"`` (OpenCV's default), or its ``"edge"``.
+
+    Returns:
+        float32 ``(1, H, W)``.
+
+    Example:
+        >>> values = torch.zeros(1, 4, 4)
+        >>> values[:, 1:3] = 1.0  # where a picture twice as wide as high lies
+        >>> unletterbox(values, (2, 4), 4).tolist()
+        [[[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]]
+    """
+    scale, left, top = letterbox_geometry(size[0], size[1], input_size)
+    out = values[0].float()
+    # rows first, then columns: the map of a letterbox moves and scales, it does not turn
+    for axis, shift in ((0, top), (1, left)):
+        length = out.shape[axis]
+        position = scale * torch.arange(size[axis], dtype=torch.float64) + shift
+        position = (position + 0.5) * (length / input_size) - 0.5
+        out = _resample(out, axis, position, mode, border)
+    return out[None]
+
+
+def _resample(values: Tensor, axis: int, position: Tensor, mode: str, border: str) -> Tensor:
+    """Sample ``(h, w)`` along one axis at fractional indices ``(n,)``."""
+    length = values.shape[axis]
+    first = position.floor()
+    total: Tensor | float = 0.0
+    for tap in range(-1, 3) if mode == "bicubic" else range(2):
+        index = first + tap
+        distance = (position - index).abs()
+        weight = _cubic(distance) if mode == "bicubic" else 1 - distance
+        if border == "zero":
+            weight = weight * ((index >= 0) & (index < length))
+        picked = index.clamp(0, length - 1).long().to(values.device)
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        factor = weight.float().to(values.device).reshape(shape)
+        total = total + values.index_select(axis, picked) * factor
+    return torch.as_tensor(total)
+
+
+def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' cubic kernel for distances of 0 to 2 pixels."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x <= 1, near, far)

@@ -1,0 +1,257 @@
+"""What a run costs, before it is started: parameters, multiply-adds, memory and steps.
+
+The model is built on torch's meta device, where tensors have shapes and no values, and takes one
+training step there with the batch of the config. No weights and no data are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from masksd.distill import CrossModalMaskedSelfDistill
+from masksd.errors import check_choice
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.data.catalog import PUBLISHED, SplitSize, preferred_split
+from masksd.kit.sources import (
+    find_root,
+    model_options,
+    open_split,
+    shapes_config,
+    shapes_folder,
+    tokenizer_name,
+)
+from masksd.kit.training.batch_norm import checking_batch_norm
+from masksd.kit.training.kept import kept_activations
+from masksd.kit.training.optimizers import freeze
+from masksd.kit.training.wrapping import wrap_model
+from masksd.losses.class_weighted import class_weighted_loss
+from masksd.models import create_model
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training step costs on one device.
+
+    Attributes:
+        model_config: every field of the model's config.
+        parameters: of the host.
+        trainable: of the host and what masksd adds, those that are trained.
+        added: by masksd, in training only.
+        plain: multiply-adds of one plain pass of one picture.
+        forward: of one training step's passes, a picture.
+        step: of these and their backward, a picture.
+        weights: bytes of all parameters and buffers.
+        gradients: bytes.
+        optimizer: bytes of Adam's two moments.
+        activations: bytes that a step of the whole batch keeps for its backward.
+    """
+
+    model_config: dict[str, Any]
+    parameters: int
+    trainable: int
+    added: int
+    plain: int
+    forward: int
+    step: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def measure_budget(config: TrainConfig) -> Budget:
+    """Count what a training step of a config costs.
+
+    Activations are the bytes that autograd keeps for backward at their peak, in float32
+    (16-bit training keeps about half), with attention as fused kernels compute it. What kernels and
+    the allocator need beside is not in it: expect a fifth more.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ValueError: an unknown model, sizes that do not fit, or a batch too small for BatchNorm.
+
+    Example:
+        >>> budget = measure_budget(TrainConfig(batch_size=2))
+        >>> budget.added, 2.0 < budget.forward / budget.plain < 3.0
+        (160, True)
+    """
+    options = model_options(config)
+    if tokenizer_name(config) == "shapes":
+        from masksd.kit.data.tokenizers import load_tokenizer
+
+        options["vocab_size"] = load_tokenizer("shapes").vocab_size
+    with torch.device("meta"):
+        model = create_model(config.model, **options)
+        size, batch = model.config.image_size, config.batch_size
+        tokens = torch.zeros(batch, config.max_length, dtype=torch.int64)
+        inputs: list[Tensor] = [torch.zeros(batch, 3, size, size), tokens]
+        if model.takes_attention_mask:
+            inputs.append(torch.ones_like(tokens))
+        target = torch.zeros(batch, size, size)
+    freeze(model, config.frozen)
+    host = sum(p.numel() for p in model.parameters())
+    # the counter does not go with the backwards inside of low memory, whose operations are the same
+    counted_config = dataclasses.replace(config.distill, low_memory=False)
+    sd = wrap_model(model, counted_config).to("meta")
+    added = sum(p.numel() for p in sd.distill_parameters())
+    trainable = sum(p.numel() for p in sd.parameters() if p.requires_grad)
+    own = [*sd.parameters(), *sd.buffers()]
+
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+
+    with _Shapes(), checking_batch_norm(model, batch):
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            model.eval()(*inputs)
+            sd.train()
+        plain = counted.get_total_flops()
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            sd(*inputs, target=target)
+        forward = counted.get_total_flops()
+        with FlopCounterMode(display=False) as counted:
+            _loss(sd, inputs, target, config).backward()
+        step = counted.get_total_flops()
+        sd.unwrap()
+        sd = wrap_model(model, config.distill).to("meta")
+        with kept_activations(own) as kept:
+            _loss(sd, inputs, target, config).backward()
+    pictures = 2 * batch  # the counter has two a multiply-add
+    return Budget(
+        model_config=dataclasses.asdict(model.config),
+        parameters=host,
+        trainable=trainable,
+        added=added,
+        plain=plain // pictures,
+        forward=forward // pictures,
+        step=step // pictures,
+        weights=sum(tensor.nbytes for tensor in own),
+        gradients=4 * trainable * (2 if config.distill.low_memory else 1),  # one more, held
+        optimizer=8 * trainable,
+        activations=kept.peak,
+    )
+
+
+def _loss(
+    sd: CrossModalMaskedSelfDistill, inputs: list[Tensor], target: Tensor, config: TrainConfig
+) -> Tensor:
+    out = sd(*inputs, target=target)
+    if config.class_weights is None:
+        loss: Tensor = out.loss
+        return loss
+    return class_weighted_loss(out.host_output, target, config.class_weights) + out.distill_loss
+
+
+class _Shapes(TorchFunctionMode):
+    """Let models run without values: attention as one kernel, and every question answered no."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.Tensor.__bool__:  # "are all words valid?"; no is the longer way
+            return False
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Call the operation that GPUs use; the meta device would take the one that keeps matrices."""
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    result: Tensor = attention(
+        query, key, value, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+    )[0]
+    return result
+
+
+class _NoTokenizer:
+    """Stands in where only items are counted."""
+
+    def encode(self, sentence: str) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)
+
+
+def check_splits(config: TrainConfig) -> None:
+    """Raise a ``ValueError`` unless a run's data have the splits to train and to score on.
+
+    Args:
+        config: of the run. Where no folder is named, those of the published data set count; of one
+            that is not published nothing is known.
+
+    Example:
+        >>> check_splits(TrainConfig(eval_split="vall"))
+        Traceback (most recent call last):
+        ValueError: unknown eval_split 'vall'; did you mean 'val'? Known: ...
+    """
+    data = config.data
+    if data.data_root is not None:
+        for split in (config.train_split, config.eval_split):
+            open_split(data, split, _NoTokenizer(), 1, cache=False)
+        return
+    known = shapes_config(data).pictures() if data.name == "shapes" else _published(data)
+    if known:
+        check_choice("train_split", config.train_split, known)
+        check_choice("eval_split", config.eval_split, known)
+
+
+def _published(data: DataConfig) -> Mapping[str, SplitSize]:
+    return PUBLISHED.get((data.name, data.split_by or preferred_split(data.name) or ""), {})
+
+
+def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
+    """Count the items of a training split.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Their number by ``"refs"`` and ``"sentences"``, those that are known, and where it is from.
+        Shapes that are not generated yet are not, and a data set whose folder is not named is the
+        published one.
+
+    Raises:
+        DataError: a named folder that lacks the data.
+
+    Example:
+        >>> from masksd.kit.recipes import get_recipe
+        >>> count_items(get_recipe("cris-r50"))
+        ({'refs': 42404, 'sentences': 120624}, 'as published')
+    """
+    data, split = config.data, config.train_split
+    if data.data_root is None and data.name != "shapes":
+        published = _published(data).get(split)
+        if published is None:
+            return {}, "not known without --data-root"
+        found = {"refs": published.refs, "sentences": published.sentences}
+        return {kind: count for kind, count in found.items() if count}, "as published"
+    if data.data_root is None and not shapes_folder(shapes_config(data)).is_dir():
+        return {}, "shapes that are not generated yet"
+    counts = {
+        kind: len(open_split(data, split, _NoTokenizer(), 1, train_items=kind, cache=False))
+        for kind in ("refs", "sentences")
+    }
+    return counts, f"in {find_root(data)}"
