@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,8 @@ from masksd.modes import without_autocast
 from masksd.segmenter import check_containers
 from masksd.step import DistillOutput, Step
 
-if TYPE_CHECKING:
-    from masksd.distill import CrossModalMaskedSelfDistill
 
-
-def check_low_memory(sd: CrossModalMaskedSelfDistill, inputs: Any) -> None:
+def check_low_memory(sd: nn.Module, inputs: Any) -> None:
     """Raise where the passes cannot follow each other.
 
     Args:

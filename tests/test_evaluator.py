@@ -15,14 +15,14 @@ from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
-from masksd.kit.feeding import resize_probabilities
-from masksd.kit.scores.evaluator import (
+from masksd.kit.evaluation.scoring import score
+from masksd.kit.evaluation.tables import (
     evaluate,
     evaluate_all,
     format_table,
     spread_indices,
 )
-from masksd.kit.scores.scoring import score
+from masksd.kit.feeding import resize_probabilities
 from masksd.kit.sources import build_model, open_split
 from tests.processes import leave
 from tests.scored import make_checkpoint, open_data, write_data

@@ -11,7 +11,7 @@ from masksd import CrossModalMaskedSelfDistill
 from masksd.models import ResNetCris, ResNetCrisConfig, create_model
 from masksd.models.clip_resnet import Bottleneck, DensePool
 from masksd.models.cris_resnet import waves
-from masksd.models.official import clip_archive, convert_clip, convert_cris, load_clip_state
+from masksd.models.official import clip_archive, convert_clip, convert_cris, load_converted
 
 TINY = {
     "image_size": 64,
@@ -273,12 +273,12 @@ def test_clip_takes_all_but_what_cris_adds() -> None:
     facts = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.tensor(1))
     encoder = tiny().encoder
     connect = encoder.visual.attnpool.connect[0].weight.clone()
-    load_clip_state(encoder, {**state, **facts}, "RN50.pt")
+    load_converted(encoder, convert_clip({**state, **facts}, 9), "RN50.pt")
     assert torch.equal(encoder.visual.conv1.weight, state["visual.conv1.weight"])
     assert torch.equal(encoder.visual.attnpool.connect[0].weight, connect)
     del state["ln_final.weight"]
     with pytest.raises(ValueError, match=r"1 are missing \(text\.final_layer_norm\.weight\)"):
-        load_clip_state(encoder, state, "RN50.pt")
+        load_converted(encoder, convert_clip(state, 9), "RN50.pt")
     assert "visual.attnpool.positions" in convert_clip(state, 9)
 
 

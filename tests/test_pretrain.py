@@ -20,7 +20,7 @@ from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
 from masksd.kit.encoder_weights import encoder_bytes, load_encoder
-from masksd.kit.scores.alignment import area_under_curve, dot_relevance
+from masksd.kit.evaluation.alignment import area_under_curve, dot_relevance
 from masksd.kit.sources import build_model, open_split
 from masksd.kit.training.pretrain import PretrainConfig, contrastive_loss, pretrain
 from masksd.kit.training.views import ObjectViews, draw_cut, equal_sentences

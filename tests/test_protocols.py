@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksd.kit.data.transforms import letterbox_geometry
+from masksd.kit.evaluation.scoring import score
 from masksd.kit.scores.protocols import (
     PROTOCOLS,
     choose_threshold,
@@ -18,7 +19,6 @@ from masksd.kit.scores.protocols import (
     predict_mask,
 )
 from masksd.kit.scores.resampling import resize, unletterbox
-from masksd.kit.scores.scoring import score
 from tests.oracles import protocols as oracle
 from tests.scored import SIZE, make_checkpoint, open_data, write_data
 

@@ -14,7 +14,7 @@ from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
 from masksd.kit.data.transforms import normalize
-from masksd.kit.scores.recall import on_pixels, relevance_recall, top_patches
+from masksd.kit.evaluation.recall import on_pixels, relevance_recall, top_patches
 from masksd.kit.sources import build_model, open_split
 
 
@@ -73,7 +73,7 @@ def test_the_sign_is_that_of_the_relevance(root: Path, monkeypatch: pytest.Monke
     def opposite(relevance: torch.Tensor, config: DistillConfig) -> torch.Tensor:
         return top_patches(-relevance, config)
 
-    monkeypatch.setattr("masksd.kit.scores.recall.top_patches", opposite)
+    monkeypatch.setattr("masksd.kit.evaluation.recall.top_patches", opposite)
     assert relevance_recall(checkpoint, dataset)["recall"] < 0.01
 
 

@@ -15,10 +15,10 @@ from masksd.kit.checkpoints import save_checkpoint
 from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-from masksd.kit.scores.cases import case_rows, draw_cases, pick_cases
+from masksd.kit.evaluation.cases import case_rows, draw_cases, pick_cases
+from masksd.kit.evaluation.reports import CASES, write_report
+from masksd.kit.evaluation.scoring import score
 from masksd.kit.scores.report import REPORT, TABLES, markdown_table, read_report, read_samples
-from masksd.kit.scores.reports import CASES, write_report
-from masksd.kit.scores.scoring import score
 from masksd.kit.sources import build_model
 from tests.scored import make_checkpoint, open_data, write_data
 

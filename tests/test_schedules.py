@@ -10,7 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from masksd.kit.config import TrainConfig
-from masksd.kit.training.schedules import Schedule
+from masksd.kit.schedules import Schedule
 
 
 def rates(

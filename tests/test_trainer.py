@@ -25,15 +25,15 @@ from masksd.kit.checkpoints import load_checkpoint, load_training_state
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError, cache_folder
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.evaluation.tables import evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.files import StagedFolder
 from masksd.kit.partial import partial_folder
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.randomness import EpochSampler, keyed_seed
-from masksd.kit.scores.evaluator import evaluate_all
+from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split
 from masksd.kit.training.loop import Run
-from masksd.kit.training.schedules import Schedule
 from masksd.kit.training.trainer import RunResult, check_output, train
 from masksd.kit.training.wrapping import wrap_model
 

@@ -14,7 +14,7 @@ from benchmarks.study.run import open_scored
 from masksd.kit.checkpoints import load_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.devices import default_device
-from masksd.kit.scores.scoring import score
+from masksd.kit.evaluation.scoring import score
 from masksd.kit.training.trainer import train
 
 _TIMED_STEPS = 8

@@ -82,7 +82,7 @@ def compare_seeds(
     """Compare two variants, seed by seed and picture by picture.
 
     Args:
-        a: by seed of the run: one row a sample, as :class:`masksd.kit.scores.scoring.Evaluation` holds
+        a: by seed of the run: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds
             them; at least two seeds.
         b: the same seeds and samples.
         protocol: whose Pr@X and empty IoU are taken.

@@ -113,7 +113,7 @@ class Ledger:
         Args:
             config_hash: of the run.
             config: as JSON text.
-            samples: by split, rows of :class:`masksd.kit.scores.scoring.Evaluation`.
+            samples: by split, rows of :class:`masksd.kit.evaluation.scoring.Evaluation`.
             curve: scores on the way, each with its ``step``.
         """
 

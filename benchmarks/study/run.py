@@ -21,7 +21,7 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.devices import default_device, describe_machine
-from masksd.kit.scores.scoring import score
+from masksd.kit.evaluation.scoring import score
 from masksd.kit.sources import open_split
 from masksd.kit.training.trainer import train
 

@@ -15,7 +15,7 @@ from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig as DataConfig
 from masksd.kit.data_config import cache_folder as cache_folder
 from masksd.kit.data_config import check_whole
-from masksd.kit.training.schedules import SCHEDULES, Schedule
+from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw")

@@ -131,9 +131,10 @@ class ClipResNetEncoder(nn.Module):
         Raises:
             ValueError: another file, or one that does not fit; nothing has been changed then.
         """
-        from masksd.models.official import clip_archive, load_clip_state
+        from masksd.models.official import clip_archive, convert_clip, load_converted
 
-        load_clip_state(self, clip_archive(path), str(path))
+        length = self.text.config.max_position_embeddings
+        load_converted(self, convert_clip(clip_archive(path), length), str(path))
 
 
 class ModifiedResNet(nn.Module):

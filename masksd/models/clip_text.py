@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
 
 
 def text_states(tower: CLIPTextModel, tokens: Tensor) -> Tensor:
@@ -34,16 +33,31 @@ def text_states(tower: CLIPTextModel, tokens: Tensor) -> Tensor:
             "them in the tokenizer or build the model with a larger max_length"
         )
     hidden = tower.embeddings(input_ids=tokens)  # (B, L, C)
-    causal = create_causal_mask(
-        config=tower.config,
-        inputs_embeds=hidden,
-        attention_mask=None,
-        past_key_values=None,
-    )
+    causal = causal_mask(hidden, tower.config._attn_implementation)
     for layer in tower.encoder.layers:
         hidden = layer(hidden, causal, is_causal=True)
     states: Tensor = tower.final_layer_norm(hidden)
     return states
+
+
+def causal_mask(hidden: Tensor, attention: str) -> Tensor | None:
+    """Return the mask that hides later words, for attention that does not mask by itself.
+
+    Args:
+        hidden: ``(B, L, C)``, whose dtype and device the mask takes.
+        attention: transformers' name of the implementation.
+
+    Returns:
+        ``(1, 1, L, L)`` to add to the scores, or None where ``is_causal=True`` is enough.
+
+    Example:
+        >>> causal_mask(torch.zeros(1, 2, 4), "eager").flatten().tolist()[2:]
+        [0.0, 0.0]
+    """
+    if attention == "sdpa":
+        return None
+    length, least = hidden.shape[1], torch.finfo(hidden.dtype).min
+    return hidden.new_full((length, length), least).triu(1)[None, None]
 
 
 def sentence_parts(tokens: Tensor, end_token: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -164,9 +164,10 @@ class ResNetCris(CrisModel):
         Raises:
             ValueError: not such a file, or of another size; nothing has been changed then.
         """
-        from masksd.models.official import cris_checkpoint, load_cris_state
+        from masksd.models.official import convert_cris, cris_checkpoint, load_converted
 
-        load_cris_state(self, cris_checkpoint(path), str(path))
+        length = self.encoder.text.config.max_position_embeddings
+        load_converted(self, convert_cris(cris_checkpoint(path), length), str(path))
 
 
 class PyramidNeck(nn.Module):

@@ -11,14 +11,10 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from masksd.models.clip_resnet import ClipResNetEncoder
-    from masksd.models.cris_resnet import ResNetCris
+from torch import Tensor, nn
 
 ARCHIVES = {
     "RN50.pt": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
@@ -186,28 +182,21 @@ def convert_cris(state: Mapping[str, Tensor], max_length: int) -> dict[str, Tens
     }
 
 
-def load_clip_state(encoder: ClipResNetEncoder, state: Mapping[str, Tensor], source: str) -> None:
-    """Load CLIP's weights by OpenAI's names into an encoder.
+def load_converted(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load converted weights, which may leave out what CRIS adds to CLIP's attention pool.
+
+    Args:
+        module: whose weights they are to be.
+        state: by our names, of :func:`convert_clip` or :func:`convert_cris`.
+        source: the file, for messages.
 
     Raises:
         ValueError: they do not fit; nothing has been changed then.
     """
-    ours = convert_clip(state, encoder.text.config.max_position_embeddings)
-    own = encoder.state_dict()
-    ours = {**{key: value for key, value in own.items() if key.startswith(_CONNECT)}, **ours}
+    own = module.state_dict()
+    ours = {**{key: value for key, value in own.items() if key.startswith(_CONNECT)}, **state}
     _check(own, ours, source)
-    encoder.load_state_dict(ours)
-
-
-def load_cris_state(model: ResNetCris, state: Mapping[str, Tensor], source: str) -> None:
-    """Load CRIS's weights by their own names into a model.
-
-    Raises:
-        ValueError: they do not fit; nothing has been changed then.
-    """
-    ours = convert_cris(state, model.encoder.text.config.max_position_embeddings)
-    _check(model.state_dict(), ours, source)
-    model.load_state_dict(ours)
+    module.load_state_dict(ours)
 
 
 def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
+        for category in (DeprecationWarning, FutureWarning):  # between libraries, not for users
+            warnings.simplefilter("ignore", category)
         try:
             _run(arguments)
         except BrokenPipeError:  # whoever read has left, as head does

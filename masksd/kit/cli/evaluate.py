@@ -70,11 +70,11 @@ def _evaluate(options: Any) -> None:
         _compare(options)
         return
     from masksd.kit.checkpoints import load_checkpoint
+    from masksd.kit.evaluation.recall import relevance_recall
+    from masksd.kit.evaluation.reports import check_report_place, write_report
+    from masksd.kit.evaluation.scoring import check_scoring, score
     from masksd.kit.files import StagedFolder
     from masksd.kit.scores.protocols import choose_threshold, get_protocol
-    from masksd.kit.scores.recall import relevance_recall
-    from masksd.kit.scores.reports import check_report_place, write_report
-    from masksd.kit.scores.scoring import check_scoring, score
     from masksd.kit.sources import open_split
 
     kinds = _kinds(options.sentences)
@@ -143,7 +143,7 @@ def _evaluate(options: Any) -> None:
 
 def _kinds(sentences: str) -> list[str]:
     from masksd.errors import check_choice
-    from masksd.kit.scores.scoring import SENTENCES
+    from masksd.kit.evaluation.scoring import SENTENCES
 
     check_choice("sentences", sentences, [*SENTENCES, "all"])
     return list(SENTENCES) if sentences == "all" else [sentences]
@@ -152,7 +152,7 @@ def _kinds(sentences: str) -> list[str]:
 def _print(
     title: str, results: dict[str, Any], relevance: dict[str, float] | None, details: bool
 ) -> None:
-    from masksd.kit.scores.evaluator import format_table
+    from masksd.kit.evaluation.tables import format_table
     from masksd.kit.scores.metrics import headline
     from masksd.kit.scores.report import split_comparisons
 
@@ -173,8 +173,8 @@ def _print(
 
 
 def _compare(options: Any) -> None:
+    from masksd.kit.evaluation.tables import align_columns
     from masksd.kit.scores.compare import compare_reports, format_comparison
-    from masksd.kit.scores.evaluator import align_columns
 
     if options.output is not None:
         raise ValueError("--compare prints and writes nothing; leave --output out")

@@ -21,7 +21,7 @@ def pair_rows(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list
     """Sort both by sample, or say which samples do not agree.
 
     Args:
-        a: one row a sample, as :class:`masksd.kit.scores.scoring.Evaluation` holds them.
+        a: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds them.
         b: the same samples in any order.
         names: of the two, for errors.
 

@@ -137,7 +137,7 @@ def compare_rows(
     """Compare the samples of two evaluations.
 
     Args:
-        a: one row a sample, as :class:`masksd.kit.scores.scoring.Evaluation` holds them.
+        a: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds them.
         b: the same samples in any order.
         protocol: whose Pr@X and empty IoU are taken.
         names: of the two, for errors.

@@ -176,7 +176,7 @@ def report_files(
 
     Args:
         report: what was scored, how, and what came out.
-        rows: the samples by kind of sentence; see :class:`masksd.kit.scores.scoring.Evaluation`.
+        rows: the samples by kind of sentence; see :class:`masksd.kit.evaluation.scoring.Evaluation`.
 
     Returns:
         Contents by name: ``report.json``, ``report.md`` and ``samples-KIND.jsonl``.

@@ -18,12 +18,12 @@ from masksd.distill import DistillOutput
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
+from masksd.kit.evaluation.reading import without_traceback
+from masksd.kit.evaluation.tables import evaluate, evaluate_all, spread_indices
 from masksd.kit.feeding import model_inputs
 from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.files import StagedFolder
 from masksd.kit.randomness import EpochSampler, keyed_seed
-from masksd.kit.scores.evaluator import evaluate, evaluate_all, spread_indices
-from masksd.kit.scores.reading import without_traceback
 from masksd.kit.training.batch_norm import checking_batch_norm
 from masksd.kit.training.examples import example_rows
 from masksd.kit.training.optimizers import build_optimizer, freeze

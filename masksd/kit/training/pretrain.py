@@ -33,12 +33,12 @@ from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data_config import check_whole
 from masksd.kit.devices import default_device
 from masksd.kit.encoder_weights import encoder_bytes
+from masksd.kit.evaluation.alignment import dot_relevance, retrieval_accuracy, similarities
 from masksd.kit.files import write_files
 from masksd.kit.randomness import EpochSampler, keyed_randomness, keyed_seed
-from masksd.kit.scores.alignment import dot_relevance, retrieval_accuracy, similarities
+from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split, tokenizer_name
 from masksd.kit.training.optimizers import parameter_groups
-from masksd.kit.training.schedules import Schedule
 from masksd.kit.training.views import ObjectViews, equal_sentences
 
 HOTTEST = 100.0

@@ -19,9 +19,9 @@ from masksd.kit.config import TrainConfig
 from masksd.kit.data.coverage import check_words
 from masksd.kit.files import StagedFolder, check_place
 from masksd.kit.randomness import keyed_randomness, keyed_seed
+from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split, tokenizer_name
 from masksd.kit.training.loop import Run
-from masksd.kit.training.schedules import Schedule
 
 FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.feeding import predict_logits
 from masksd.kit.figures import TRUTH_COLOUR, SheetRow, overlay, save_figure
 from masksd.kit.scores.protocols import choose_threshold, get_protocol, predict_mask
-from masksd.kit.scores.reading import scoring_batches
 from masksd.modes import evaluating
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def pick_cases(
     """Choose the worst and the best samples, at most one a picture on each side.
 
     Args:
-        rows: as :class:`masksd.kit.scores.scoring.Evaluation` holds them.
+        rows: as :class:`masksd.kit.evaluation.scoring.Evaluation` holds them.
         count: how many on each side; fewer where there are fewer pictures.
 
     Returns:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.evaluation.cases import case_rows, draw_cases, pick_cases
+from masksd.kit.evaluation.scoring import SENTENCES, Evaluation
 from masksd.kit.files import check_place, write_files
-from masksd.kit.scores.cases import case_rows, draw_cases, pick_cases
 from masksd.kit.scores.protocols import choose_threshold, get_protocol
 from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
-from masksd.kit.scores.scoring import SENTENCES, Evaluation
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.scores.scoring import SENTENCES as SENTENCES
-from masksd.kit.scores.scoring import check_scoring as check_scoring
-from masksd.kit.scores.scoring import score
-from masksd.kit.scores.scoring import spread_indices as spread_indices
+from masksd.kit.evaluation.scoring import SENTENCES as SENTENCES
+from masksd.kit.evaluation.scoring import check_scoring as check_scoring
+from masksd.kit.evaluation.scoring import score
+from masksd.kit.evaluation.scoring import spread_indices as spread_indices
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

@@ -8,9 +8,9 @@ import torch
 
 from masksd.errors import check_choice, check_fraction
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.evaluation.reading import scoring_batches, told_sentence
 from masksd.kit.feeding import predict_logits
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
-from masksd.kit.scores.reading import scoring_batches, told_sentence
 from masksd.modes import evaluating
 
 if TYPE_CHECKING:
