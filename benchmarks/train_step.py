@@ -114,13 +114,13 @@ class Setting:
         sd = self.wrap(config)
         sd.zero_grad(set_to_none=True)
         with self.autocast():
-            step = sd._step(sd.segmenter)
-            main = step.main(self.args, {}, self.truth)
-        (main.losses["seg"] + main.nothing).backward()
+            passes = sd._passes
+            main = passes.main(self.args, {}, self.truth, sd.step)
+        (main.losses["seg"] + passes.idle(main)).backward()
         detached = main._replace(plain=main.plain._replace(logits=main.plain.logits.detach()))
         with self.autocast():
-            result = step.branch("joint", detached)
-            loss = step.branches["joint"].weight * result.loss
+            result = passes.branch("joint", detached)
+            loss = passes.branches["joint"].weight * result.loss
         loss.backward()
         sd.unwrap()
         return (main.losses["seg"] + loss).detach()

@@ -1,11 +1,12 @@
-"""A branch: masks -> masked pass -> consistency."""
+"""A masked branch: relevance -> mask -> masked pass -> consistency."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,30 @@ from torch.utils._pytree import tree_map
 
 from masksd.config import DistillConfig, MaskingConfig
 from masksd.losses import consistency_loss, segmentation_loss
-from masksd.masker import NAMES
+from masksd.masking import keyed_noise, select_tokens
+from masksd.relevance import rank_tokens
 from masksd.segmenter import Pass, Segmenter, check_containers
 from masksd.tap import TokenMask
+
+NAMES = {"image": "lmvsd", "text": "vmlsd"}
+"""The paper's names of the branches, by the modality that is masked."""
 
 JOINT = "joint"
 """The name of the branch that masks patches and words in one pass."""
 
+# Draws of one step that must be independent, by purpose and modality.
+_STREAMS = {
+    ("select", "image"): 0,
+    ("select", "text"): 1,
+    ("rank", "image"): 2,
+    ("rank", "text"): 3,
+    ("token", "image"): 4,
+    ("token", "text"): 5,
+}
+
 
 def branch_modalities(config: DistillConfig) -> dict[str, tuple[str, ...]]:
-    """Say which branches a config has on, and what each masks.
-
-    Args:
-        config: of the distillation.
+    """Return which branches are on, and what each masks.
 
     Example:
         >>> branch_modalities(DistillConfig())
@@ -37,8 +49,120 @@ def branch_modalities(config: DistillConfig) -> dict[str, tuple[str, ...]]:
     return {JOINT: on} if config.joint else {NAMES[modality]: (modality,) for modality in on}
 
 
+class MainPass(NamedTuple):
+    """The plain pass of a step, and what the branches need of it.
+
+    Attributes:
+        plain: the pass.
+        ranking: the same in the space of the learned projection, where there is one.
+        target: the truth.
+        step: 0-d int64, which keys the draws.
+        losses: ``"seg"`` and ``"align"``, where there are any.
+    """
+
+    plain: Pass
+    ranking: Pass
+    target: Tensor | None
+    step: Tensor
+    losses: dict[str, Tensor]
+
+
+class BranchResult(NamedTuple):
+    """The unweighted loss of a branch, and its masks and relevance by the paper's names."""
+
+    loss: Tensor
+    masks: dict[str, Tensor]
+    relevance: dict[str, Tensor]
+
+
+class TokenMasker(nn.Module):
+    """Ranks the tokens of a modality, draws those to replace, and holds what replaces them.
+
+    Attributes:
+        token: the learnable mask token, ``(C,)`` or ``(positions, C)``, drawn from N(0, 0.02) by
+            the config's seed.
+        relevance: who ranks, ``"auto"`` resolved.
+    """
+
+    token: nn.Parameter
+
+    def __init__(
+        self, modality: str, config: DistillConfig, width: int, shared_space: bool = True
+    ) -> None:
+        super().__init__()
+        self.modality = modality
+        self.seed = config.seed
+        self.masking: MaskingConfig = getattr(config, modality)
+        self.relevance: str = self.masking.relevance
+        if self.relevance == "auto":
+            otherwise = "prediction" if modality == "image" else "random"
+            self.relevance = "dot" if shared_space else otherwise
+        rows = self.masking.positions or 1
+        uniform = keyed_noise(
+            rows, width, seed=config.seed, step=0, stream=_STREAMS["token", modality]
+        )
+        normal = torch.special.ndtri(uniform.double() + 2.0**-25) * 0.02
+        token = normal if self.masking.token == "position" else normal[0]
+        self.token = nn.Parameter(token.to(torch.get_default_dtype()))
+
+    @torch.no_grad()
+    def draw(
+        self, plain: Pass, target: Tensor | None, step: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mask and the relevance that it was drawn by, both ``(B, N)``.
+
+        ``first`` is the global position in the batch of the first sample here.
+        """
+        if self.modality == "image":
+            valid, tokens = None, plain.image.grid[0] * plain.image.grid[1]
+        else:
+            valid, tokens = plain.text.valid, plain.text.valid.shape[1]
+        noise = partial(
+            keyed_noise,
+            plain.logits.shape[0],
+            tokens,
+            seed=self.seed,
+            step=step,
+            first=first,
+            device=plain.logits.device,
+        )
+        masking, modality = self.masking, self.modality
+        rank_noise = partial(noise, stream=_STREAMS["rank", modality])
+        relevance = rank_tokens(self.relevance, modality, plain, target, rank_noise)
+        mask = select_tokens(
+            relevance,
+            masking.top_k,
+            cast(float, masking.ratio),  # DistillConfig has filled it in
+            noise=noise(stream=_STREAMS["select", modality]),
+            valid=valid,
+            selection=masking.selection,
+            rounding=cast(str, masking.rounding),
+            count=masking.count,
+        )
+        return mask, relevance
+
+    def token_mask(self, mask: Tensor, grid: tuple[int, int] | None) -> TokenMask:
+        """Join a mask ``(B, N)`` and the token; ``grid`` is that of the patches."""
+        length = mask.shape[1]
+        if self.token.ndim == 1:
+            return TokenMask(mask, self.token, grid)
+        positions = self.token.shape[0]
+        # The first tokens of a larger grid would lie elsewhere on a smaller one.
+        if length > positions or (self.modality == "image" and length != positions):
+            raise ValueError(
+                f"config.{self.modality}.positions is {positions}, but the model has {length} "
+                f"tokens of {self.modality}"
+            )
+        return TokenMask(mask, self.token[:length], grid)
+
+    def extra_repr(self) -> str:
+        """Say what is masked, for ``print``."""
+        kept = f"{self.masking.selection} {self.masking.top_k:.1%}"
+        return f"{self.masking.ratio:.1%} of the {kept} of {self.modality}"
+
+
 class MaskedBranch(nn.Module):
-    """One masked self-distillation branch (Sec. III-B): a masked pass and what it shall predict.
+    """One masked self-distillation branch (Sec. III-B): LMVSD, VMLSD, or both in one pass.
 
     Args:
         modalities: what it masks: ``("image",)`` (LMVSD), ``("text",)`` (VMLSD), or both.
@@ -46,13 +170,9 @@ class MaskedBranch(nn.Module):
         parts: a neck and a decoder of its own, for ``share_weights=False``.
 
     Attributes:
-        weight: the loss weight λ, a 0-d buffer that a trainer may change; of a joint branch the sum
-            of both.
+        weight: the loss weight λ, a 0-d buffer that a trainer may change; the sum of both for a
+            joint branch.
         active: whether it runs in the next step; see ``MaskingConfig.every``.
-
-    Example:
-        >>> MaskedBranch(("text",), DistillConfig()).weight
-        tensor(0.1000)
     """
 
     weight: Tensor
@@ -66,7 +186,7 @@ class MaskedBranch(nn.Module):
         super().__init__()
         self.modalities = modalities
         self.config = config
-        masking: MaskingConfig = getattr(config, modalities[0])  # a joint branch has both alike
+        masking: MaskingConfig = getattr(config, modalities[0])  # both agree in a joint branch
         self.every, self.samples = masking.every, masking.samples
         self.active = True
         weights = {"image": config.lambda_image, "text": config.lambda_text}
@@ -75,72 +195,59 @@ class MaskedBranch(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         self.parts = nn.ModuleDict(parts or {})
 
-    def rows(self, batch: int) -> int:
-        """Return how many samples of a batch the branch sees, at least one.
-
-        Example:
-            >>> from masksd.config import MaskingConfig
-            >>> config = DistillConfig(image=MaskingConfig(samples=0.5))
-            >>> MaskedBranch(("image",), config).rows(5)
-            3
-        """
-        return max(1, math.ceil(self.samples * batch - 1e-9))
-
     def forward(
-        self,
-        segmenter: Segmenter,
-        plain: Pass,
-        masks: Mapping[str, TokenMask],
-        target: Tensor | None,
-    ) -> Tensor:
-        """Run the masked pass and compare.
-
-        Args:
-            segmenter: the model.
-            plain: its plain pass, of the samples that the branch sees.
-            masks: by modality.
-            target: the truth of these, for ``target="ground_truth"``.
-
-        Returns:
-            The consistency with the target, 0-d, not yet weighted.
-
-        Raises:
-            ValueError: the truth is needed and missing, or the tokens do not fit.
-        """
-        with frozen_statistics(segmenter):  # parts of its own are used nowhere else
+        self, segmenter: Segmenter, maskers: Mapping[str, TokenMasker], main: MainPass
+    ) -> BranchResult:
+        """Draw the masks, run the masked pass, and compare it with the target."""
+        batch = main.plain.logits.shape[0]
+        rows, first = self.rows(batch), _first_position(batch)
+        plain = first_samples(main.plain, rows)
+        target = None if main.target is None else main.target[:rows]
+        masks: dict[str, Tensor] = {}
+        relevance: dict[str, Tensor] = {}
+        replaced: dict[str, TokenMask] = {}
+        for modality in self.modalities:
+            masker = maskers[modality]
+            projected = masker.relevance == "projection"
+            ranking = first_samples(main.ranking, rows) if projected else plain
+            mask, scores = masker.draw(ranking, target, main.step, first)
+            masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
+            grid = plain.image.grid if modality == "image" else None
+            replaced[modality] = masker.token_mask(mask, grid)
+        with frozen_statistics(segmenter):
             logits = segmenter.masked(
-                plain, masks.get("image"), masks.get("text"), **dict(self.parts.items())
+                plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )
+        return BranchResult(self._compare(logits, plain, target), masks, relevance)
+
+    def _compare(self, logits: Tensor, plain: Pass, target: Tensor | None) -> Tensor:
         if self.config.target == "main":
-            loss = consistency_loss(logits, plain.logits, self.config.detach_target)
-        elif target is None:
+            return consistency_loss(logits, plain.logits, self.config.detach_target)
+        if target is None:
             raise ValueError("target='ground_truth' needs the truth: call sd(..., target=masks)")
-        else:
-            loss = segmentation_loss(logits, target)
-        return loss
+        return segmentation_loss(logits, target)
+
+    def rows(self, batch: int) -> int:
+        """Return how many samples of a batch the branch sees, at least one."""
+        return max(1, math.ceil(self.samples * batch - 1e-9))
 
     def extra_repr(self) -> str:
         """Say what is masked and when, for ``print``."""
         return f"{' and '.join(self.modalities)}, every {self.every}, {self.samples:.0%} of a batch"
 
 
+def _first_position(batch: int) -> int:
+    """Global position of this process's first sample: each process has an equal share."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() * batch
+    return 0
+
+
 def first_samples(plain: Pass, rows: int) -> Pass:
     """Return the pass of the first samples alone.
 
-    Inputs of the batch's length are cut, and features that are floating or bool: whole numbers in
-    there, such as the sizes of maps, are no samples.
-
-    Args:
-        plain: a pass of ``B`` samples.
-        rows: how many, at most ``B``.
-
-    Example:
-        >>> from masksd.segmenter import ImageFeatures, TextFeatures
-        >>> image = ImageFeatures(torch.ones(4, 9, 2), (3, 3))
-        >>> text = TextFeatures(None, None, torch.ones(4, 5) > 0)
-        >>> part = first_samples(Pass(torch.ones(4, 1, 3, 3), image, text, None, ()), 2)
-        >>> part.image.local.shape, part.text.valid.shape
-        (torch.Size([2, 9, 2]), torch.Size([2, 5]))
+    Cuts inputs of the batch's length, and floating or bool features: integers in there, such as
+    the sizes of maps, are not samples.
     """
     batch = plain.logits.shape[0]
     if rows == batch:
@@ -167,25 +274,14 @@ def first_samples(plain: Pass, rows: int) -> Pass:
 
 
 @contextlib.contextmanager
-def frozen_statistics(model: object) -> Iterator[None]:
-    """Keep running statistics where they are: BatchNorm normalises by the batch as before.
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of BatchNorm where they are; it still normalises by the batch.
 
-    A masked pass shows the model pictures and sentences that inference never sees: they must not
-    move what BatchNorm will use there.
-
-    Args:
-        model: whose BatchNorm layers (and InstanceNorm, if it has statistics) are held in training.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(2)
-        >>> with frozen_statistics(norm):
-        ...     _ = norm(torch.randn(4, 2))
-        >>> norm.running_mean.tolist(), int(norm.num_batches_tracked)
-        ([0.0, 0.0], 0)
+    A masked pass shows the model images and sentences that inference never sees.
     """
     held = [
         layer
-        for layer in cast(nn.Module, model).modules()
+        for layer in model.modules()
         if isinstance(layer, nn.modules.batchnorm._NormBase)
         and layer.training
         and layer.track_running_stats

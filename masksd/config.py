@@ -1,4 +1,4 @@
-"""Everything about the method that is a choice, with the paper's best values as defaults."""
+"""Every choice of the method, with the paper's best values as defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELEVANCE = {
     "image": ("auto", "dot", "prediction", "projection", "random", "ground_truth"),
     "text": ("auto", "dot", "projection", "random"),
 }
-"""Who may rank the tokens of which modality; see :mod:`masksd.relevance`."""
+"""What may rank the tokens of a modality; see :mod:`masksd.relevance`."""
 
 BEST = {
     "image": {"ratio": 0.25, "rounding": "nearest"},
@@ -29,28 +29,28 @@ class MaskingConfig:
 
     Attributes:
         top_k: share of the tokens, by relevance, that passes the filter, in [0, 1] (``K``).
-        ratio: share of those that is masked, in [0, 1] (``α``); None is the paper's best for the
+        ratio: share of those that is masked, in [0, 1] (``α``); None takes the paper's best for the
             modality, 0.25 of the patches and 0.10 of the words.
         selection: keep the ``"top"`` or the ``"bottom"`` of the ranking.
-        relevance: who ranks: ``"dot"`` product with the other modality's vector (the paper, for a
-            host whose patches and words share a space); ``"projection"``, the same after a learned
-            linear map, trained by text-to-pixel alignment; ``"random"``; patches only: the model's
-            own ``"prediction"``, or, for study, the ``"ground_truth"``. ``"auto"`` is dot where the
-            space is shared, else prediction for patches and random for words.
+        relevance: what ranks: the ``"dot"`` product with the other modality's vector (the paper,
+            for hosts whose patches and words share a space); ``"projection"``, the same after a
+            learned linear map, trained by text-to-pixel alignment; ``"random"``; for patches only,
+            the model's own ``"prediction"`` or, for study, the ``"ground_truth"``. ``"auto"`` is
+            dot where the space is shared, else prediction for patches and random for words.
         rounding: ``"nearest"``, ``"stochastic"``, ``"floor"`` or ``"ceil"``; see
-            :func:`masksd.masking.select_tokens`. None is nearest for patches and stochastic for
-            words, of which there are so few that nearest would mask one for any ratio.
-        count: the tokens that ``top_k`` is a share of: the real ``"words"`` or the padded
-            ``"sequence"``. The same for patches, which are all real.
-        token: one learnable vector, ``"shared"`` by all positions, or one a ``"position"``.
-        positions: how many, for ``token="position"``: the patches of a picture, or the longest
+            :func:`masksd.masking.select_tokens`. None takes nearest for patches and stochastic for
+            words, which are so few that nearest would mask one at any ratio.
+        count: what ``top_k`` is a share of: the real ``"words"`` or the padded ``"sequence"``. The
+            same for patches, which are all real.
+        token: one learnable vector ``"shared"`` by all positions, or one for each ``"position"``.
+        positions: how many, for ``token="position"``: the patches of an image, or the longest
             sentence.
         layer: patches only: 0 replaces embeddings, before positions are added (our reading of the
-            paper); ``n`` replaces what layer ``n`` of the image tower returns, so that the masked
-            pass runs the layers above it alone. A triple whose encoder can resume takes it.
-        every: the branch runs in one step of this many. See
+            paper); ``n`` replaces the output of layer ``n`` of the image tower, and the masked pass
+            runs only the layers above it. Needs a triple whose encoder can resume there.
+        every: run the branch in one step out of this many. See
             :meth:`masksd.CrossModalMaskedSelfDistill.set_step`.
-        samples: share of a batch, from its first sample on, that the branch sees, in (0, 1].
+        samples: share of a batch that the branch sees, counted from its first sample, in (0, 1].
 
     Example:
         >>> MaskingConfig(top_k=0.5, ratio=0.75).ratio
@@ -110,20 +110,19 @@ class DistillConfig:
     Attributes:
         image: language-guided masked visual self-distillation (LMVSD); None turns the branch off.
         text: visual-guided masked language self-distillation (VMLSD); None turns the branch off.
-        lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, as a
-            trainer may raise the weight later; ``image=None`` saves the pass.
+        lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, since
+            a trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
-        target: what a branch shall predict: the ``"main"`` branch's mask, or the
+        target: what a branch learns to predict: the ``"main"`` branch's mask, or the
             ``"ground_truth"`` (Table VI).
-        detach_target: no gradient through the main branch's mask where it is the target.
+        detach_target: keep gradients from passing through the main branch's mask as a target.
         share_weights: one neck and decoder for all branches (Table VII); False gives each branch
-            copies of its own, for training only.
+            its own copies, for training only.
         dice_weight: weight of a Dice term in the segmentation loss, 0 or more; the paper has none.
-        joint: mask patches and words in one pass, of weight ``λ1 + λ2``, instead of one each.
-        low_memory: take the passes one after the other, each with its backward, so that the
-            activations of one host pass are kept and not of three; the gradients are the same. See
-            :mod:`masksd.low_memory`.
-        seed: keys the draws and the first value of the mask tokens.
+        joint: mask patches and words in one pass of weight ``λ1 + λ2``, instead of one pass each.
+        low_memory: run each pass with its own backward, so that the activations of one host pass
+            are kept instead of three; the gradients are the same. See :mod:`masksd.low_memory`.
+        seed: keys the draws and the initial mask tokens.
 
     Example:
         >>> DistillConfig().text.ratio, DistillConfig().text.rounding
@@ -178,7 +177,7 @@ class DistillConfig:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        """Raise a ``ValueError`` for ways of running the branches that exclude each other."""
+        """Refuse ways of running the branches that exclude each other."""
         image, text = self.image, self.text
         if text is not None and text.layer:
             raise ValueError(f"text.layer must be 0, got {text.layer}; only patches go deeper")
@@ -192,7 +191,7 @@ class DistillConfig:
                 )
         if self.low_memory and image is not None and image.layer:
             raise ValueError(
-                f"low_memory=True does not go with image.layer={image.layer}, whose pass starts "
+                f"low_memory=True does not work with image.layer={image.layer}, whose pass starts "
                 "inside the image tower; use one of the two"
             )
         if self.low_memory and self.target == "main" and not self.detach_target:
@@ -207,9 +206,9 @@ class DistillConfig:
 
         Args:
             name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII, or
-                ``"masksd"``, the highest mean of what we screened with three seeds: more is
-                masked, anywhere, and the branches learn from the ground truth. What became of
-                either on fresh seeds is in ``benchmarks/evidence.md``.
+                ``"masksd"``, the best mean of our three-seed screen: it masks more, anywhere, and
+                the branches learn from the ground truth. ``benchmarks/evidence.md`` has the results
+                of both on fresh seeds.
 
         Raises:
             ValueError: an unknown name.
@@ -235,13 +234,13 @@ class DistillConfig:
 
     @staticmethod
     def from_json(text: str) -> DistillConfig:
-        """Read a configuration from JSON text; fields left out take their defaults.
+        """Read a configuration from JSON text; missing fields take their defaults.
 
         Args:
             text: what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: no JSON object, an unknown field, or a value out of range.
+            ValueError: not a JSON object, an unknown field, or a value out of range.
 
         Example:
             >>> DistillConfig.from_json('{"image": {"ratio": 0.5}, "text": null}').image.ratio
@@ -273,15 +272,7 @@ PRESETS = {
 
 
 def checked_config(config: DistillConfig | None) -> DistillConfig:
-    """Return the config, or the paper's for None.
-
-    Raises:
-        ValueError: something else than a :class:`DistillConfig`.
-
-    Example:
-        >>> checked_config(None) == DistillConfig()
-        True
-    """
+    """Return the config, or the paper's for None; anything else is an error."""
     if config is not None and not isinstance(config, DistillConfig):
         raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
     return config or DistillConfig()

@@ -1,36 +1,30 @@
-"""What the wrapper does to a model, in words and counted."""
+"""What the wrapper does to a model, in words and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from masksd.branches import MaskedBranch
-from masksd.masker import TokenMasker
-from masksd.step import MainPass, Step
+from masksd.branches import MainPass, MaskedBranch, TokenMasker
+from masksd.step import Passes
 from masksd.tap import EmbeddingTap
 
 
-def describe(step: Step, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
-    """Write the text of ``CrossModalMaskedSelfDistill.describe``.
+def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
+    """Write the text of ``CrossModalMaskedSelfDistill.describe``, one fact a line.
 
-    Args:
-        step: all that takes part.
-        example: arguments of the host, to count multiply-adds with.
-
-    Returns:
-        A line a fact.
+    ``example`` holds arguments of the host, to count multiply-adds with.
     """
-    segmenter, config, branches = step.segmenter, step.config, step.branches
+    segmenter, config, branches = passes.segmenter, passes.config, passes.branches
     lines = [f"masked self-distillation around {type(segmenter).__name__}"]
     for name, branch in branches.items():
         how = "" if branch.every == 1 else f", in one step of {branch.every}"
         how += "" if branch.samples == 1 else f", on {branch.samples:.0%} of a batch"
-        maskers = {modality: step.maskers[modality] for modality in branch.modalities}
+        maskers = {modality: passes.maskers[modality] for modality in branch.modalities}
         masks = " and ".join(map(_what, maskers.values()))
         lines.append(f"  {name.upper()}: masks {masks}, weight {_weight(branch)}{how}")
         for modality, masker in maskers.items():
@@ -48,15 +42,15 @@ def describe(step: Step, example: tuple[tuple[Any, ...], dict[str, Any]] | None 
         lines += [f"  target: {target}{detached}", f"  neck and decoder: {parts}"]
     if config.low_memory:
         lines.append("  passes follow each other, each with its backward (low_memory)")
-    own: list[nn.Module] = [*step.maskers.values(), *branches.values()]
+    own: list[nn.Module] = [*passes.maskers.values(), *branches.values()]
     host, added = (
         sum(p.numel() for module in modules for p in module.parameters())
-        for modules in ([cast(nn.Module, segmenter)], own)
+        for modules in ([segmenter], own)
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
-    lines += [f"  note: {note}" for note in getattr(segmenter, "notes", ())]  # few have any
+    lines += [f"  note: {note}" for note in segmenter.notes]
     if example is not None:
-        lines.append(_costs(step, *example))
+        lines.append(_costs(passes, *example))
     return "\n".join(lines)
 
 
@@ -75,17 +69,18 @@ def _place(tap: EmbeddingTap, masker: TokenMasker) -> str:
     return f"the output of layer {layer} of the image tower" if layer else tap.path
 
 
-def _costs(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    host, plain = _multiply_adds(partial(step.segmenter.plain, *args, **kwargs))
+def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    host, plain = multiply_adds(partial(passes.segmenter.plain, *args, **kwargs))
     if host == 0:
-        return "  multiply-adds: none was counted in the host"
+        return "  multiply-adds: none counted in the host"
     # Only relevance by ground truth needs a target; an empty one costs the same.
     target = torch.zeros_like(plain.logits[:, :1])
-    ranking = plain if step.projection is None else step.projection(plain)
-    main = MainPass(plain, ranking, target, {}, plain.logits.new_zeros(()))
+    ranking = plain if passes.projection is None else passes.projection(plain)
+    step = torch.zeros((), dtype=torch.int64, device=plain.logits.device)
+    main = MainPass(plain, ranking, target, step, {})
     added = {
-        name: _multiply_adds(partial(step.branch, name, main))[0] / branch.every
-        for name, branch in step.branches.items()
+        name: multiply_adds(partial(passes.branch, name, main))[0] / branch.every
+        for name, branch in passes.branches.items()
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     total = 1 + sum(added.values()) / host
@@ -95,15 +90,17 @@ def _costs(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     )
 
 
-def _multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
-    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+def multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
+    """Count the multiply-adds of a call, the same on every device; return its result too."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
-    # The fast path of torch's own transformer layers in evaluation is one opaque operation.
+    # Fused kernels differ by device, and the counter does not know all of them.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             result = run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2, result  # it counts two a multiply-add
+    return counter.get_total_flops() // 2, result  # it counts two for a multiply-add

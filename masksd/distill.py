@@ -8,26 +8,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import MaskedBranch, branch_modalities
+from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.config import DistillConfig, checked_config
 from masksd.describe import describe
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.masker import NAMES, TokenMasker
-from masksd.modes import evaluating
 from masksd.relevance import projection_for
-from masksd.segmenter import Segmenter
+from masksd.segmenter import Segmenter, evaluating
 from masksd.step import DistillOutput as DistillOutput
-from masksd.step import Step
+from masksd.step import Passes
 from masksd.triple import Triple
 
 
 class CrossModalMaskedSelfDistill(nn.Module):
     """Train a referring image segmentation model with cross-modality masked self-distillation.
 
-    In training a call runs the model once plainly and once a branch with some tokens masked, and
-    returns the losses of Eq. 9 of CM-MaskSD (arXiv 2305.11481). In evaluation it is the model. The
-    truth that comes in evaluation is ignored, so that one call serves both.
+    In training, a call runs the model once plainly and once for each branch with some tokens
+    masked, and returns the losses of Eq. 9 of CM-MaskSD (arXiv 2305.11481). In evaluation it is the
+    model itself; a target is ignored there, so that one call serves both.
 
     Args:
         encoder: module with ``encode_image(images) -> ImageFeatures`` and ``encode_text(tokens) ->
@@ -39,19 +37,19 @@ class CrossModalMaskedSelfDistill(nn.Module):
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches;
             None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
-        example: ``(images, tokens)``, which relevance ``"projection"`` finds its widths with.
+        example: ``(images, tokens)``, from which relevance ``"projection"`` learns its widths.
 
     Attributes:
         config: the configuration, which never changes.
         segmenter: the model as the branches see it; holds the host's modules.
-        branches: the masked branches by name, ``"lmvsd"`` and ``"vmlsd"``, those that are on, or
-            ``"joint"``. The
-            loss weights are ``sd.branches["lmvsd"].weight``, 0-d buffers that a trainer may ramp.
-        maskers: what ranks, draws and replaces, by modality, ``"image"`` and ``"text"``.
-        loss_scale: with ``low_memory=True`` and a ``GradScaler`` (fp16): its scale, which the inner
-            backwards run under; set it before each step, ``sd.loss_scale = scaler.get_scale()``.
-        step: 0-d int64 buffer, the training calls so far; with the config's seed and a sample's
-            position in the global batch it keys every draw. torch's random streams are not touched.
+        branches: the masked branches that are on, by name: ``"lmvsd"`` and ``"vmlsd"``, or
+            ``"joint"``. A loss weight is ``sd.branches["lmvsd"].weight``, a 0-d buffer that a
+            trainer may ramp.
+        maskers: what ranks, draws and replaces tokens, by modality, ``"image"`` and ``"text"``.
+        loss_scale: with ``low_memory=True`` and a ``GradScaler`` (fp16), its scale for the inner
+            backwards; set it before each step, ``sd.loss_scale = scaler.get_scale()``.
+        step: 0-d int64 buffer, the training calls so far. With the config's seed and a sample's
+            position in the global batch it keys every draw; torch's random state is never touched.
 
     Raises:
         ValueError: a part or path that does not fit. The model has not been touched then.
@@ -73,6 +71,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
     """
 
     step: Tensor
+    _passes: Passes | None
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         example: tuple[Any, ...] | None = None,
     ) -> None:
         config = checked_config(config)
-        # Copied before the hooks: what a branch owns shall not write into the host's taps.
+        # Copied before the hooks: a branch's own parts must not write into the host's taps.
         parts: dict[str, dict[str, nn.Module]] = {}
         if not config.share_weights:
             own = {"neck": neck, "decoder": decoder}
@@ -111,17 +110,17 @@ class CrossModalMaskedSelfDistill(nn.Module):
         text_encoder: nn.Module | None = None,
         example: tuple[Any, ...] | None = None,
     ) -> CrossModalMaskedSelfDistill:
-        """Wrap a whole model that nobody wrote for this.
+        """Wrap a whole model, unmodified.
 
         Args:
-            host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg), or any with
-                ``taps``. It is not changed: hooks are registered, once, and nothing else.
+            host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg), or any other with
+                ``taps``. It is not changed: hooks are registered once, and nothing else.
             config: the method's choices; None takes the paper's.
-            taps: where the host does what; None asks the recipes.
+            taps: where in the host things happen; None looks for a recipe that knows it.
             text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then
-                takes the ids.
+                takes token ids.
             example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
-                widths that the modules do not say; the random state is kept.
+                widths that modules do not state; the random state is kept.
 
         Returns:
             The wrapper; ``sd(*args, **kwargs)`` takes what the host takes.
@@ -153,12 +152,12 @@ class CrossModalMaskedSelfDistill(nn.Module):
         example: tuple[Any, ...] | None,
     ) -> None:
         """Finish the construction around a segmenter whose hooks are in place."""
-        parts_of_a_batch = [m for m in (config.image, config.text) if m and m.samples < 1]
-        if parts_of_a_batch and not segmenter.splits:
+        shares = [m.samples for m in (config.image, config.text) if m and m.samples < 1]
+        if shares and not segmenter.splits:
             segmenter.release()
             raise ValueError(
-                f"samples={parts_of_a_batch[0].samples} runs a branch on part of a batch, which "
-                f"{type(segmenter).__name__} cannot cut: it does not know what else the host is "
+                f"samples={shares[0]} runs a branch on part of a batch, but "
+                f"{type(segmenter).__name__} cannot cut one: it does not know all that the host is "
                 "given for each sample; use samples=1.0"
             )
         nn.Module.__init__(self)
@@ -179,14 +178,17 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 for name, modalities in branch_modalities(config).items()
             }
         )
-        kinds = [masker.relevance for masker in self._named_maskers().values()]
-        self.projection = projection_for(segmenter, example) if "projection" in kinds else None
+        maskers = cast("dict[str, TokenMasker]", dict(self.maskers.items()))
+        branches = cast("dict[str, MaskedBranch]", dict(self.branches.items()))
+        learned = any(masker.relevance == "projection" for masker in maskers.values())
+        self.projection = projection_for(segmenter, example) if learned else None
+        self._passes = Passes(segmenter, config, maskers, branches, self.projection)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.loss_scale: float | Tensor = 1.0
-        self._calls = 0  # the step as Python has it: reading the buffer would stop the device
-        self._announced = False
+        self._next = 0  # the step as a Python number: reading the buffer would stall the device
+        self._step_was_set = False
         self.register_load_state_dict_post_hook(_follow_step)
-        weight = next(cast(nn.Module, segmenter).parameters(), None)
+        weight = next(segmenter.parameters(), None)
         if weight is not None:
             for module in (self.maskers, self.branches, self.projection):
                 if module is not None:
@@ -194,7 +196,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             self.step = self.step.to(weight.device)
 
     def forward(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> Any:
-        """Run a step; in evaluation, run the host and nothing else.
+        """Run a training step; in evaluation, run the host and nothing else.
 
         Args:
             args: what the host takes; for a triple ``images (B, 3, H, W)`` and ``tokens (B, L)``.
@@ -206,13 +208,13 @@ class CrossModalMaskedSelfDistill(nn.Module):
             :class:`DistillOutput` in training; in evaluation what the host returns.
 
         Raises:
-            ValueError: shapes that do not fit, or a target that the config needs and did not come.
+            ValueError: shapes that do not fit, or a target that the config needs and is missing.
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
         """
-        segmenter = self._attached()
-        kwargs = _with_target(segmenter, target, kwargs)
+        passes = self._attached()
+        kwargs = _with_target(passes.segmenter, target, kwargs)
         if not self.training:
-            return segmenter.host(*args, **kwargs)
+            return passes.segmenter.host(*args, **kwargs)
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
@@ -220,25 +222,22 @@ class CrossModalMaskedSelfDistill(nn.Module):
             )
         if self.config.low_memory and torch.is_grad_enabled():
             check_low_memory(self, (args, kwargs))
+            parameters = list(self.parameters())
             output = low_memory_step(
-                self._step(segmenter),
-                list(self.parameters()),
-                self.loss_scale,
-                args,
-                kwargs,
-                target,
+                passes, parameters, self.loss_scale, args, kwargs, target, self.step
             )
         else:
-            output = self._step(segmenter).run(args, kwargs, target)
+            output = passes.run(args, kwargs, target, self.step)
         self.step += 1
         self._advance()
         return output
 
     def set_step(self, step: int) -> None:
-        """Say which step the next training call is: it keys the draws and wakes the branches.
+        """Say which step the next training call is: it keys the draws and activates the branches.
 
-        Calls count by themselves. Only a compiled wrapper with a branch that runs every n-th step
-        has to be told before each one, as compiled code must not depend on a number that changes.
+        Calls count by themselves. Only a compiled wrapper with a branch that skips steps
+        (``every`` above 1) needs this before each call, since compiled code must not depend on a
+        number that changes.
 
         Args:
             step: training calls before this one, at least 0.
@@ -259,31 +258,30 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
         self.step.fill_(step)
-        self._announced = True
-        self._wake(step)
+        self._step_was_set = True
+        self._activate(step)
 
-    def _wake(self, step: int) -> None:
-        """Say which branches run in a step."""
-        self._calls = step
-        for branch in self._named_branches().values():
+    def _activate(self, step: int) -> None:
+        """Switch on the branches that run in a step."""
+        self._next = step
+        for branch in self._attached().branches.values():
             branch.active = step % branch.every == 0
 
-    def _seldom(self) -> bool:
-        return any(branch.every > 1 for branch in self._named_branches().values())
+    def _skips_steps(self) -> bool:
+        return any(branch.every > 1 for branch in self._attached().branches.values())
 
     def _advance(self) -> None:
-        """Wake the branches of the next step."""
-        if not self._seldom():
+        if not self._skips_steps():
             return
         if torch.compiler.is_compiling():
-            if not self._announced:
+            if not self._step_was_set:
                 raise RuntimeError(
-                    "a compiled wrapper whose branches run every n-th step must be told the step: "
-                    "call sd.set_step(step) before each one"
+                    "a compiled wrapper whose branches skip steps (every above 1) must be told the "
+                    "step: call sd.set_step(step) before each call"
                 )
-            self._announced = False
+            self._step_was_set = False
             return
-        self._wake(self._calls + 1)
+        self._activate(self._next + 1)
 
     def preview(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
@@ -291,19 +289,19 @@ class CrossModalMaskedSelfDistill(nn.Module):
         Runs in evaluation mode without gradients; no parameter, statistic, counter or mode changes.
 
         Args:
-            args: as :meth:`forward`.
-            target: as :meth:`forward`.
-            kwargs: as :meth:`forward`.
+            args: as for :meth:`forward`.
+            target: as for :meth:`forward`.
+            kwargs: as for :meth:`forward`.
 
         Returns:
             :class:`DistillOutput`.
         """
-        segmenter = self._attached()
-        kwargs = _with_target(segmenter, target, kwargs)
-        if self._seldom():
-            self._wake(int(self.step))  # compiled steps leave it behind
+        passes = self._attached()
+        kwargs = _with_target(passes.segmenter, target, kwargs)
+        if self._skips_steps():
+            self._activate(int(self.step))  # compiled steps do not
         with evaluating(self), torch.no_grad():
-            return self._step(segmenter).run(args, kwargs, target)
+            return passes.run(args, kwargs, target, self.step)
 
     def distill_parameters(self) -> list[nn.Parameter]:
         """Return what the branches learn: mask tokens, and unshared necks and decoders.
@@ -321,57 +319,41 @@ class CrossModalMaskedSelfDistill(nn.Module):
         return own if self.projection is None else [*own, *self.projection.parameters()]
 
     def unwrap(self) -> Any:
-        """Take every hook off and return the model as it came; this object is used up then.
+        """Take every hook off and return the model as it came; the wrapper cannot be used again.
 
         Returns:
             ``(encoder, neck, decoder)``, or the host: the very objects.
         """
-        host = self._attached().release()
-        self.segmenter = None
+        host = self._attached().segmenter.release()
+        self.segmenter = self._passes = None
         return host
 
     def describe(self, *args: Any, **kwargs: Any) -> str:
         """Say what is tapped, masked, run again and reused, and what it costs.
 
         Args:
-            args: inputs of the host, to count multiply-adds with: takes about one step.
+            args: inputs of the host, to count multiply-adds with; takes about one step.
             kwargs: handed to the host as they are.
 
         Returns:
             Text, a line a fact.
         """
-        segmenter = self._attached()
+        passes = self._attached()
         if not args and not kwargs:
-            return describe(self._step(segmenter))
+            return describe(passes)
         with evaluating(self), torch.no_grad():
-            return describe(self._step(segmenter), (args, kwargs))
+            return describe(passes, (args, kwargs))
 
-    def _step(self, segmenter: Segmenter) -> Step:
-        return Step(
-            segmenter,
-            self.config,
-            self._named_maskers(),
-            self._named_branches(),
-            self.projection,
-            self.step,
-        )
-
-    def _named_branches(self) -> dict[str, MaskedBranch]:
-        return cast("dict[str, MaskedBranch]", dict(self.branches.items()))
-
-    def _named_maskers(self) -> dict[str, TokenMasker]:
-        return cast("dict[str, TokenMasker]", dict(self.maskers.items()))
-
-    def _attached(self) -> Segmenter:
-        if self.segmenter is None:
+    def _attached(self) -> Passes:
+        if self._passes is None:
             raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
-        return self.segmenter
+        return self._passes
 
 
 def _with_target(
     segmenter: Segmenter, target: Tensor | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Hand the truth on to a host that has an argument of this name, as it would be without us."""
+    """Hand the truth on to a host that has an argument of this name."""
     if target is None or not segmenter.takes("target"):
         return kwargs
     return {**kwargs, "target": target}

@@ -1,4 +1,4 @@
-"""The wording of errors, in one place: what came, what was expected, and the nearest match."""
+"""How errors are worded: what came, what was expected, and the nearest match."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown_name(what: str, got: object, known: Iterable[str]) -> ValueError:
-    """Build the error for a name that is not in a known set.
-
-    Args:
-        what: what the name stands for, as the user knows it (``"relevance"``, ``"model"``).
-        got: the name that came.
-        known: the names that are accepted.
-
-    Returns:
-        A ``ValueError`` (to be raised by the caller) naming the nearest match and the whole set.
+    """Return (not raise) the error for a name outside a known set, with the nearest match.
 
     Example:
         >>> str(unknown_name("rounding", "flor", ["floor", "ceil"]))
@@ -29,22 +21,14 @@ def unknown_name(what: str, got: object, known: Iterable[str]) -> ValueError:
 
 
 def check_choice(what: str, got: str, known: Iterable[str]) -> None:
-    """Raise :func:`unknown_name` unless ``got`` is one of ``known``.
-
-    Example:
-        >>> check_choice("rounding", "floor", ["floor", "ceil"])
-    """
+    """Raise :func:`unknown_name` unless ``got`` is one of ``known``."""
     names = list(known)
     if got not in names:
         raise unknown_name(what, got, names)
 
 
 def check_fraction(what: str, got: float) -> None:
-    """Raise a ``ValueError`` unless ``got`` is a number in [0, 1].
-
-    Example:
-        >>> check_fraction("ratio", 0.25)
-    """
-    # A tuple of types, which torch 2.7 compiles and a union it does not.
+    """Raise a ``ValueError`` unless ``got`` is a number in [0, 1]."""
+    # A tuple of types: torch 2.7 does not compile a union.
     if not isinstance(got, (int, float)) or isinstance(got, bool) or not 0.0 <= got <= 1.0:
         raise ValueError(f"{what} must be a number in [0, 1], got {got!r}")

@@ -1,19 +1,19 @@
 """A step whose passes follow each other with their backwards: the activations of one host pass.
 
 The features are cut off from the encoders that made them, so that the graph falls into parts that
-are run backward, and freed, one by one::
+run backward, and are freed, one by one::
 
     plain pass, main losses      backward to the features        frees neck, decoder, head
-    VMLSD                        backward to the picture's       frees the masked sentence's pass
-    picture                      backward to the pixels          frees the image encoder
-    LMVSD                        backward to the sentence's      frees the masked picture's pass
+    VMLSD                        backward to the image's         frees the masked sentence's pass
+    image                        backward to the pixels          frees the image encoder
+    LMVSD                        backward to the sentence's      frees the masked image's pass
     sentence                     backward to the words           frees the text encoder
 
-At no time are there activations of more than the host's own pass and one sentence's. The gradients
-are those of the whole graph, because the target of the branches is detached. They are kept, one
-buffer a parameter, and given to autograd when ``out.loss.backward()`` comes, scaled by what comes
-in: DistributedDataParallel reduces once, accumulation and clipping work as ever. Parameters that no
-module has registered get none.
+At no time are there more activations than those of the host's own pass and one sentence. The
+gradients are those of the whole graph, because the target of the branches is detached. They are
+kept, one buffer for each parameter, and handed to autograd when ``out.loss.backward()`` comes,
+scaled by what comes in: DistributedDataParallel reduces once, accumulation and clipping work as
+ever. Parameters that no module has registered get none.
 """
 
 from __future__ import annotations
@@ -27,22 +27,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
-from masksd.modes import without_autocast
+from masksd.masking.fused import without_autocast
 from masksd.segmenter import check_containers
-from masksd.step import DistillOutput, Step
+from masksd.step import DistillOutput, Passes
 
 
 def check_low_memory(sd: nn.Module, inputs: Any) -> None:
-    """Raise where the passes cannot follow each other.
-
-    Args:
-        sd: the wrapper.
-        inputs: arguments of the host, any tree.
-
-    Raises:
-        ValueError: an input that wants a gradient, or parameters that FSDP has sharded.
-        RuntimeError: the wrapper is being compiled as a whole.
-    """
+    """Raise where the passes cannot follow each other; ``inputs`` are the host's, any tree."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             "low_memory=True runs backward inside forward, which cannot be compiled: call "
@@ -57,81 +48,69 @@ def check_low_memory(sd: nn.Module, inputs: Any) -> None:
         kind = type(parameter).__name__
         if kind in ("DTensor", "FlatParameter"):
             raise ValueError(
-                f"low_memory=True does not go with FSDP, which has sharded {name} ({kind}): use "
+                f"low_memory=True does not work with FSDP, which has sharded {name} ({kind}): use "
                 "DistributedDataParallel, or low_memory=False with gradient checkpointing"
             )
 
 
 def low_memory_step(
-    step: Step,
+    passes: Passes,
     parameters: list[nn.Parameter],
     scale: float | Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     target: Tensor | None,
+    step: Tensor,
 ) -> DistillOutput:
-    """Run a step pass by pass.
+    """Run a step pass by pass; only ``loss`` of the output can be differentiated.
 
     Args:
-        step: what takes part.
+        passes: of the step.
         parameters: all that may get a gradient.
-        scale: what losses are multiplied by in the backwards inside, against underflow in fp16.
+        scale: what losses are multiplied by in the inner backwards, against underflow in fp16.
         args: of the host.
         kwargs: of the host.
         target: the truth.
-
-    Returns:
-        The output, of which ``loss`` alone can be differentiated.
-
-    Raises:
-        ValueError: no segmentation loss: there is no target and the host computes none.
+        step: 0-d int64, which keys the draws.
     """
     cut = Cut()
-    with step.segmenter.cutting(cut):
-        main = step.main(args, kwargs, target)
+    with passes.segmenter.cutting(cut):
+        main = passes.main(args, kwargs, target, step)
     if "seg" not in main.losses:
         raise ValueError(
             "low_memory=True runs backward inside and so needs the whole loss: call "
             "sd(..., target=masks), or use low_memory=False and add out.distill_loss to yours"
         )
+    idle = passes.idle(main)
     gradients = Gradients([p for p in parameters if p.requires_grad], scale)
-    gradients.add(sum(main.losses.values(), main.nothing), cut.leaves("image", "text"))
+    gradients.add(sum(main.losses.values(), idle), cut.leaves("image", "text"))
     main = main._replace(
         plain=tree_map(_without_graph, main.plain),
         ranking=tree_map(_without_graph, main.ranking),
         losses={name: loss.detach() for name, loss in main.losses.items()},
-        nothing=main.nothing.detach(),
     )
     results = {}
-    waiting = step.order()
-    for number, name in enumerate(waiting):
-        kept = {m for later in waiting[number:] for m in _reused(step, later)}
-        gradients.finish(cut, {"image", "text"} - kept)
-        result = step.branch(name, main)
-        branch = step.branches[name]
-        gradients.add(branch.weight * result.loss, cut.leaves(*_reused(step, name)))
+    order = passes.order()
+    for number, name in enumerate(order):
+        needed = {m for later in order[number:] for m in _reused(passes, later)}
+        gradients.finish(cut, {"image", "text"} - needed)
+        result = passes.branch(name, main)
+        weight = passes.branches[name].weight
+        gradients.add(weight * result.loss, cut.leaves(*_reused(passes, name)))
         results[name] = result._replace(loss=result.loss.detach())
     gradients.finish(cut, {"image", "text"})
-    out = step.gather(main, results)
+    out = passes.total(main, results, idle.detach())
     return out._replace(loss=_HandOver.apply(out.loss, gradients, *gradients.parameters))
 
 
 class Cut:
-    """Features cut off from the graph that made them: a leaf each, and what it stands for.
-
-    Example:
-        >>> cut = Cut()
-        >>> feature = torch.ones(2, requires_grad=True) * 3
-        >>> leaf = cut("image", (feature, "grid"))[0]
-        >>> leaf.is_leaf, leaf.requires_grad, cut("image", feature) is leaf
-        (True, True, True)
-    """
+    """Features cut off from the graph that made them: a leaf in place of each."""
 
     def __init__(self) -> None:
         self._pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "text": []}
 
     def __call__(self, modality: str, features: Any) -> Any:
-        """Put a leaf for every tensor with a graph; the same one for the same tensor."""
+        """Replace every tensor that has a graph by a leaf; the same tensor by the same leaf."""
         check_containers(features, "low_memory=True")
         pairs = self._pairs[modality]
 
@@ -147,22 +126,17 @@ class Cut:
         return tree_map(leaf, features)
 
     def leaves(self, *modalities: str) -> list[Tensor]:
-        """Return the leaves of modalities, those that are not finished."""
+        """Return the leaves of these modalities that are still needed."""
         return [leaf for modality in modalities for _, leaf in self._pairs[modality]]
 
     def take(self, modality: str) -> list[tuple[Tensor, Tensor]]:
-        """Return what was cut, with its gradient, and forget it."""
+        """Return the tensors that were cut, each with its gradient, and forget them."""
         pairs, self._pairs[modality] = self._pairs[modality], []
         return [(made, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
 
 
 class Gradients:
-    """The gradients of a step, added up part by part.
-
-    Args:
-        parameters: all that may get one.
-        scale: of the losses, in the backwards inside.
-    """
+    """The gradients of a step, added up part by part."""
 
     def __init__(self, parameters: list[nn.Parameter], scale: float | Tensor) -> None:
         self.parameters = parameters
@@ -186,7 +160,7 @@ class Gradients:
         self, outputs: list[Tensor], gradients: list[Tensor] | None, leaves: list[Tensor]
     ) -> None:
         inputs = [*self.parameters, *leaves]
-        # operations run back in the dtype they ran in
+        # backward runs in the dtype of forward, whatever autocast says here
         with without_autocast(outputs[0].device), _without_hooks(self.parameters):
             try:
                 found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
@@ -194,7 +168,7 @@ class Gradients:
                 if "use_reentrant" not in str(error):
                     raise
                 raise RuntimeError(
-                    "low_memory=True does not go with reentrant checkpointing: checkpoint with "
+                    "low_memory=True does not work with reentrant checkpointing: checkpoint with "
                     "use_reentrant=False"
                 ) from error
         values = self.values or []
@@ -210,7 +184,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Leave the hooks of parameters to the hand-over: once, and on the whole gradient."""
+    """Keep parameters' own hooks for the hand-over: they run once, on the whole gradient."""
     held = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     for hooks, _ in held:
         hooks.clear()
@@ -222,18 +196,18 @@ def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _without_graph(value: Any) -> Any:
-    """Detach what is no leaf: its part has been run backward."""
+    """Detach what is not a leaf: its part of the graph is done."""
     made = isinstance(value, Tensor) and value.requires_grad and not value.is_leaf
     return value.detach() if made else value
 
 
-def _reused(step: Step, name: str) -> tuple[str, ...]:
+def _reused(passes: Passes, name: str) -> tuple[str, ...]:
     """Name the modalities whose plain features a branch uses."""
-    return tuple(m for m in ("image", "text") if m not in step.branches[name].modalities)
+    return tuple(m for m in ("image", "text") if m not in passes.branches[name].modalities)
 
 
 class _HandOver(torch.autograd.Function):
-    """A loss whose backward scales the gradients there are and hands them on."""
+    """A loss whose backward scales the collected gradients and hands them on."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: Gradients, *parameters: Tensor) -> Tensor:

@@ -1,19 +1,17 @@
-"""Who ranks the tokens: one function a kind, all returning scores ``(B, N)``, higher first."""
+"""Who ranks the tokens: every kind of relevance gives scores ``(B, N)``, higher first."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.losses.alignment import alignment_loss
-from masksd.losses.shapes import foreground, in_full_precision, with_channel
+from masksd.losses import alignment_loss, foreground, in_full_precision, with_channel
 from masksd.masking import correlate
-from masksd.modes import try_out
-from masksd.segmenter import Pass, Segmenter
+from masksd.segmenter import Pass, Segmenter, try_out
 
 
 class Projection(nn.Module):
@@ -21,15 +19,6 @@ class Projection(nn.Module):
 
     They see detached features and are trained by :func:`masksd.losses.alignment_loss` alone, so the
     host never feels them.
-
-    Args:
-        patches: width of the patches' features.
-        words: width of the words' and the sentence's features.
-        space: width of the shared space.
-
-    Example:
-        >>> Projection(patches=8, words=6, space=4).patches.weight.shape
-        torch.Size([4, 8])
     """
 
     def __init__(self, patches: int, words: int, space: int = 256) -> None:
@@ -38,7 +27,7 @@ class Projection(nn.Module):
         self.words = nn.Linear(words, space)
 
     def forward(self, plain: Pass) -> Pass:
-        """Return the pass in the shared space, where the picture's vector is its mean patch."""
+        """Return the pass in the shared space, where the image's vector is its mean patch."""
         local, pooled = plain.image.local, plain.text.pooled
         if local is None or pooled is None:
             raise ValueError("relevance 'projection' needs features of patches and of the sentence")
@@ -76,7 +65,7 @@ def rank_tokens(
     Args:
         kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"random"`` or ``"ground_truth"``.
         modality: ``"image"`` or ``"text"``.
-        plain: the plain pass, whose features rank; for ``"projection"``, projected.
+        plain: the plain pass whose features rank; projected, for ``"projection"``.
         target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
         noise: gives uniform numbers ``(B, N)``, for ``"random"``.
 
@@ -84,17 +73,7 @@ def rank_tokens(
         Scores ``(B, N)``, at least float32.
 
     Raises:
-        ValueError: this pass does not offer what the kind needs; names the kinds that it allows.
-
-    Example:
-        >>> import torch
-        >>> from masksd import ImageFeatures, Pass, TextFeatures
-        >>> image = ImageFeatures(torch.eye(2)[None], grid=(1, 2), pooled=torch.ones(1, 2))
-        >>> sentence = torch.tensor([[3.0, 5.0]])
-        >>> text = TextFeatures(torch.ones(1, 1, 2), sentence, torch.ones(1, 1) > 0)
-        >>> plain = Pass(torch.zeros(1, 1, 1, 2), image, text, None, ())
-        >>> rank_tokens("dot", "image", plain, None, lambda: torch.zeros(1, 2))
-        tensor([[3., 5.]])
+        ValueError: this pass lacks what the kind needs; names the kinds that are possible.
     """
     if kind == "random":
         return noise()
@@ -128,12 +107,12 @@ def _dot(kind: str, modality: str, plain: Pass) -> Tensor:
 
 
 def projection_for(segmenter: Segmenter, example: tuple[Any, ...] | None) -> Projection:
-    """Build the learned relevance for the widths that an example shows; hooks go if it fails."""
+    """Build the learned relevance for the widths of an example; take the hooks off on failure."""
     with contextlib.ExitStack() as stack:
         stack.callback(segmenter.release)  # unless all goes well
         if example is None:
             raise ValueError("relevance 'projection' needs example=(…), to see the widths")
-        plain = try_out(cast(nn.Module, segmenter), segmenter.plain, example)
+        plain = try_out(segmenter, segmenter.plain, example)
         if plain.image.local is None or plain.text.pooled is None:
             raise ValueError(
                 "relevance 'projection' needs features of patches and of the sentence: name them "

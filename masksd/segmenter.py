@@ -1,31 +1,34 @@
 """The seam between masked self-distillation and a segmentation model.
 
-A :class:`Segmenter` runs a model once plainly and again with some tokens masked.
-:class:`masksd.Triple` is the one for an encoder, a neck and a decoder; :mod:`masksd.hosts` has
-those for whole models.
+A :class:`Segmenter` runs a model once plainly and again with some tokens masked. Three parts become
+one by :class:`masksd.Triple`, whole models by :mod:`masksd.hosts`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.errors import unknown_name
+from masksd.tap import CutPoint, EmbeddingTap, Hook, Recorder, TokenMask
+
+T = TypeVar("T")
 
 
 class ImageFeatures(NamedTuple):
     """What an image encoder returns (``V_local, v_global`` of Eq. 1).
 
     Attributes:
-        local: one vector a patch, ``(B, N, C)``, in row-major order of ``grid``; None where a host
-            has none to rank by.
+        local: one vector for each patch, ``(B, N, C)``, in row-major order of ``grid``; None where
+            a host has none to rank by.
         grid: rows and columns of the patches, ``h * w == N``.
-        pooled: one vector a picture, ``(B, C)``, in the space of the words; None where there is
-            none.
+        pooled: one vector for each image, ``(B, C)``, in the space of the words, or None.
         maps: what the neck takes, anything.
     """
 
@@ -39,9 +42,8 @@ class TextFeatures(NamedTuple):
     """What a text encoder returns (``W_local, w_global`` of Eq. 1).
 
     Attributes:
-        local: one vector a token, ``(B, L, C)``; None where a host has none to rank by.
-        pooled: one vector a sentence, ``(B, C)``, in the space of the patches; None where there is
-            none.
+        local: one vector for each token, ``(B, L, C)``; None where a host has none to rank by.
+        pooled: one vector for each sentence, ``(B, C)``, in the space of the patches, or None.
         valid: bool ``(B, L)``, True for real words only: no start, end or padding token. Only
             these are ever ranked and masked.
         attention_mask: bool ``(B, L)``, True for the tokens that the decoder may attend to (start
@@ -55,17 +57,17 @@ class TextFeatures(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One plain pass through a segmenter: what it found, and what a masked pass can reuse.
+    """One plain pass through a segmenter: what came out, and what a masked pass can reuse.
 
     Attributes:
         logits: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of background and
             foreground before the softmax.
-        image: the picture's features.
+        image: the image's features.
         text: the sentence's features.
         host_output: what the model itself returned.
-        inputs: what the model was given, to run a part of it again.
+        inputs: what the model was given, so that a part of it can run again.
         loss: the model's own segmentation loss, 0-d, where it computes one.
-        target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if it was.
+        target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if any.
     """
 
     logits: Tensor
@@ -77,40 +79,59 @@ class Pass(NamedTuple):
     target: Tensor | None = None
 
 
-class FeatureCut(Protocol):
-    """What stands between the encoders and the rest while a plain pass is cut."""
-
-    def __call__(self, modality: str, features: Any) -> Any:
-        """Return what takes the place of a modality's features, any tree of tensors."""
+FeatureCut = Callable[[str, Any], Any]
+"""Takes a modality and its features, any tree of tensors, and returns what goes on instead."""
 
 
-class Segmenter(Protocol):
-    """A model as masked self-distillation sees it. Implementations are ``nn.Module``."""
+class Segmenter(nn.Module):
+    """A model as masked self-distillation sees it; owns the taps and every hook.
 
-    @property
-    def taps(self) -> Mapping[str, EmbeddingTap]:
-        """Where masks enter, by modality, ``"image"`` and ``"text"``."""
+    A subclass checks its host, calls :meth:`attach` once everything has matched, and says how a
+    plain and a masked pass run. Nothing but hooks is ever added to the host.
 
-    @property
-    def shared_space(self) -> bool:
-        """Whether patches, words and pooled vectors live in one space, so that dots rank."""
+    Args:
+        host: the model, kept as ``wrapped``; None for a subclass that keeps its parts itself.
 
-    @property
-    def reruns(self) -> Mapping[str, str]:
-        """What a masked pass of a modality computes and what it reuses, in words."""
+    Attributes:
+        taps: where masks enter, by modality, ``"image"`` and ``"text"``.
+        shared_space: whether patches, words and pooled vectors share one space, so that dot
+            products rank.
+        splits: whether a pass can be cut to its first samples: every input of the batch's length
+            is known.
+        reruns: what a masked pass of a modality computes again and what it reuses, in words.
+        notes: what else a user should know, for ``describe()``.
+    """
 
-    @property
-    def splits(self) -> bool:
-        """Whether a pass can be cut to its first samples: nothing else is of a batch's length."""
+    shared_space: bool = False
+    splits: bool = False
+    reruns: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+    def __init__(self, host: nn.Module | None = None) -> None:
+        super().__init__()
+        self.taps: dict[str, EmbeddingTap] = {}
+        self._hooks: list[tuple[Hook, nn.Module]] = []
+        if host is not None:
+            self.wrapped: Any = host
+            self._arguments = frozenset(inspect.signature(host.forward).parameters)
+
+    def attach(self, hooks: Sequence[tuple[Hook, nn.Module]]) -> None:
+        """Register hooks, each on its module."""
+        for hook, module in hooks:
+            hook.attach(module)
+        self._hooks += hooks
 
     def takes(self, argument: str) -> bool:
         """Whether the model itself has an argument of this name."""
+        return argument in self._arguments
 
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model exactly as if it were not wrapped."""
+        return self.wrapped(*args, **kwargs)
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the model and keep what the masked passes need."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a plain pass runs")
 
     def masked(
         self,
@@ -119,34 +140,72 @@ class Segmenter(Protocol):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Return the logits ``(B, 1, H, W)`` with tokens masked, computing only what changes.
+        """Return the logits ``(B, 1 or 2, H, W)`` with tokens masked, computing what that changes.
 
         ``parts`` are the ``neck`` and ``decoder`` of a branch that does not share them.
         """
-
-    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
-        """Have every plain pass inside hand its features to ``cut`` and go on with what it returns.
-
-        A segmenter that reuses no features between passes does nothing.
-        """
+        raise NotImplementedError(f"{type(self).__name__} must say how a masked pass runs")
 
     def release(self) -> Any:
         """Take every hook off and return the model as it came."""
+        for hook, module in self._hooks:
+            hook.remove(module)
+        return getattr(self, "wrapped", None)
+
+    @contextlib.contextmanager
+    def masking(self, image: TokenMask | None, text: TokenMask | None) -> Iterator[None]:
+        """Mask what is given while the model runs inside."""
+        with contextlib.ExitStack() as stack:
+            for modality, mask in (("image", image), ("text", text)):
+                if mask is not None:
+                    stack.enter_context(self.taps[modality].masking(mask))
+            yield
+
+    def recording(self) -> contextlib.AbstractContextManager[Any]:
+        """Let every recorder record the one pass that runs inside."""
+        return self._entered(hook.recording() for hook in self._of_kind(Recorder))
+
+    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[Any]:
+        """Have plain passes inside hand their features to ``cut`` and go on with what it returns.
+
+        A segmenter that reuses no features between passes does nothing.
+        """
+        return self._entered(hook.cutting(cut) for hook in self._of_kind(CutPoint))
+
+    def _of_kind(self, kind: type[T]) -> list[T]:
+        return [hook for hook, _ in self._hooks if isinstance(hook, kind)]
+
+    @staticmethod
+    def _entered(
+        contexts: Iterator[contextlib.AbstractContextManager[Any]],
+    ) -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for context in contexts:
+            stack.enter_context(context)
+        return stack
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) -> T:
+    """Call ``run`` with the module in evaluation mode, without gradients; random state is kept."""
+    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), evaluating(module), torch.no_grad():
+        return run(*example)
 
 
 def check_wrappable(module: nn.Module, name: str) -> None:
-    """Refuse a module whose hooks would be ignored, or whose passes would not be seen as one step.
-
-    Args:
-        module: what is to be wrapped.
-        name: the user's name for it, for the message.
-
-    Raises:
-        ValueError: no module, or one that is compiled or distributed already.
-
-    Example:
-        >>> check_wrappable(nn.ReLU(), "neck")
-    """
+    """Refuse what is no module, or is compiled or distributed already; ``name`` is the user's."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"{name} must be an nn.Module, got {type(module).__name__}")
     kind = type(module).__name__
@@ -162,19 +221,13 @@ def check_wrappable(module: nn.Module, name: str) -> None:
         )
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether hooks added now would be ignored."""
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
 def check_containers(features: Any, option: str) -> None:
-    """Refuse features inside objects that cannot be looked into.
-
-    Args:
-        features: any tree.
-        option: what has to find every tensor, for the message.
-
-    Raises:
-        ValueError: an object that holds tensors and is no tuple, list or dictionary.
-
-    Example:
-        >>> check_containers([{"map": 1}], "low_memory=True")
-    """
+    """Refuse tensors in objects that pytrees cannot look into; ``option`` has to find them all."""
     for leaf in tree_leaves(features):
         held = () if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
         if any(isinstance(value, Tensor) for value in held):
@@ -185,12 +238,19 @@ def check_containers(features: Any, option: str) -> None:
             )
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Say whether hooks added now would be ignored.
-
-    Example:
-        >>> import torch
-        >>> is_compiled(nn.ReLU()), is_compiled(torch.compile(nn.ReLU()))
-        (False, True)
-    """
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
+    """Return the submodule at a dotted path, or raise with the nearest name where it goes wrong."""
+    if not isinstance(path, str):
+        raise ValueError(f"{argument} must be a dotted module path, got {type(path).__name__}")
+    module = root
+    walked = type(root).__name__
+    for name in path.split("."):
+        # named_children() would skip a module's second name
+        children = {key: child for key, child in module._modules.items() if child is not None}
+        if name not in children:
+            if not children:
+                raise ValueError(f"{argument} {path!r}: {walked} has no submodules")
+            raise unknown_name(f"module in {argument}={path!r}: {walked} has no", name, children)
+        module = children[name]
+        walked = f"{walked}.{name}"
+    return module

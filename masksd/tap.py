@@ -1,16 +1,19 @@
-"""The one way a mask enters a model: a hook on a named embedding module."""
+"""How we look into somebody else's model: hooks, registered once, that mask, record or cut.
+
+A mask enters a model in one way only: :class:`EmbeddingTap` on a named embedding module.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from masksd.hooks import remove_hook
 from masksd.masking import apply_mask
 
 
@@ -19,8 +22,8 @@ class TokenMask(NamedTuple):
 
     Attributes:
         mask: bool ``(B, N)``, True where a token is replaced.
-        token: the learnable vector ``(C,)``, or one a position ``(N, C)``.
-        grid: rows and columns that ``N`` is laid out on, for patches; None for words.
+        token: the learnable vector ``(C,)``, or one for each position, ``(N, C)``.
+        grid: rows and columns of the ``N`` patches; None for words.
     """
 
     mask: Tensor
@@ -28,37 +31,45 @@ class TokenMask(NamedTuple):
     grid: tuple[int, int] | None = None
 
 
-class EmbeddingTap:
-    """A forward hook on an embedding module that masks its output while it is told to.
+class Hook:
+    """A forward hook that is attached once and does nothing until it is told to."""
 
-    It is attached once; outside :meth:`masking` it hands the output on as it is.
+    def attach(self, module: nn.Module) -> None:
+        """Register the hook."""
+        module.register_forward_hook(self)
+
+    def remove(self, module: nn.Module) -> None:
+        """Unregister the hook; a module without it is left alone."""
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            _remove(hooks, self)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Take part in the module's forward."""
+        raise NotImplementedError
+
+
+def _remove(hooks: MutableMapping[int, Any], hook: Hook) -> None:
+    for key in [key for key, other in hooks.items() if other is hook]:
+        del hooks[key]
+
+
+class EmbeddingTap(Hook):
+    """Masks the output of an embedding module inside :meth:`masking`; passes it on elsewhere.
 
     Args:
-        module: the embedding: a convolution (its output is ``(B, C, h, w)``) or an embedding,
-            linear or layer norm (``(B, N, C)`` or ``(B, h, w, C)``); or any module, with ``width``.
+        module: the embedding: a convolution (its output is ``(B, C, h, w)``), an embedding, linear
+            or layer norm (``(B, N, C)`` or ``(B, h, w, C)``), or any module, with ``width``.
         path: its dotted path, for messages.
-        width: channels ``C``, for a module that does not say.
+        width: channels ``C``, where the module does not say.
         channels_first: whether an output of four dimensions is ``(B, C, h, w)``; None asks the
-            module, or, where it does not say, the shape of its output.
-        prefix: tokens of ``(B, N, C)`` that come before the patches (a class token), never masked.
+            module or, failing that, the shape of its output.
+        prefix: tokens of ``(B, N, C)`` before the patches (a class token), never masked.
 
     Attributes:
-        width: channels ``C`` of the embedding.
-        positions: the output's shape without batch, channels and prefix, when it last ran in a
-            pass; None before.
+        positions: the output's shape without batch, channels and prefix, as of its last run.
 
     Raises:
-        ValueError: a module whose width is not known, or one that is tapped already.
-
-    Example:
-        >>> words = nn.Embedding(10, 4)
-        >>> tap = EmbeddingTap(words, "words")
-        >>> tap.attach(words)
-        >>> mask = TokenMask(torch.tensor([[False, True]]), torch.zeros(4))
-        >>> with tap.masking(mask):
-        ...     words(torch.tensor([[5, 6]]))[0, 1].tolist()
-        [0.0, 0.0, 0.0, 0.0]
-        >>> tap.remove(words)
+        ValueError: the width is unknown, or the module is tapped already.
     """
 
     def __init__(
@@ -72,10 +83,9 @@ class EmbeddingTap:
     ) -> None:
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
             raise ValueError(
-                f"{path} is tapped already: unwrap() the first wrapper before a second, and copy a "
-                "model before it is wrapped"
+                f"{path} is tapped already: unwrap() the first wrapper before adding a second, and "
+                "copy a model before wrapping it"
             )
-        self.path = path
         known = known_layout(module)
         if known is None and width is None:
             raise ValueError(
@@ -83,28 +93,17 @@ class EmbeddingTap:
                 "the Conv2d, Embedding, Linear or LayerNorm that makes the embeddings, or state "
                 "its width"
             )
+        self.path = path
         self.width: int = known[0] if width is None and known else width or 0
+        self.positions: tuple[int, ...] | None = None
         self._channels_first = known[1] if channels_first is None and known else channels_first
         self._prefix = prefix
-        self.positions: tuple[int, ...] | None = None
         self._pending: TokenMask | None = None
         self._fired = False
 
-    def attach(self, module: nn.Module) -> None:
-        """Put the hook on ``module``, the one that it was made for."""
-        module.register_forward_hook(self)
-
-    def remove(self, module: nn.Module) -> None:
-        """Take the hook off ``module``; on one without it, nothing happens."""
-        remove_hook(module._forward_hooks, self)
-
     @contextlib.contextmanager
     def masking(self, mask: TokenMask) -> Iterator[None]:
-        """Apply ``mask`` to the one time that the module runs inside.
-
-        Raises:
-            RuntimeError: the module did not run, or ran twice.
-        """
+        """Mask the one time that the module runs inside."""
         self._pending = mask
         try:
             yield
@@ -116,10 +115,10 @@ class EmbeddingTap:
             self._pending = None
             self._fired = False
 
-    def __call__(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
-        """Take part in the module's forward, as a forward hook does."""
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Take note of the layout and, in a masked pass, replace tokens."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Recomputed by gradient checkpointing: the mask of that pass is not known any more.
+            # Gradient checkpointing runs it again, and the mask of that pass is gone.
             raise RuntimeError(
                 f"{self.path} ran during backward, inside a gradient-checkpointed region, where "
                 "its mask is gone and gradients would be wrong: checkpoint the layers after it"
@@ -139,27 +138,23 @@ class EmbeddingTap:
             return output
         if self._fired:
             raise RuntimeError(
-                f"{self.path} ran twice in one masked pass: name a module that embeds once a pass"
+                f"{self.path} ran twice in one masked pass: name a module that runs once a pass"
             )
         self._fired = True
         if len(output) != len(mask.mask):
             raise ValueError(
-                f"{self.path} embeds a batch of {len(output)}, the logits are {len(mask.mask)}: "
-                "name a module that sees each sample once"
+                f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "
+                f"{len(mask.mask)}: name a module that sees each sample once"
             )
         where, token = _on_positions(mask, self.positions, self.path)
-        if not self._prefix:
-            return apply_mask(output, where, token, channel_dim)
-        return mask_after_prefix(output, TokenMask(where, token))
+        if self._prefix:
+            return mask_after_prefix(output, TokenMask(where, token))
+        return apply_mask(output, where, token, channel_dim)
 
-    def _channel_dim(self, output: Tensor) -> int:
-        """Say which dimension holds the channels, or refuse to guess."""
+    def _channel_dim(self, output: Any) -> int:
+        """Find the dimension that holds the channels; an ambiguous one is an error."""
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{self.path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), "
-                f"got {came}; name the module that makes them"
-            )
+            raise ValueError(not_embeddings(self.path, output))
         if output.ndim == 3:
             fits = [-1] if output.shape[-1] == self.width else []
         elif self._channels_first is not None:
@@ -168,28 +163,24 @@ class EmbeddingTap:
             fits = [dim for dim in (1, -1) if output.shape[dim] == self.width]
         if len(fits) != 1 or output.shape[fits[0]] != self.width:
             raise ValueError(
-                f"{self.path} gives {tuple(output.shape)}, where the {self.width} channels are "
-                f"{'in two places' if len(fits) > 1 else 'nowhere to be found'}; state width and "
+                f"{self.path} gives {tuple(output.shape)}, where {self.width} channels fit "
+                f"{'two dimensions' if len(fits) > 1 else 'nowhere'}; state width and "
                 "channels_first"
             )
         return fits[0]
 
 
+def not_embeddings(path: str, output: Any) -> str:
+    """Word the error for an output that has no layout we can mask."""
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    return (
+        f"{path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), got {came}; name "
+        "the module that makes them"
+    )
+
+
 def mask_after_prefix(hidden: Tensor, mask: TokenMask) -> Tensor:
-    """Replace tokens that come after others which are never masked, such as a class token.
-
-    Args:
-        hidden: ``(B, P + N, C)``.
-        mask: of the ``N`` last ones.
-
-    Returns:
-        As ``hidden``.
-
-    Example:
-        >>> mask = TokenMask(torch.tensor([[False, True]]), torch.zeros(1))
-        >>> mask_after_prefix(torch.ones(1, 3, 1), mask).flatten().tolist()
-        [1.0, 1.0, 0.0]
-    """
+    """Replace some of the last tokens of ``(B, P + N, C)``, for a mask of those ``N``."""
     prefix = hidden.shape[1] - mask.mask.shape[1]
     where = F.pad(mask.mask, (prefix, 0))
     token = mask.token if mask.token.ndim == 1 else F.pad(mask.token, (0, 0, prefix, 0))
@@ -197,7 +188,7 @@ def mask_after_prefix(hidden: Tensor, mask: TokenMask) -> Tensor:
 
 
 def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
-    """Width, and whether channels come first (None: see the output), of modules that say so."""
+    """Width, and whether channels come first (None: look at the output), where a module says so."""
     if isinstance(module, nn.Conv2d):
         return module.out_channels, True
     if isinstance(module, nn.Embedding):
@@ -205,13 +196,13 @@ def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
     if isinstance(module, nn.Linear):
         return module.out_features, False
     if isinstance(module, nn.LayerNorm):
-        # Its subclasses for maps (timm's LayerNorm2d) put the channels first.
+        # Subclasses for maps (timm's LayerNorm2d) put the channels first.
         return module.normalized_shape[-1], False if type(module) is nn.LayerNorm else None
     return None
 
 
 def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tuple[Tensor, Tensor]:
-    """Lay the mask, and a token a position, out as the embedding is, by nearest neighbour."""
+    """Carry a mask, and a token for each position, to the embedding's grid by nearest neighbour."""
     hidden, token, grid = mask
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token
@@ -223,7 +214,7 @@ def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tup
     (rows, columns), (height, width) = grid, positions
     if (rows, columns) == (width, height) and rows != columns:
         raise ValueError(
-            f"the features' grid {grid} is that of {path}, {tuple(positions)}, turned over; a grid "
+            f"the features' grid {grid} is that of {path}, {tuple(positions)}, transposed; a grid "
             "is (rows, columns)"
         )
     hidden = hidden.unflatten(1, (rows, columns))
@@ -237,3 +228,93 @@ def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tup
         if token.ndim == 3:
             token = token[row[:, None], column]
     return hidden, token
+
+
+class Recorder(Hook):
+    """Keeps the arguments and the output of a module's one call inside :meth:`recording`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._active = False
+        self._call: tuple[tuple[Any, ...], Any] | None = None
+        self._writes: list[int] = []
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record inside; forget at the end."""
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+            self._call = None
+
+    def taken(self) -> tuple[tuple[Any, ...], Any]:
+        """Return arguments and output, or raise where there are none or they are stale."""
+        if self._call is None:
+            raise RuntimeError(not_run(self.path))
+        if _writes(self._call[1]) != self._writes:
+            raise ValueError(
+                f"the output of {self.path} was modified in place after it ran: let the model work "
+                "on a copy (x = x + y, not x += y), or name the module that writes"
+            )
+        return self._call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Record the call."""
+        if not self._active:
+            return
+        if self._call is not None:
+            raise RuntimeError(
+                f"{self.path} ran twice in one pass; name a module that runs once, or the one "
+                "around it"
+            )
+        self._call = (args, output)
+        self._writes = _writes(output)
+
+
+def not_run(path: str) -> str:
+    """Word the error for a tapped module that a pass never called."""
+    return f"{path} exists, but did not run in this pass; name a module that does"
+
+
+def _writes(output: Any) -> list[int]:
+    """Count in-place writes to the tensors of an output; compiled code makes none."""
+    if torch.compiler.is_compiling():
+        return []
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+class CutPoint(Hook):
+    """Inside :meth:`cutting`, hands some arguments of a module to a function before it runs.
+
+    Args:
+        arguments: by position, the modality of the features that come in there.
+    """
+
+    def __init__(self, arguments: Mapping[int, str]) -> None:
+        self._arguments = arguments
+        self._cut: Callable[[str, Any], Any] | None = None
+
+    def attach(self, module: nn.Module) -> None:
+        """Register the hook."""
+        module.register_forward_pre_hook(self)
+
+    @contextlib.contextmanager
+    def cutting(self, cut: Callable[[str, Any], Any]) -> Iterator[None]:
+        """Cut in the calls inside."""
+        self._cut = cut
+        try:
+            yield
+        finally:
+            self._cut = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
+        """Replace the arguments."""
+        if self._cut is None:
+            return None
+        changed = list(args)
+        for position, modality in self._arguments.items():
+            changed[position] = self._cut(modality, changed[position])
+        return tuple(changed)

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from masksd.hooks import Recorder, find_module
-from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures, check_wrappable
-from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
+from masksd.segmenter import (
+    FeatureCut,
+    ImageFeatures,
+    Pass,
+    Segmenter,
+    TextFeatures,
+    check_wrappable,
+    find_module,
+)
+from masksd.tap import EmbeddingTap, Recorder, TokenMask, mask_after_prefix
 
 
 class Encoder(Protocol):
     """What :class:`Triple` asks of an encoder; the last method only for ``image_layer``."""
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Encode pictures ``(B, 3, H, W)``."""
+        """Encode images ``(B, 3, H, W)``."""
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode sentences ``(B, L)``."""
 
     def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
-        """Go on above layer ``layer`` of :attr:`image_layers`, whose output ``hidden`` is."""
+        """Go on above layer ``layer`` of ``image_layers``, whose output is ``hidden``."""
 
 
-class Triple(nn.Module):
+class Triple(Segmenter):
     """An encoder, a neck and a decoder with the paper's own signatures (Eq. 1 and 2).
 
     ``encoder.encode_image(images) -> ImageFeatures``, ``encoder.encode_text(tokens) ->
@@ -36,8 +43,8 @@ class Triple(nn.Module):
 
     Args:
         encoder: module with the two methods.
-        neck: module or function.
-        decoder: module or function.
+        neck: module.
+        decoder: module.
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
             before positions are added; None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
@@ -107,19 +114,14 @@ class Triple(nn.Module):
         self.taps = {
             modality: EmbeddingTap(module, path) for modality, (path, module) in embeddings.items()
         }
-        for modality, (_, module) in embeddings.items():  # only now that everything has matched
-            self.taps[modality].attach(module)
-        if self._lower is not None and layer is not None:
-            self._lower.attach(layer)
-
-    @property
-    def reruns(self) -> Mapping[str, str]:
-        """What a masked pass computes and what it reuses, in words."""
-        image = f"the image tower above layer {self._layer}" if self._layer else "encode_image"
-        return {
+        image = f"the image tower above layer {image_layer}" if image_layer else "encode_image"
+        self.reruns = {
             "image": f"runs {image}, neck and decoder again; reuses the sentence's features",
-            "text": "runs encode_text, neck and decoder again; reuses the picture's features",
+            "text": "runs encode_text, neck and decoder again; reuses the image's features",
         }
+        self.attach([(self.taps[name], module) for name, (_, module) in embeddings.items()])
+        if self._lower is not None and layer is not None:
+            self.attach([(self._lower, layer)])
 
     def host(self, images: Tensor, tokens: Tensor, *more: Any) -> Tensor:
         """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
@@ -128,14 +130,9 @@ class Triple(nn.Module):
         return self._decode(image, self.encoder.encode_text(tokens), self.neck, self.decoder)
 
     def plain(self, images: Tensor, tokens: Tensor, *more: Any) -> Pass:
-        """Run all three parts (Eq. 1 and 2).
-
-        Raises:
-            ValueError: a grid that is not that of the patches, or a neck or decoder that writes
-                into the features, which the masked passes use again.
-        """
+        """Run all three parts (Eq. 1 and 2)."""
         _two_only(more)
-        with self._lower.recording() if self._lower else contextlib.nullcontext():
+        with self.recording():
             image = self.encoder.encode_image(images)
             lower = self._taken_below(image) if self._lower else None
         text = self.encoder.encode_text(tokens)
@@ -156,11 +153,11 @@ class Triple(nn.Module):
         return Pass(logits, image, text, host_output=logits, inputs=(images, tokens, lower))
 
     def takes(self, argument: str) -> bool:
-        """A triple takes images and tokens alone."""
+        """Whether this is one of a triple's two arguments."""
         return argument in ("images", "tokens")
 
     def _taken_below(self, image: ImageFeatures) -> Tensor:
-        """Return what the layer gave after which patches are masked."""
+        """Return the output of the layer after which patches are masked."""
         lower: Tensor = cast(Recorder, self._lower).taken()[1]
         prefix = getattr(self.encoder, "image_prefix", 0)
         wanted = (prefix + image.grid[0] * image.grid[1], self.taps["image"].width)
@@ -180,18 +177,7 @@ class Triple(nn.Module):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Encode again only what is masked, then decode (Eq. 5 and 8).
-
-        Args:
-            plain: the plain pass of the same batch, whose features are reused.
-            image: patches to mask, None to reuse the picture's features.
-            text: words to mask, None to reuse the sentence's features.
-            parts: ``neck`` and ``decoder`` that take the place of the triple's own
-                (``share_weights=False``).
-
-        Returns:
-            Logits ``(B, 1, H, W)``.
-        """
+        """Encode again only what is masked, then decode (Eq. 5 and 8)."""
         images, tokens, lower = plain.inputs
         image_features, text_features = plain.image, plain.text
         if image is not None and lower is not None:
@@ -217,12 +203,8 @@ class Triple(nn.Module):
 
     def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Take every hook off and return ``(encoder, neck, decoder)``, the very objects."""
-        encoder = cast(nn.Module, self.encoder)
-        for module in encoder.modules():
-            for hook in (*self.taps.values(), self._lower):
-                if hook is not None:
-                    hook.remove(module)
-        return encoder, self.neck, self.decoder
+        super().release()
+        return cast(nn.Module, self.encoder), self.neck, self.decoder
 
     @staticmethod
     def _decode(
@@ -234,7 +216,6 @@ class Triple(nn.Module):
 
 
 def _image_layer(encoder: nn.Module, number: int) -> nn.Module:
-    """Return the layer after which patches are masked."""
     path = getattr(encoder, "image_layers", None)
     if path is None or not callable(getattr(encoder, "resume_image", None)):
         raise ValueError(
@@ -259,11 +240,11 @@ def _two_only(more: tuple[Any, ...]) -> None:
 
 
 def _seen(image: ImageFeatures, text: TextFeatures) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """List the tensors of the features, and each by address and writes; not while compiling.
+    """List the tensors of the features, with address and number of in-place writes of each.
 
-    Hold the tensors as long as addresses are compared, so that no other one takes theirs.
+    Hold on to the tensors while addresses are compared, or others may take them.
     """
-    if torch.compiler.is_compiling():  # which writes into nothing
+    if torch.compiler.is_compiling():  # compiled code writes into nothing of ours
         return [], []
     leaves = torch.utils._pytree.tree_leaves((image, text))
     tensors = [x for x in leaves if isinstance(x, Tensor) and not x.is_inference()]

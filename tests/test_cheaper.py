@@ -217,7 +217,7 @@ def test_a_layer_whose_output_is_written_into_is_refused():
     layers[1].register_forward_pre_hook(lambda module, args: (args[0].add_(0.0), *args[1:]))
     config = DistillConfig(image=MaskingConfig(layer=1), text=None)
     sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
-    with pytest.raises(ValueError, match=r"layers\.0 returned was written into after it ran"):
+    with pytest.raises(ValueError, match=r"layers\.0 was modified in place"):
         sd(torch.zeros(1, 3, 64, 64), torch.tensor([[510, 3, 511]]), target=torch.zeros(1, 64, 64))
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from masksd.losses import segmentation_loss
-from masksd.losses.class_weighted import class_weighted_loss
+from masksd.losses import class_weighted_loss, segmentation_loss
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
-from masksd.masker import NAMES
+from masksd.branches import NAMES
 from masksd.models import create_model
 from tests.oracles.three_pass import three_pass_loss
 from tests.processes import leave

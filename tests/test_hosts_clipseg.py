@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from masksd import CrossModalMaskedSelfDistill
-from masksd.hooks import Recorder
 from masksd.hosts.clipseg import clipseg_words, recognise
-from masksd.tap import EmbeddingTap
+from masksd.tap import EmbeddingTap, Recorder
 
 END = 99
 

@@ -203,7 +203,7 @@ def test_describe_says_what_is_reused() -> None:
     images, tokens, _ = batch()
     text = wrap(new_host()).describe(images, tokens)
     assert "enters at backbone.visual.avgpool (width 8)" in text
-    assert "runs encode_text, neck, decoder and proj again; reuses the picture's maps" in text
+    assert "runs encode_text, neck, decoder and proj again; reuses the image's maps" in text
 
 
 def test_truth_by_another_name_is_refused() -> None:

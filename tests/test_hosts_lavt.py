@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
-from masksd.hooks import Recorder
 from masksd.hosts import lavt
 from masksd.models import create_model
-from masksd.tap import EmbeddingTap
+from masksd.tap import EmbeddingTap, Recorder
 
 
 class External(nn.Module):

@@ -41,9 +41,9 @@ def test_cells_are_never_finer_than_the_embedding_nor_fewer_than_one(rows, colum
 
 def test_tokens_that_are_no_grid_are_an_error():
     images = torch.zeros(1, 3, 224, 224)
-    with pytest.raises(ValueError, match=r"197 tokens, which are no grid .* state prefix"):
+    with pytest.raises(ValueError, match=r"197 tokens, which form no grid .* state prefix"):
         cells((197,), images, None)
-    with pytest.raises(ValueError, match="no grid of a picture of 224x448"):
+    with pytest.raises(ValueError, match="no grid of an image of 224x448"):
         cells((196,), torch.zeros(1, 3, 224, 448), None)
 
 
@@ -68,7 +68,7 @@ def test_patches_come_as_tokens_or_as_maps_of_any_size():
     averaged = maps.unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean((3, 5)).flatten(2).mT
     torch.testing.assert_close(as_tokens(maps, (2, 3), 0), averaged)
     last = maps.permute(0, 2, 3, 1)
-    torch.testing.assert_close(as_tokens(last, (2, 3), 0, picture=(64, 96)), averaged)
+    torch.testing.assert_close(as_tokens(last, (2, 3), 0, size=(64, 96)), averaged)
     tokens = torch.randn(2, 1 + 6, 5)
     assert as_tokens(tokens, (2, 3), 1).equal(tokens[:, 1:])
     with pytest.raises(ValueError, match=r"patches must be \(B, 6, C\) after 0 prefix tokens"):

@@ -19,7 +19,7 @@ from masksd import (
     Taps,
     segmentation_loss,
 )
-from masksd.masker import NAMES
+from masksd.branches import NAMES
 
 C, VOCABULARY, LENGTH, END = 10, 30, 6, 29
 wrap = CrossModalMaskedSelfDistill.wrap
@@ -216,7 +216,7 @@ def test_logits_that_are_written_into_after_they_were_made_are_refused():
 
     taps = Taps("patch_embed", images="images", tokens="images", logits="head")
     sd = CrossModalMaskedSelfDistill.wrap(Host(), DistillConfig(text=None), taps=taps)
-    with pytest.raises(ValueError, match="what head returned was written into after it ran"):
+    with pytest.raises(ValueError, match="the output of head was modified in place"):
         sd(torch.randn(1, 3, 32, 32), target=torch.zeros(1, 32, 32))
 
 
@@ -244,7 +244,7 @@ def test_an_ambiguous_layout_asks():
         wrap(host, CONFIG, taps=TAPS, example=batch(80, 80)[0])  # 10 x 10 x 10
     assert hooks(host) == []
     sd = wrap(host, CONFIG, taps=dataclasses.replace(TAPS, image_width=C))
-    with pytest.raises(ValueError, match="10 channels are in two places; state width"):
+    with pytest.raises(ValueError, match="10 channels fit two dimensions; state width"):
         sd(*batch(80, 80)[0])
     stated = dataclasses.replace(TAPS, channels_first=False)
     other = wrap(make(layout="nhwc"), CONFIG, taps=stated, example=batch(80, 80)[0])
@@ -259,7 +259,7 @@ def test_a_layer_norm_of_maps_is_no_layer_norm_of_tokens():
     sd = wrap(host, CONFIG, taps=dataclasses.replace(TAPS, image_embedding="patch_embed.1"))
     inputs, _ = batch(32, 48)
     learns(sd, sd(*inputs))
-    with pytest.raises(ValueError, match="10 channels are in two places"):
+    with pytest.raises(ValueError, match="10 channels fit two dimensions"):
         sd(*batch(32, 80)[0])
 
 
@@ -402,14 +402,14 @@ def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
         ({"text_embedding": None}, "text_embedding is not known.*DistillConfig.text=None"),
         ({"logits": "haed"}, r"logits='haed'.*did you mean 'head'"),
         ({"logits": 3}, "logits must be a dotted module path, got int"),
-        ({"patches": "mix.0"}, "Host.mix has no modules inside"),
+        ({"patches": "mix.0"}, "Host.mix has no submodules"),
         (
             {"image_embedding": "norm"},
             "norm is a BatchNorm2d, whose width and layout are",
         ),
         ({"valid": None}, "valid is not known: name the argument .* masksd.hosts.bert_words"),
         ({"valid": "msk"}, r"valid: Host.forward has no argument 'msk'; did you mean 'mask'"),
-        ({"images": 7}, r"images=7 is no position of Host.forward\(images, ids, mask, truth\)"),
+        ({"images": 7}, r"images=7 is not a position of Host.forward\(images, ids, mask, truth\)"),
         ({"tokens": "id"}, "tokens: .*did you mean 'ids'"),
         ({"target": "label"}, "target: .*has no argument 'label'"),
     ],
@@ -427,9 +427,7 @@ def test_a_wrong_name_leaves_the_host_untouched(changes, message):
 def test_what_is_no_taps_and_what_has_no_recipe_is_refused():
     with pytest.raises(ValueError, match=r"taps must be a masksd.Taps, got dict"):
         wrap(make(), taps={"image_embedding": "patch_embed"})
-    with pytest.raises(
-        ValueError, match=r"Host is no host that a recipe knows.*patch_embed, words"
-    ):
+    with pytest.raises(ValueError, match=r"no recipe knows Host .*patch_embed, words"):
         wrap(make())
     with pytest.raises(ValueError, match="share_weights=False copies a neck and a decoder"):
         wrap(make(), DistillConfig(share_weights=False), taps=TAPS)
@@ -510,7 +508,7 @@ def test_real_words_are_asked_for_and_never_guessed():
     with pytest.raises(ValueError, match=r"valid must be bool \(B, L\) with B=2.*torch.int64"):
         sd(images, ids)
     sd = wrap(make(), CONFIG, taps=dataclasses.replace(TAPS, images="ids"))
-    with pytest.raises(ValueError, match=r"images='ids' must be pictures \(B, 3, H, W\), got \("):
+    with pytest.raises(ValueError, match=r"images='ids' must be images \(B, 3, H, W\), got \("):
         sd(images, ids, mask)
 
 

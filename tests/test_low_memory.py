@@ -327,7 +327,7 @@ def test_what_does_not_go_is_said():
         make_low()(images.requires_grad_(), tokens, target=truth)
     with pytest.raises(ValueError, match="needs detach_target=True"):
         DistillConfig(low_memory=True, detach_target=False)
-    with pytest.raises(ValueError, match=r"does not go with image\.layer=1"):
+    with pytest.raises(ValueError, match=r"does not work with image\.layer=1"):
         DistillConfig(low_memory=True, image=MaskingConfig(layer=1))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
-from masksd.masker import NAMES
+from masksd.branches import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.triples import LENGTH, make_batch, make_triple
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from masksd.hooks import find_module
+from masksd.segmenter import find_module
 from masksd.tap import EmbeddingTap, TokenMask
 
 
@@ -77,7 +77,9 @@ def test_a_module_that_does_not_run_or_runs_twice_is_an_error():
     with pytest.raises(RuntimeError, match="embed ran twice in one masked pass"), tap.masking(mask):
         words(twice(torch.tensor([[1, 2]])).long()[None])
     with (
-        pytest.raises(ValueError, match="embed embeds a batch of 2, the logits are 1: name"),
+        pytest.raises(
+            ValueError, match="embed embeds a batch of 2, but the logits are a batch of 1"
+        ),
         tap.masking(mask),
     ):
         words(torch.tensor([[1, 2], [3, 4]]))
@@ -122,7 +124,7 @@ def test_paths_that_do_not_match_name_the_nearest_module_of_that_level():
         find_module(model, "vision.patch_embd", "image_embedding")
     with pytest.raises(ValueError, match=r"image_embedding='visoin.patch_embed'.*'vision'"):
         find_module(model, "visoin.patch_embed", "image_embedding")
-    with pytest.raises(ValueError, match="patch_embed has no modules inside"):
+    with pytest.raises(ValueError, match="patch_embed has no submodules"):
         find_module(model, "vision.patch_embed.conv", "image_embedding")
     with pytest.raises(ValueError, match="a must be a dotted module path, got Conv2d"):
         find_module(model, model["vision"]["patch_embed"], "a")
@@ -138,5 +140,5 @@ def test_a_grid_turned_over_is_not_carried():
     conv = nn.Conv2d(1, 3, 1)
     tap = tapped(conv)
     mask = TokenMask(torch.ones(1, 6, dtype=torch.bool), torch.zeros(3), grid=(3, 2))
-    with pytest.raises(ValueError, match=r"grid \(3, 2\) .* turned over"), tap.masking(mask):
+    with pytest.raises(ValueError, match=r"grid \(3, 2\) .* transposed"), tap.masking(mask):
         conv(torch.zeros(1, 1, 2, 3))

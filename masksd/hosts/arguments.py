@@ -11,15 +11,7 @@ from masksd.errors import unknown_name
 
 
 class Arguments:
-    """The arguments of a host's ``forward``, by position or by name.
-
-    Args:
-        host: module.
-
-    Example:
-        >>> Arguments(nn.Bilinear(2, 2, 1)).get("input2", ("a", "b"), {})
-        'b'
-    """
+    """The arguments of a host's ``forward``, by position or by name."""
 
     def __init__(self, host: nn.Module) -> None:
         parameters = inspect.signature(host.forward).parameters.values()
@@ -30,15 +22,6 @@ class Arguments:
         self._keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
         self._host = type(host).__name__
 
-    def has(self, name: str) -> bool:
-        """Whether ``forward`` names this argument.
-
-        Example:
-            >>> Arguments(nn.Bilinear(2, 2, 1)).has("target")
-            False
-        """
-        return name in self._names or name in self._keywords
-
     def check(self, field: str, which: int | str | None) -> None:
         """Raise a ``ValueError`` unless ``forward`` takes this argument."""
         names = [*self._names, *self._keywords]
@@ -46,24 +29,20 @@ class Arguments:
             return
         if isinstance(which, int) and not 0 <= which < len(self._names):
             raise ValueError(
-                f"{field}={which} is no position of {self._host}.forward({', '.join(names)})"
+                f"{field}={which} is not a position of {self._host}.forward({', '.join(names)})"
             )
         if isinstance(which, str) and which not in names:
             raise unknown_name(f"{field}: {self._host}.forward has no argument", which, names)
 
     def get(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the argument of a call.
-
-        Raises:
-            ValueError: the call did not bring it.
-        """
+        """Return the argument of a call; a missing one is an error."""
         found = self.find(which, args, kwargs)
         if found is None:
             raise ValueError(f"this call of {self._host} brought no argument {which!r}")
         return found
 
     def find(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the argument of a call, None where the call did not bring it."""
+        """Return the argument of a call, or None."""
         if isinstance(which, int):
             position, name = which, self._names[which] if which < len(self._names) else None
         else:

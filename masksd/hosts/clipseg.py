@@ -1,35 +1,27 @@
 """transformers' ``CLIPSegForImageSegmentation``: both CLIP towers and a light decoder.
 
-Its own forward encodes under ``no_grad``, so the towers, and mask tokens put into them, learn
-nothing there; :attr:`ClipSegSegmenter.train_encoder` runs the same parts with gradient.
+Its own forward encodes under ``no_grad``, so neither the towers nor mask tokens in them learn
+anything; :attr:`ClipSegSegmenter.train_encoder` runs the same parts with gradients.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masksd.hooks import CutPoint, Recorder, find_module
 from masksd.hosts.layout import pick
-from masksd.hosts.taps import masking
-from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, find_module
+from masksd.tap import CutPoint, EmbeddingTap, Recorder, TokenMask
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
 TEXT_EMBEDDING = "clip.text_model.embeddings.token_embedding"
 
 
 def recognise(host: nn.Module) -> bool:
-    """Say whether a model has CLIPSeg's parts.
-
-    Example:
-        >>> recognise(nn.ReLU())
-        False
-    """
+    """Whether a model has CLIPSeg's parts."""
     clip = getattr(host, "clip", None)
     return all(hasattr(clip, part) for part in ("vision_model", "text_model")) and all(
         hasattr(host, part) for part in ("decoder", "extract_layers", "get_conditional_embeddings")
@@ -37,33 +29,22 @@ def recognise(host: nn.Module) -> bool:
 
 
 def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> ClipSegSegmenter:
-    """Build the segmenter of a CLIPSeg.
-
-    Args:
-        host: one that :func:`recognise` knows.
-        text_encoder: must be None; CLIPSeg has its own.
-
-    Raises:
-        ValueError: a text encoder came.
-    """
+    """Build the segmenter of a CLIPSeg."""
     if text_encoder is not None:
         raise ValueError(f"{type(host).__name__} has its own text tower: leave text_encoder out")
     return ClipSegSegmenter(host)
 
 
-class ClipSegSegmenter(nn.Module):
+class ClipSegSegmenter(Segmenter):
     """A CLIPSeg as :class:`masksd.Segmenter`: what a mask does not change is not encoded again.
 
-    A call takes what the host takes, ``input_ids`` and ``pixel_values`` among it. With ``labels``
-    the truth is those, and the loss the host's own.
-
-    Args:
-        host: one that :func:`recognise` knows.
+    A call takes what the host takes, including ``input_ids`` and ``pixel_values``. With ``labels``,
+    these are the truth and the loss is the host's own.
 
     Attributes:
-        train_encoder: False, the host's own behaviour: both towers run without gradient. True runs
-            them with it, in training only; values stay the same, and ``host_output`` is that of the
-            decoder. Set it before you build the optimiser.
+        train_encoder: False, the host's own behaviour: both towers run without gradients. True
+            runs them with gradients, in training only; values stay the same, and ``host_output`` is
+            the decoder's. Set it before you build the optimiser.
 
     Example:
         >>> from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
@@ -84,11 +65,14 @@ class ClipSegSegmenter(nn.Module):
         (torch.Size([1, 1, 32, 32]), ['lmvsd', 'seg', 'vmlsd'])
     """
 
-    shared_space = True  # CLIP's own, of patches and words as of picture and sentence
-    splits = False
+    shared_space = True  # CLIP's own
 
     def __init__(self, host: nn.Module) -> None:
-        super().__init__()
+        super().__init__(host)
+        self.reruns = {
+            "image": "runs the image tower and the decoder again; reuses the sentence's vector",
+            "text": "runs the text tower and the decoder again; reuses the image's features",
+        }
         modules = {
             "image": find_module(host, IMAGE_EMBEDDING, "image_embedding"),
             "text": find_module(host, TEXT_EMBEDDING, "text_embedding"),
@@ -103,59 +87,34 @@ class ClipSegSegmenter(nn.Module):
             "text": EmbeddingTap(modules["text"], TEXT_EMBEDDING),
         }
         self._recorders = {name: Recorder(f"CLIPSeg's {name} model") for name in recorded}
-        self._cut = CutPoint({0: "image", 1: "text"})  # of decoder(activations, sentence)
+        cut = CutPoint({0: "image", 1: "text"})  # of decoder(activations, sentence)
         self._signature = inspect.signature(host.forward)
         self.train_encoder = False
-        self.wrapped: Any = host
-        for modality, tap in self.taps.items():
-            tap.attach(modules[modality])
-        for name, recorder in self._recorders.items():
-            recorder.attach(recorded[name])
-        self._cut.attach(recorded["decoder"])
+        self.attach([(tap, modules[modality]) for modality, tap in self.taps.items()])
+        self.attach([(recorder, recorded[name]) for name, recorder in self._recorders.items()])
+        self.attach([(cut, recorded["decoder"])])
 
     @property
-    def reruns(self) -> dict[str, str]:
-        """A masked pass runs the tower of its modality, and the decoder."""
-        return {
-            "image": "runs the image tower and the decoder again; reuses the sentence's vector",
-            "text": "runs the text tower and the decoder again; reuses the picture's features",
-        }
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know, for ``describe()``."""
+    def notes(self) -> list[str]:  # type: ignore[override]
+        """Say whether the towers learn."""
         if self.train_encoder:
-            return ["both towers run with gradient in training (train_encoder is True)"]
+            return ["both towers run with gradients in training (train_encoder is True)"]
         return [
-            "this host encodes under no_grad: both towers stay as they are and the mask tokens "
-            "learn nothing (their gradient is 0), only the decoder learns; to train the towers "
-            "too, set sd.segmenter.train_encoder = True before you build the optimiser"
+            "this host encodes under no_grad: the towers and the mask tokens learn nothing, only "
+            "the decoder does; to train the towers too, set sd.segmenter.train_encoder = True "
+            "before you build the optimiser"
         ]
 
-    def takes(self, argument: str) -> bool:
-        """Whether the host has an argument of this name."""
-        return argument in self._signature.parameters
-
-    def host(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the host exactly as if it were not wrapped."""
-        return self.wrapped(*args, **kwargs)
-
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
-        """Run the host once and keep both towers' features.
-
-        Raises:
-            ValueError: the call has no ``input_ids`` or no ``pixel_values``.
-        """
+        """Run the host once and keep both towers' features."""
         given = self._signature.bind(*args, **kwargs).arguments
         for name in ("input_ids", "pixel_values"):
             if given.get(name) is None:
                 raise ValueError(
-                    f"this call brought no {name}: sd(input_ids=..., pixel_values=...) of a "
-                    "CLIPSeg takes both; prompts by picture or by embedding cannot be masked"
+                    f"this call brought no {name}: a CLIPSeg's sd(input_ids=..., "
+                    "pixel_values=...) takes both; prompts by image or embedding cannot be masked"
                 )
-        with contextlib.ExitStack() as stack:
-            for recorder in self._recorders.values():
-                stack.enter_context(recorder.recording())
+        with self.recording():
             output = (
                 self._with_gradient(given) if self.train_encoder else self.host(*args, **kwargs)
             )
@@ -189,27 +148,13 @@ class ClipSegSegmenter(nn.Module):
         """Encode again only what is masked, then decode."""
         (given,) = plain.inputs
         activations, sentence = plain.image.maps, plain.text.pooled
-        with masking(self.taps, image, text), torch.set_grad_enabled(self._encoder_learns()):
+        with self.masking(image, text), torch.set_grad_enabled(self._encoder_learns()):
             if image is not None:
                 activations = self._encode_image(given)
             if text is not None:
                 sentence = self._encode_text(given)
         logits: Tensor = self.wrapped.decoder(activations, sentence).logits
         return logits[:, None]
-
-    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
-        """Cut the features of plain passes where they come into the decoder."""
-        return self._cut.cutting(cut)
-
-    def release(self) -> nn.Module:
-        """Take every hook off and return the host, the very object."""
-        host: nn.Module = self.wrapped
-        hooks: list[EmbeddingTap | Recorder | CutPoint] = [self._cut, *self.taps.values()]
-        hooks += self._recorders.values()
-        for module in host.modules():
-            for hook in hooks:
-                hook.remove(module)
-        return host
 
     @property
     def _end_token(self) -> int:
@@ -220,7 +165,7 @@ class ClipSegSegmenter(nn.Module):
         return self.train_encoder and torch.is_grad_enabled()
 
     def _with_gradient(self, given: dict[str, Any]) -> Any:
-        """The host's forward, but for its ``no_grad``."""
+        """Run the host's forward without its ``no_grad``."""
         return self.wrapped.decoder(self._encode_image(given), self._encode_text(given))
 
     def _encode_image(self, given: dict[str, Any]) -> list[Tensor]:
@@ -244,7 +189,7 @@ class ClipSegSegmenter(nn.Module):
     def _patches(
         self, hidden: Tensor, positions: tuple[int, ...]
     ) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """Return patches, their grid and the picture's vector, in the shared space."""
+        """Return patches, their grid and the image's vector, in the shared space."""
         clip = self.wrapped.clip
         shared = clip.visual_projection(clip.vision_model.post_layernorm(hidden))
         return shared[:, 1:], (positions[0], positions[1]), shared[:, 0]
@@ -256,15 +201,10 @@ class ClipSegSegmenter(nn.Module):
 
 
 def clipseg_words(ids: Tensor, end_token: int) -> Tensor:
-    """Mark real words: strictly between the start and the token that CLIPSeg pools at.
+    """Mark real words, bool ``(B, L)``: strictly between the start and the token pooled at.
 
-    Args:
-        ids: ``(B, L)``.
-        end_token: of the host's text config; with 2, as in old configs, transformers takes the
-            largest id instead, and so does this.
-
-    Returns:
-        bool ``(B, L)``; a row without an end has no words.
+    With an ``end_token`` of 2, as in old configs, transformers pools at the largest id instead. A
+    row without an end has no words.
 
     Example:
         >>> clipseg_words(torch.tensor([[7, 1, 3, 8, 8]]), end_token=8).tolist()

@@ -1,20 +1,17 @@
-"""CRIS (CVPR 2022) as its authors published it, with what a masked pass does not change reused."""
+"""CRIS (CVPR 2022) as its authors published it; a masked pass reuses what its mask leaves alone."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
-from masksd.hosts.taps import check_not_compiled, masking
-from masksd.segmenter import FeatureCut, ImageFeatures, Pass, TextFeatures, check_wrappable
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.hosts.taps import check_not_compiled
+from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, check_wrappable
+from masksd.tap import CutPoint, EmbeddingTap, Recorder, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
 
@@ -27,15 +24,7 @@ _CUT = {"neck": {0: "image", 1: "text"}, "decoder": {1: "text"}, "proj": {1: "te
 
 
 def recognise(host: nn.Module) -> bool:
-    """Say whether a host is built as CRIS is, by the names of its parts.
-
-    Args:
-        host: any module.
-
-    Example:
-        >>> recognise(nn.Linear(2, 2))
-        False
-    """
+    """Whether a host is built like CRIS, by the names of its parts."""
     backbone = getattr(host, "backbone", None)
     return all(_has(host, path) for path in _PARTS) and all(
         callable(getattr(backbone, method, None)) for method in ("encode_image", "encode_text")
@@ -43,21 +32,7 @@ def recognise(host: nn.Module) -> bool:
 
 
 def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> CrisSegmenter:
-    """Build the segmenter of a host that :func:`recognise` knows.
-
-    Args:
-        host: CRIS, with a ResNet of CLIP as its image tower.
-        text_encoder: must be None: CRIS has its own.
-
-    Raises:
-        ValueError: a part is missing; the host has not been touched then.
-
-    Example:
-        >>> segmenter(nn.Linear(2, 2), nn.Linear(2, 2))
-        Traceback (most recent call last):
-        ...
-        ValueError: text_encoder is for hosts that keep it outside; CRIS has its own: leave it out
-    """
+    """Build the segmenter of a host that :func:`recognise` knows."""
     if text_encoder is not None:
         raise ValueError(
             "text_encoder is for hosts that keep it outside; CRIS has its own: leave it out"
@@ -65,48 +40,42 @@ def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> CrisSeg
     return CrisSegmenter(host)
 
 
-class CrisSegmenter(nn.Module):
+class CrisSegmenter(Segmenter):
     """CRIS as :class:`masksd.Segmenter`.
 
     The plain pass is the host's own ``forward(img, word, mask)``, so output, loss and random stream
-    are its own. A masked pass encodes again only the modality that is masked.
+    are its own. A masked pass encodes only the masked modality again.
 
     Patches are the cells of the last stage of the ResNet, 32 pixels wide; their mask is laid over
     the stem's output, which has 8 x 8 places a cell.
-
-    Args:
-        host: CRIS. Everything is checked before the first hook is registered.
-
-    Raises:
-        ValueError: a part that is not where CRIS has it, or a host that is compiled or distributed.
     """
 
     # Only roughly: words and sentence pass CLIP's own projection, but CRIS keeps the attention
-    # pool's dense map instead of its pooled vector, adds to it a convolution that starts at random,
-    # and cuts it off at zero. Dots rank as in the paper; they are no cosine of CLIP's.
+    # pool's dense map instead of its pooled vector, adds a convolution that starts at random, and
+    # cuts it off at zero. Dots rank as in the paper, but they are not CLIP's cosines.
     shared_space = True
     splits = True
-    reruns: ClassVar[Mapping[str, str]] = {
-        "image": "runs encode_image, neck, decoder and proj again; reuses words and sentence",
-        "text": "runs encode_text, neck, decoder and proj again; reuses the picture's maps",
-    }
 
     def __init__(self, host: nn.Module) -> None:
-        super().__init__()
         check_wrappable(host, "host")
-        self._arguments = Arguments(host)
+        super().__init__(host)
+        self.reruns = {
+            "image": "runs encode_image, neck, decoder and proj again; reuses words and sentence",
+            "text": "runs encode_text, neck, decoder and proj again; reuses the image's maps",
+        }
+        self._call = Arguments(host)
         for name, position in (("images", IMAGES), ("tokens", TOKENS), ("target", TRUTH)):
-            self._arguments.check(name, position)
+            self._call.check(name, position)
         if not (_has(host, _IMAGE) and _has(host, _STEM)):
             raise ValueError(
-                f"{type(host).__name__} is built as CRIS is, but its image tower "
+                f"{type(host).__name__} is built like CRIS, but its image tower "
                 f"{type(host.get_submodule('backbone.visual')).__name__} has no ResNet stem with "
-                "conv3 and avgpool; name where it does what: wrap(host, taps=masksd.Taps(...))"
+                "conv3 and avgpool; name its modules: wrap(host, taps=masksd.Taps(...))"
             )
         if not isinstance(getattr(host.backbone, "text_projection", None), Tensor):
             raise ValueError(
                 f"{type(host).__name__}.backbone has no text_projection, the tensor (width, D) "
-                "that brings words where the sentence is; wrap(host, taps=masksd.Taps(...))"
+                "that maps words to the sentence's space; wrap(host, taps=masksd.Taps(...))"
             )
         stem = host.get_submodule(_STEM)
         if not isinstance(stem, nn.Conv2d):
@@ -121,41 +90,26 @@ class CrisSegmenter(nn.Module):
             "text": EmbeddingTap(modules[_TEXT], _TEXT),
         }
         self._recorders = {path: Recorder(path) for path in _RECORDED}
-        self._cuts = {path: CutPoint(arguments) for path, arguments in _CUT.items()}
-        self.wrapped = host
-        for path, hook in self._hooks():
-            hook.attach(modules[path])
-
-    def takes(self, argument: str) -> bool:
-        """Whether CRIS has an argument of this name."""
-        return self._arguments.has(argument)
-
-    def host(self, *args: Any, **kwargs: Any) -> Any:
-        """Run CRIS exactly as if it were not wrapped."""
-        return self.wrapped(*args, **kwargs)
+        cuts = {path: CutPoint(arguments) for path, arguments in _CUT.items()}
+        self.attach([(cut, modules[path]) for path, cut in cuts.items()])
+        self.attach([(tap, modules[tap.path]) for tap in self.taps.values()])
+        self.attach([(recorder, modules[path]) for path, recorder in self._recorders.items()])
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run CRIS once and take its features, its logits with their gradient, and its loss.
 
-        Args:
-            args: ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded by 0, and in training
-                the truth ``(B, 1, H, W)`` in [0, 1].
-            kwargs: the same by CRIS's names.
-
-        Raises:
-            ValueError: no truth in training, where CRIS computes its own loss.
+        Takes ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded with 0, and in training the
+        truth ``(B, 1, H, W)`` in [0, 1].
         """
-        images = self._arguments.get(IMAGES, args, kwargs)
-        tokens = self._arguments.get(TOKENS, args, kwargs)
-        target = self._arguments.find(TRUTH, args, kwargs)
+        images = self._call.get(IMAGES, args, kwargs)
+        tokens = self._call.get(TOKENS, args, kwargs)
+        target = self._call.find(TRUTH, args, kwargs)
         if target is None and self.wrapped.training:
             raise ValueError(
                 "CRIS computes its own loss in training and takes the truth as its third argument: "
                 "call sd(images, tokens, masks), not sd(..., target=masks)"
             )
-        with contextlib.ExitStack() as stack:
-            for recorder in self._recorders.values():
-                stack.enter_context(recorder.recording())
+        with self.recording():
             output = self.wrapped(*args, **kwargs)
             (maps, sentence), _ = self._recorders["neck"].taken()
             (_, words, padding), _ = self._recorders["decoder"].taken()
@@ -182,7 +136,7 @@ class CrisSegmenter(nn.Module):
         """Encode again only what is masked, then run neck, decoder and projector again."""
         images, tokens, maps, words, sentence, padding = plain.inputs
         host: Any = self.wrapped
-        with masking(self.taps, image, text):
+        with self.masking(image, text):
             if image is not None:
                 maps = host.backbone.encode_image(images)
             if text is not None:
@@ -191,27 +145,9 @@ class CrisSegmenter(nn.Module):
         decoded = host.decoder(fused, words, padding).reshape(fused.shape)
         return as_logits(host.proj(decoded, sentence))
 
-    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[Any]:
-        """Cut the features of plain passes where they come into neck, decoder and projector."""
-        stack = contextlib.ExitStack()
-        for point in self._cuts.values():
-            stack.enter_context(point.cutting(cut))
-        return stack
-
-    def release(self) -> nn.Module:
-        """Take every hook off and return CRIS, the very object."""
-        for path, hook in self._hooks():
-            hook.remove(self.wrapped.get_submodule(path))
-        return self.wrapped
-
-    def _hooks(self) -> list[tuple[str, EmbeddingTap | Recorder | CutPoint]]:
-        hooks: list[tuple[str, EmbeddingTap | Recorder | CutPoint]] = list(self._cuts.items())
-        hooks += [(tap.path, tap) for tap in self.taps.values()]
-        return hooks + list(self._recorders.items())
-
     @torch.no_grad()
     def _ranking(self, words: Tensor) -> Tensor:
-        """Bring words ``(B, L, C)`` where the sentence is: CRIS projects the end token only."""
+        """Map words ``(B, L, C)`` to the sentence's space: CRIS projects the end token only."""
         backbone: Any = self.wrapped.backbone
         return words @ backbone.text_projection.to(words.dtype)
 

@@ -12,14 +12,8 @@ from torch import Tensor
 def pick(output: Any, path: str, field: str) -> Any:
     """Take the part of an output that a path names after its colon.
 
-    Args:
-        output: of a module: a tensor, tuple, list, dictionary or object.
-        path: ``"module.path:KEY"``, ``":KEY"``, ``":KEY:KEY"`` of what is nested; without a colon,
-            the output itself.
-        field: the user's name for it, for messages.
-
-    Raises:
-        ValueError: no such part, or the output is no tensor and no part is named.
+    ``"module.path:KEY"`` or ``":KEY"``, ``":KEY:KEY"`` where it is nested; without a colon, the
+    output itself. ``field`` is the user's name for it.
 
     Example:
         >>> pick({"out": 3}, "head:out", "logits"), pick((1, 2), ":1", "loss")
@@ -59,18 +53,7 @@ def _parts(output: Any) -> str:
 
 
 def as_logits(logits: Any) -> Tensor:
-    """Return logits as ``(B, 1 or 2, H, W)``.
-
-    Args:
-        logits: that, or ``(B, H, W)``.
-
-    Raises:
-        ValueError: anything else.
-
-    Example:
-        >>> as_logits(torch.zeros(2, 4, 4)).shape
-        torch.Size([2, 1, 4, 4])
-    """
+    """Return ``(B, 1 or 2, H, W)`` logits, also of ``(B, H, W)``."""
     if isinstance(logits, Tensor) and logits.ndim == 3:
         return logits[:, None]
     if isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[1] in (1, 2):
@@ -85,11 +68,7 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
     Args:
         positions: of the image embedding: ``(h, w)`` or ``(N,)``.
         images: ``(B, 3, H, W)``.
-        cell: side of a cell in pixels; None takes the embedding's own patches where they are 8
-            pixels or more, else 32, and of a picture below 256 an eighth of its shorter side.
-
-    Raises:
-        ValueError: the embedding did not run, or its patches do not lie on a grid of the picture.
+        cell: side of a cell in pixels; see :class:`Taps`.
 
     Example:
         >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
@@ -106,26 +85,18 @@ def cells(positions: tuple[int, ...] | None, images: Tensor, cell: int | None) -
         rows = round((positions[0] * height / width) ** 0.5)
         if rows < 1 or positions[0] % rows or rows * width != positions[0] // rows * height:
             raise ValueError(
-                f"the image embedding has {positions[0]} tokens, which are no grid of a picture of "
+                f"the image embedding has {positions[0]} tokens, which form no grid of an image of "
                 f"{height}x{width}; state prefix, or tap the module before tokens are added"
             )
-        return rows, positions[0] // rows  # tokens in a row cannot be masked in larger cells
+        return rows, positions[0] // rows  # a flat sequence cannot be masked in larger cells
     if cell is None:
-        # the first is the embedding's own; among 2 x 2 cells there would be no choice
+        # large patches are cells already; 2 x 2 cells would leave nothing to choose from
         cell = 1 if height // positions[0] >= 8 else min(32, max(1, min(height, width) // 8))
     return min(positions[0], max(1, height // cell)), min(positions[1], max(1, width // cell))
 
 
 def as_loss(loss: Any) -> Tensor | None:
-    """Return a host's own loss as 0-d; None where it computed none this time.
-
-    Raises:
-        ValueError: something else than one number.
-
-    Example:
-        >>> as_loss(torch.ones(1)).ndim
-        0
-    """
+    """Return a host's own loss as 0-d; None where it computed none this time."""
     if loss is None:
         return None
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -134,21 +105,16 @@ def as_loss(loss: Any) -> Tensor | None:
     return loss.reshape(())
 
 
-def channels_first(shape: tuple[int, ...], picture: tuple[int, int]) -> bool | None:
-    """Tell ``(B, C, h, w)`` from ``(B, h, w, C)``: h and w are the picture's, divided alike.
+def channels_first(shape: tuple[int, ...], size: tuple[int, int]) -> bool | None:
+    """Tell ``(B, C, h, w)`` from ``(B, h, w, C)``: h and w divide the image's sides alike.
 
-    Args:
-        shape: of a map.
-        picture: height and width of the picture.
-
-    Returns:
-        None where both or neither can be.
+    Returns None where both or neither fit.
 
     Example:
         >>> channels_first((2, 96, 16, 24), (64, 96)), channels_first((2, 16, 24, 96), (64, 96))
         (True, False)
     """
-    height, width = picture
+    height, width = size
     first, last = (abs(h * width - w * height) for h, w in (shape[2:], shape[1:3]))
     for slack in (1, max(height, width)):  # divided exactly; or rounded, by less than a cell
         if first < slack or last < slack:
@@ -160,7 +126,7 @@ def as_tokens(
     patches: Tensor,
     grid: tuple[int, int],
     prefix: int,
-    picture: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return features of patches as ``(B, N, C)`` on the grid.
 
@@ -168,22 +134,15 @@ def as_tokens(
         patches: ``(B, prefix + N, C)``, or a map ``(B, C, h, w)`` of any size, which is averaged.
         grid: rows and columns wanted.
         prefix: tokens before the patches.
-        picture: height and width of the picture, where the map may be ``(B, h, w, C)`` as well.
-
-    Raises:
-        ValueError: tokens of another number, or a map whose channels may be in two places.
-
-    Example:
-        >>> as_tokens(torch.zeros(1, 5, 4, 4), (2, 2), 0).shape
-        torch.Size([1, 4, 5])
+        size: height and width of the image, where the map may be ``(B, h, w, C)`` as well.
     """
     if patches.ndim == 4:
         shape = tuple(patches.shape)
-        first = True if picture is None else channels_first(shape, picture)
-        if first is None and picture is not None:
+        first = True if size is None else channels_first(shape, size)
+        if first is None and size is not None:
             raise ValueError(
                 f"patches is {shape}, which may be (B, C, h, w) or (B, h, w, C) for "
-                f"pictures of {picture[0]}x{picture[1]}; name a module that gives (B, N, C)"
+                f"images of {size[0]}x{size[1]}; name a module that gives (B, N, C)"
             )
         patches = patches if first else patches.permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(patches, grid).flatten(2).transpose(1, 2)
@@ -197,7 +156,13 @@ def as_tokens(
 
 
 def bert_words(ids: Tensor) -> Tensor:
-    """Mark real words among BERT's ids: not padding (0) nor a special token (100 to 103).
+    """Mark real words among BERT's ids: neither padding (0) nor a special token (100 to 103).
+
+    Args:
+        ids: int64 ``(B, L)``.
+
+    Returns:
+        bool ``(B, L)``.
 
     Example:
         >>> bert_words(torch.tensor([[101, 2417, 4418, 102, 0]])).tolist()
@@ -207,7 +172,13 @@ def bert_words(ids: Tensor) -> Tensor:
 
 
 def clip_words(ids: Tensor) -> Tensor:
-    """Mark real words among CLIP's ids: strictly between start and the end, the largest id.
+    """Mark real words among CLIP's ids: strictly between the start and the end, the largest id.
+
+    Args:
+        ids: int64 ``(B, L)``.
+
+    Returns:
+        bool ``(B, L)``.
 
     Example:
         >>> clip_words(torch.tensor([[49406, 320, 736, 49407, 0]])).tolist()

@@ -1,4 +1,4 @@
-"""Which recipe knows a host: by its structure, never by importing its package."""
+"""Which recipe knows a host: told by its structure, never by importing its package."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
-from masksd.hooks import Recorder, find_module
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
 from masksd.hosts.taps import Taps, TapSegmenter
-from masksd.modes import try_out
-from masksd.segmenter import Segmenter, check_wrappable
-from masksd.tap import known_layout
+from masksd.segmenter import Segmenter, check_wrappable, find_module, try_out
+from masksd.tap import Recorder, known_layout, not_embeddings
 
 
 def segmenter_for(
@@ -24,17 +22,7 @@ def segmenter_for(
     text_encoder: nn.Module | None,
     example: tuple[Any, ...] | None,
 ) -> Segmenter:
-    """Find or build the segmenter of a host; the arguments are those of ``wrap``.
-
-    Raises:
-        ValueError: no recipe knows the host and there are no taps, or they do not match.
-
-    Example:
-        >>> segmenter_for(nn.ReLU(), DistillConfig(), None, None, None)
-        Traceback (most recent call last):
-        ...
-        ValueError: ReLU is no host that a recipe knows ...
-    """
+    """Build the segmenter of a host, by its taps or a recipe; takes the arguments of ``wrap``."""
     check_wrappable(host, "host")
     if not config.share_weights:
         raise ValueError(
@@ -65,14 +53,14 @@ def _by_recipe(host: nn.Module, text_encoder: nn.Module | None) -> Segmenter:
             return recipe.segmenter(host, text_encoder)
     parts = ", ".join(name for name, _ in host.named_children()) or "none"
     raise ValueError(
-        f"{type(host).__name__} is no host that a recipe knows (CRIS, LAVT, CLIPSeg); its parts "
-        f"are {parts}. Name where it does what: wrap(host, taps=masksd.Taps(image_embedding=..., "
+        f"no recipe knows {type(host).__name__} (they know CRIS, LAVT and CLIPSeg); its parts are "
+        f"{parts}. Name its modules: wrap(host, taps=masksd.Taps(image_embedding=..., "
         "text_embedding=..., logits=..., valid=...))"
     )
 
 
 def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
-    """Find, by running the host once, the widths that its embedding modules do not say."""
+    """Run the host once to find the widths that its embedding modules do not state."""
     for field, width in (("image_embedding", "image_width"), ("text_embedding", "text_width")):
         path = getattr(taps, field)
         if path is None or getattr(taps, width) is not None:
@@ -89,11 +77,7 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
         finally:
             recorder.remove(module)
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{field}: {path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), "
-                f"got {came}; name the module that makes them"
-            )
+            raise ValueError(f"{field}: {not_embeddings(path, output)}")
         shape = tuple(output.shape)
         if len(shape) != 4:
             taps = _replace(taps, {width: shape[-1]})

@@ -1,65 +1,65 @@
-"""Any model as a segmenter: named modules are tapped, and a masked pass runs all of it again."""
+"""Any model as a segmenter: named modules are tapped, and a masked pass runs it all again."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masksd.hooks import Recorder, find_module
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
 from masksd.segmenter import (
-    FeatureCut,
     ImageFeatures,
     Pass,
+    Segmenter,
     TextFeatures,
     check_wrappable,
+    find_module,
     is_compiled,
 )
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap, Recorder, TokenMask, not_run
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Where a host does what, by dotted module paths and arguments of its ``forward``.
+    """Where things happen in a host: dotted module paths and arguments of its ``forward``.
 
-    All paths but the two embeddings' may end in ``:KEY``, for a module whose output is a tuple, a
-    list, a dictionary or an object: the index, key or attribute of the tensor, ``:KEY:KEY`` where
-    they are nested. ``":KEY"`` alone is a part of the host's own output.
+    All paths except the two embeddings' may end in ``:KEY`` where a module returns a tuple, list,
+    dictionary or object: the index, key or attribute of the tensor, ``:KEY:KEY`` where they are
+    nested. ``":KEY"`` alone is a part of the host's own output.
 
     Attributes:
-        image_embedding: module that embeds patches, or any early map of the picture; its output is
+        image_embedding: module that embeds patches, or any early map of the image; its output is
             where patches are masked.
-        text_embedding: module that embeds words, before positions; None for a host whose text
-            branch is off.
+        text_embedding: module that embeds words, before positions; None where the text branch is
+            off.
         logits: module whose output is the mask's logits, ``(B, 1 or 2, H, W)`` or ``(B, H, W)``,
             with their gradient; ``""`` is the host's output.
-        images: argument with the pictures ``(B, 3, H, W)``: a position or a name.
+        images: argument with the images ``(B, 3, H, W)``: a position or a name.
         tokens: argument with the ids ``(B, L)``.
-        valid: the real words, which may be masked: an argument (nonzero is real), or a callable of
-            the ids that returns bool ``(B, L)``, such as :func:`masksd.hosts.bert_words`. Required
-            for the text branch: it is never guessed.
+        valid: the real words, which may be masked: an argument (nonzero is real), or a callable
+            that takes the ids and returns bool ``(B, L)``, such as
+            :func:`masksd.hosts.bert_words`. The text branch needs it: it is never guessed.
         target: argument with the truth, where the host takes it; a call may leave it out.
         loss: where in the host's output its own loss is, as ``":2"`` or ``":loss"``; ``""`` where
-            that is all it returns; None where it computes none. It is looked for in training only,
-            for many hosts return something else in evaluation.
+            that is all it returns; None where it computes none. Used in training only, since many
+            hosts return something else in evaluation.
         patches: module whose output describes the patches, for relevance by dot or projection.
         sentence: module whose output is the sentence's vector ``(B, C)``.
         words: module whose output describes the words, ``(B, L, C)``.
-        image_vector: module whose output is the picture's vector ``(B, C)``.
-        shared_space: whether those four live in one space, so that their dots mean something.
-        cell: side in pixels of the cells that are masked together; None takes the patches of the
-            image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin), and of a
-            picture below 256 pixels an eighth of its shorter side.
-        image_width: channels of the image embedding, where the module does not say.
-        text_width: channels of the text embedding, where the module does not say.
+        image_vector: module whose output is the image's vector ``(B, C)``.
+        shared_space: whether those four share one space, so that their dot products mean something.
+        cell: side in pixels of the cells that are masked as one; None takes the patches of the
+            image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin); for images
+            below 256 pixels, an eighth of the shorter side.
+        image_width: channels of the image embedding, where the module does not state them.
+        text_width: channels of the text embedding, where the module does not state them.
         channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``, where
-            neither module nor width says.
+            neither module nor width tells.
         prefix: tokens of the image embedding before the patches, such as a class token.
 
     Example:
@@ -89,12 +89,12 @@ class Taps:
 RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
 
 
-class TapSegmenter(nn.Module):
-    """A host as :class:`masksd.Segmenter`, by hooks on named modules, registered once.
+class TapSegmenter(Segmenter):
+    """Any host as a :class:`masksd.Segmenter`, by hooks on named modules.
 
     Args:
         host: any module.
-        taps: where it does what. Everything is checked before the first hook is registered.
+        taps: where things happen in it. Everything is checked before the first hook is registered.
 
     Raises:
         ValueError: a path or an argument that does not match, with the nearest name.
@@ -108,16 +108,14 @@ class TapSegmenter(nn.Module):
         True
     """
 
-    splits = False  # what else a host is given may be of any length
-
     def __init__(self, host: nn.Module, taps: Taps) -> None:
-        super().__init__()
         check_wrappable(host, "host")
-        self._arguments = Arguments(host)
+        super().__init__(host)
+        self._call = Arguments(host)
         for field in ("images", "tokens", "target"):
-            self._arguments.check(field, getattr(taps, field))
+            self._call.check(field, getattr(taps, field))
         if not callable(taps.valid):
-            self._arguments.check("valid", taps.valid)
+            self._call.check("valid", taps.valid)
         modules = {}
         for field in ("image_embedding", "text_embedding", *RECORDED):
             path = getattr(taps, field)
@@ -139,7 +137,7 @@ class TapSegmenter(nn.Module):
             if taps.valid is None:
                 raise ValueError(
                     "valid is not known: name the argument that marks real words, or pass a "
-                    "callable of the ids, such as masksd.hosts.bert_words"
+                    "callable that takes the ids, such as masksd.hosts.bert_words"
                 )
             self.taps["text"] = EmbeddingTap(
                 modules["text_embedding"], taps.text_embedding, width=taps.text_width
@@ -150,38 +148,18 @@ class TapSegmenter(nn.Module):
             if field in modules
         }
         self.where = taps
-        self.wrapped = host
-        for field, recorder in self._recorders.items():
-            recorder.attach(modules[field])
-        for modality, tap in self.taps.items():
-            tap.attach(modules[f"{modality}_embedding"])
-
-    @property
-    def shared_space(self) -> bool:
-        """Whether the taps say that dots rank."""
-        return self.where.shared_space
-
-    @property
-    def reruns(self) -> dict[str, str]:
-        """A masked pass reuses nothing: it is not known what depends on what."""
-        return dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
-
-    def takes(self, argument: str) -> bool:
-        """Whether the host has an argument of this name."""
-        return self._arguments.has(argument)
-
-    def host(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the host exactly as if it were not wrapped."""
-        return self.wrapped(*args, **kwargs)
+        self.shared_space = taps.shared_space
+        # What depends on what is not known.
+        self.reruns = dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
+        self.attach([(recorder, modules[name]) for name, recorder in self._recorders.items()])
+        self.attach([(tap, modules[f"{name}_embedding"]) for name, tap in self.taps.items()])
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
         taps = self.where
         for tap in self.taps.values():
             tap.positions = None
-        with contextlib.ExitStack() as stack:
-            for recorder in self._recorders.values():
-                stack.enter_context(recorder.recording())
+        with self.recording():
             output = self.wrapped(*args, **kwargs)
             found = {
                 field: pick(recorder.taken()[1], getattr(taps, field), field)
@@ -189,20 +167,18 @@ class TapSegmenter(nn.Module):
             }
         for tap in self.taps.values():
             if tap.positions is None:
-                raise RuntimeError(
-                    f"{tap.path} exists, but did not run in this pass; name a module that does"
-                )
+                raise RuntimeError(not_run(tap.path))
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
-        images = self._arguments.get(taps.images, args, kwargs)
+        images = self._call.get(taps.images, args, kwargs)
         if not isinstance(images, Tensor) or images.ndim < 4:
             came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images={taps.images!r} must be pictures (B, 3, H, W), got {came}")
+            raise ValueError(f"images={taps.images!r} must be images (B, 3, H, W), got {came}")
         grid = cells(self.taps["image"].positions, images, taps.cell)
         patches = found.get("patches")
-        picture = (images.shape[-2], images.shape[-1])
-        local = None if patches is None else as_tokens(patches, grid, taps.prefix, picture)
+        size = (images.shape[-2], images.shape[-1])
+        local = None if patches is None else as_tokens(patches, grid, taps.prefix, size)
         for field, dims, shape in (
             ("sentence", 2, "(B, C)"),
             ("image_vector", 2, "(B, C)"),
@@ -219,7 +195,7 @@ class TapSegmenter(nn.Module):
             host_output=output,
             inputs=(args, kwargs),
             loss=self._own_loss(output),
-            target=None if taps.target is None else self._arguments.find(taps.target, args, kwargs),
+            target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
         )
 
     def masked(
@@ -229,15 +205,11 @@ class TapSegmenter(nn.Module):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Run the whole host again with tokens masked; it owns its neck and decoder.
-
-        Raises:
-            ValueError: the logits carry no gradient, so that nothing would be learned from them.
-        """
+        """Run the whole host again, with tokens masked."""
         args, kwargs = plain.inputs
         recorder = self._recorders.get("logits")
         recording = recorder.recording() if recorder else contextlib.nullcontext()
-        with masking(self.taps, image, text), recording:
+        with self.masking(image, text), recording:
             output = self.wrapped(*args, **kwargs)
             output = recorder.taken()[1] if recorder else output
         logits = as_logits(pick(output, self.where.logits, "logits"))
@@ -249,18 +221,6 @@ class TapSegmenter(nn.Module):
             )
         return logits
 
-    def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: no pass reuses features of another."""
-        return contextlib.nullcontext()
-
-    def release(self) -> nn.Module:
-        """Take every hook off and return the host, the very object."""
-        hooks: list[EmbeddingTap | Recorder] = [*self.taps.values(), *self._recorders.values()]
-        for module in self.wrapped.modules():
-            for hook in hooks:
-                hook.remove(module)
-        return self.wrapped
-
     def _own_loss(self, output: Any) -> Tensor | None:
         if self.where.loss is None or not self.wrapped.training:
             return None
@@ -271,9 +231,9 @@ class TapSegmenter(nn.Module):
         if valid is None:  # the text branch is off
             return torch.ones(logits.shape[0], 0, dtype=torch.bool, device=logits.device)
         if callable(valid):
-            real: Tensor = valid(self._arguments.get(self.where.tokens, args, kwargs))
+            real: Tensor = valid(self._call.get(self.where.tokens, args, kwargs))
         else:
-            real = self._arguments.get(valid, args, kwargs) != 0
+            real = self._call.get(valid, args, kwargs) != 0
         real = real.flatten(1)  # some hosts take (B, L, 1)
         if real.dtype != torch.bool or len(real) != len(logits):
             raise ValueError(
@@ -283,24 +243,8 @@ class TapSegmenter(nn.Module):
         return real
 
 
-@contextlib.contextmanager
-def masking(
-    taps: dict[str, EmbeddingTap], image: TokenMask | None, text: TokenMask | None
-) -> Iterator[None]:
-    """Mask what is given while the host runs inside."""
-    with contextlib.ExitStack() as stack:
-        for modality, mask in (("image", image), ("text", text)):
-            if mask is not None:
-                stack.enter_context(taps[modality].masking(mask))
-        yield
-
-
 def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
-    """Refuse to tap what lies inside a part of the host that is compiled already.
-
-    Raises:
-        ValueError: with the order to use.
-    """
+    """Refuse to tap a module inside a part of the host that is compiled already."""
     for part in host.modules():
         if is_compiled(part) and any(inside is module for inside in part.modules()):
             raise ValueError(

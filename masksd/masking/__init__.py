@@ -1,7 +1,6 @@
 """Top-k masking kernels: correlate, select, apply, and the call that does all three."""
 
-from masksd.masking.api import apply_mask as apply_mask
-from masksd.masking.api import correlate as correlate
-from masksd.masking.api import mask_correlated as mask_correlated
-from masksd.masking.api import select_tokens as select_tokens
-from masksd.masking.noise import keyed_noise as keyed_noise
+from masksd.masking.api import apply_mask, correlate, mask_correlated, select_tokens
+from masksd.masking.noise import keyed_noise
+
+__all__ = ["apply_mask", "correlate", "keyed_noise", "mask_correlated", "select_tokens"]

@@ -1,4 +1,4 @@
-"""The masking kernels as they are called: arguments are checked here, then one is run."""
+"""The masking kernels' public side: check the arguments, then run an implementation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def correlate(
 
     Args:
         local: token features ``(B, N, C)``, any floating dtype.
-        pooled: the sentence's or the picture's vector ``(B, C)``.
+        pooled: the sentence's or the image's vector ``(B, C)``.
         normalize: take the cosine instead; a zero vector then scores 0.
         implementation: ``"fused"`` or ``"reference"``.
 
@@ -105,7 +105,7 @@ def select_tokens(
     _check_floating("scores", scores)
     _check_floating("noise", noise)
     if scores.device.type == "mps":
-        raise ValueError("counts are exact in float64, which MPS has not: run on the CPU or CUDA")
+        raise ValueError("exact counts need float64, which MPS lacks: run on the CPU or CUDA")
     if noise.shape != scores.shape:
         raise ValueError(f"noise must be {_shape(scores)} as scores are, got {_shape(noise)}")
     if valid is not None and (valid.shape != scores.shape or valid.dtype != torch.bool):

@@ -6,6 +6,7 @@ full-graph with dynamic batch and length. ``reference.py`` says what they mean.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -13,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.modes import without_autocast
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Turn autocast off for operations on a device; the meta device has none."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def correlate(local: Tensor, pooled: Tensor, normalize: bool) -> Tensor:

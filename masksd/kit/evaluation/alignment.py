@@ -14,7 +14,7 @@ from masksd.kit.evaluation.scoring import spread_indices
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.views import ObjectViews, equal_sentences
 from masksd.masking import correlate
-from masksd.modes import evaluating
+from masksd.segmenter import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

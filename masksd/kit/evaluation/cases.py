@@ -16,7 +16,7 @@ from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.feeding import predict_logits
 from masksd.kit.figures import TRUTH_COLOUR, SheetRow, overlay, save_figure
 from masksd.kit.scores.protocols import choose_threshold, get_protocol, predict_mask
-from masksd.modes import evaluating
+from masksd.segmenter import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

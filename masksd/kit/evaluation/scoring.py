@@ -11,7 +11,7 @@ from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.reading import scoring_batches, told_sentence
 from masksd.kit.feeding import predict_logits
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
-from masksd.modes import evaluating
+from masksd.segmenter import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

@@ -22,7 +22,7 @@ from masksd.kit.data.transforms import fit_picture, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, resize_probabilities
 from masksd.kit.scores.resampling import unletterbox
 from masksd.models.base import CrisModel
-from masksd.modes import evaluating
+from masksd.segmenter import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -32,7 +32,7 @@ from masksd.kit.training.batch_norm import checking_batch_norm
 from masksd.kit.training.kept import kept_activations
 from masksd.kit.training.optimizers import freeze
 from masksd.kit.training.wrapping import wrap_model
-from masksd.losses.class_weighted import class_weighted_loss
+from masksd.losses import class_weighted_loss
 from masksd.models import create_model
 
 

@@ -28,7 +28,7 @@ from masksd.kit.training.batch_norm import checking_batch_norm
 from masksd.kit.training.examples import example_rows
 from masksd.kit.training.optimizers import build_optimizer, freeze
 from masksd.kit.training.wrapping import wrap_model
-from masksd.losses.class_weighted import class_weighted_loss
+from masksd.losses import class_weighted_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

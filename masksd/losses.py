@@ -1,0 +1,188 @@
+"""The losses of Eq. 9, the Dice and class-weighted terms beside it, and CRIS's alignment loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["alignment_loss", "class_weighted_loss", "consistency_loss", "segmentation_loss"]
+
+
+def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) -> Tensor:
+    """Binary cross-entropy of a mask against the truth (``Loss_seg`` of Eq. 9), plus Dice.
+
+    The Dice loss of a sample is ``1 - (2 Σ p y + 1) / (Σ p + Σ y + 1)`` (Milletari et al., V-Net,
+    with linear sums and a smoothing of one); both terms are means over the batch.
+
+    Args:
+        logits: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of background and
+            foreground before the softmax; the loss of two channels is their cross-entropy.
+        target: truth in [0, 1], bool, integer or floating, ``(B, h, w)`` or ``(B, 1, h, w)`` at any
+            size: it is resized to the logits by nearest neighbour.
+        dice_weight: weight of the Dice term, 0 or more.
+
+    Returns:
+        0-d loss, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that disagree, or a target outside [0, 1].
+
+    Example:
+        >>> logits = torch.tensor([[[[9.0, -9.0]]]])
+        >>> segmentation_loss(logits, torch.tensor([[[1, 0]]])) < 0.001
+        tensor(True)
+    """
+    check_logits("logits", logits)
+    logits = foreground(in_full_precision(logits))
+    truth = resize_target(target, logits)
+    loss = F.binary_cross_entropy_with_logits(logits, truth)
+    if dice_weight:
+        probability, truth = logits.sigmoid().flatten(1), truth.flatten(1)
+        overlap = 2.0 * (probability * truth).sum(1) + 1.0
+        total = probability.sum(1) + truth.sum(1) + 1.0
+        loss = loss + dice_weight * (1.0 - overlap / total).mean()
+    return loss
+
+
+def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = True) -> Tensor:
+    """Binary cross-entropy of a masked branch against the main branch's probabilities.
+
+    ``Loss_LMVSD`` and ``Loss_VMLSD`` of Eq. 9.
+
+    Args:
+        logits: the masked branch, ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of
+            background and foreground before the softmax.
+        main_logits: the main branch, the same shape; its probabilities are the target. For two
+            channels this is the cross-entropy of one softmax against the other.
+        detach_target: keep the gradient out of the main branch. The paper does not say.
+
+    Returns:
+        0-d loss, a mean over pixels, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that disagree.
+
+    Example:
+        >>> same = torch.zeros(1, 1, 2, 2)
+        >>> round(consistency_loss(same, same).item(), 4)  # the entropy of a fair coin
+        0.6931
+    """
+    check_logits("logits", logits)
+    if logits.shape != main_logits.shape:
+        raise ValueError(
+            f"main_logits must be {tuple(logits.shape)} as logits are, "
+            f"got {tuple(main_logits.shape)}"
+        )
+    target = foreground(in_full_precision(main_logits)).sigmoid()
+    if detach_target:
+        target = target.detach()
+    return F.binary_cross_entropy_with_logits(foreground(in_full_precision(logits)), target)
+
+
+def class_weighted_loss(logits: Tensor, target: Tensor, weights: tuple[float, float]) -> Tensor:
+    """Cross-entropy with one weight for background pixels and one for foreground pixels.
+
+    ``Σ w_c · -log p_c / Σ w_c`` over all pixels of the batch, as torch's ``cross_entropy``. LAVT
+    trains with weights 0.9 and 1.1.
+
+    Args:
+        logits: ``(B, 2, H, W)`` of background and foreground, or ``(B, 1, H, W)`` before the
+            sigmoid, which equals a background of 0.
+        target: truth of 0 and 1, ``(B, h, w)`` or ``(B, 1, h, w)`` at any size: it is resized to
+            the logits by nearest neighbour.
+        weights: of background and foreground, above 0.
+
+    Returns:
+        0-d loss, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shapes that disagree, or a target outside [0, 1].
+
+    Example:
+        >>> class_weighted_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4), (0.9, 1.1))
+        tensor(0.6931)
+    """
+    check_logits("logits", logits)
+    logits = in_full_precision(logits)
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    truth = resize_target(target, logits)[:, 0] > 0.5
+    return F.cross_entropy(logits, truth.long(), weight=logits.new_tensor(weights))
+
+
+def alignment_loss(
+    patches: Tensor, sentence: Tensor, target: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Pull the sentence's vector towards the patches it refers to and away from all others.
+
+    The text-to-pixel contrastive loss of CRIS (CVPR 2022, Eq. 8 to 10): ``-log σ(z_t · z_v)`` for
+    patches of the referred object and ``-log(1 - σ(z_t · z_v))`` for the rest. A patch that the
+    object covers in part counts with that share.
+
+    Args:
+        patches: ``(B, N, C)``.
+        sentence: ``(B, C)``.
+        target: truth in [0, 1], ``(B, h, w)`` or ``(B, 1, h, w)``.
+        grid: rows and columns of the patches.
+
+    Returns:
+        0-d loss, a mean over patches, at least float32.
+
+    Raises:
+        ValueError: shapes that disagree, or a target outside [0, 1].
+
+    Example:
+        >>> patches = torch.tensor([[[9.0], [-9.0]]])
+        >>> truth = torch.tensor([[[1.0, 0.0]]])
+        >>> alignment_loss(patches, torch.ones(1, 1), truth, grid=(1, 2)) < 0.001
+        tensor(True)
+    """
+    scores = (in_full_precision(patches) * in_full_precision(sentence)[:, None]).sum(-1)
+    truth = with_channel(target, patches.shape[0]).to(scores.dtype)
+    share = F.adaptive_avg_pool2d(truth, grid).flatten(1)
+    return F.binary_cross_entropy_with_logits(scores, share)
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raise a ``ValueError`` unless ``logits`` are ``(B, 1, H, W)`` or ``(B, 2, H, W)``."""
+    if logits.ndim != 4 or logits.shape[1] not in (1, 2):
+        raise ValueError(f"{name} must be (B, 1 or 2, H, W), got {tuple(logits.shape)}")
+
+
+def in_full_precision(logits: Tensor) -> Tensor:
+    """Return at least float32: 16 bits cannot hold a mean over 10**5 pixels."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """Return the logit of foreground against background, ``(B, 1, H, W)``.
+
+    A softmax over two channels is the sigmoid of their difference, the second being foreground.
+    """
+    return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
+
+
+def resize_target(target: Tensor, logits: Tensor) -> Tensor:
+    """Bring the truth to the logits' size and dtype by nearest neighbour, ``(B, 1, H, W)``."""
+    target = with_channel(target, logits.shape[0]).to(logits.dtype)
+    if target.shape == logits.shape:
+        return target
+    # "nearest-exact" samples cell centres; "nearest" would shift the truth by half a cell.
+    return F.interpolate(target, size=logits.shape[-2:], mode="nearest-exact")
+
+
+def with_channel(target: Tensor, batch: int) -> Tensor:
+    """Return the truth as ``(B, 1, h, w)``, or raise a ``ValueError`` that says what is wrong."""
+    shape = tuple(target.shape)
+    if target.ndim == 3:
+        target = target[:, None]
+    if target.ndim != 4 or target.shape[:2] != (batch, 1):
+        raise ValueError(f"target must be (B, h, w) or (B, 1, h, w) with B={batch}, got {shape}")
+    # Only on a CPU: elsewhere, looking at values would stall the device.
+    if not torch.compiler.is_compiling() and target.device.type == "cpu" and (target > 1).any():
+        raise ValueError(
+            f"target must be in [0, 1], got values up to {target.max().item()}: divide a mask of 0 "
+            "and 255 by 255, or compare it with 0"
+        )
+    return target
