@@ -210,7 +210,7 @@ def test_a_broken_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not hold the weights that its config"):
         ClipCris.from_pretrained(tmp_path)
     config.write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json .* is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json .* is not JSON"):
         ClipCris.from_pretrained(tmp_path)
     config.write_text(json.dumps(values))
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
@@ -240,7 +240,7 @@ def test_a_model_that_cannot_be_had_says_how_to_get_it(tmp_path: Path) -> None:
     assert second.startswith("no model at '/no/such/folder'")
 
 
-def test_pictures_and_sentences_must_be_as_many() -> None:
+def test_each_image_needs_one_sentence() -> None:
     images, tokens = make_batch()
-    with pytest.raises(ValueError, match="got 2 pictures and 1 sentences"):
+    with pytest.raises(ValueError, match="got 2 images and 1 sentences"):
         make_model()(images, tokens[:1])
