@@ -279,7 +279,7 @@ def test_loaded_clip_may_be_given_shorter_sentences(clip_folder: Path) -> None:
     ("options", "words"),
     [
         ({"hidden_size": 24}, "of another size"),
-        ({"num_hidden_layers": 7}, r"48 are missing \(.*, 0 have no place"),
+        ({"num_hidden_layers": 7}, r"96 are missing \(.*, 0 have no place"),
         ({"vocab_size": 31}, r"token_embedding.weight is \(30, 16\) there and \(31, 16\) here"),
         ({"max_position_embeddings": 11}, r"another size: text\.embeddings\.position_embedding"),
         ({"num_attention_heads": 4}, "num_attention_heads=2 where this encoder has 4"),
