@@ -83,7 +83,7 @@ def at_position(states: Tensor, position: Tensor) -> Tensor:
 def checkpoint_layers(tower: PreTrainedModel, **kwargs: bool) -> None:
     """Recompute a tower's layers in backward instead of keeping their activations."""
     options = {"use_reentrant": False, **kwargs}
-    if hasattr(tower, "activation_checkpointing_enable"):  # the name since transformers 5.22
+    if hasattr(tower, "activation_checkpointing_enable"):  # the name since transformers 5.23
         tower.activation_checkpointing_enable(options)
     else:
         tower.gradient_checkpointing_enable(options)
