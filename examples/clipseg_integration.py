@@ -4,9 +4,9 @@
     python examples/clipseg_integration.py --checkpoint CIDAS/clipseg-rd64-refined
     python examples/clipseg_integration.py --freeze-encoder
 
-The first line trains a tiny random CLIPSeg on made-up pictures, the second the published one (from
-the Hugging Face cache, or downloaded). CLIPSeg's own forward encodes under ``no_grad``: there the
-mask tokens learn nothing, so this script trains the encoder unless told to freeze it.
+The first command trains a tiny random CLIPSeg on synthetic images, the second the published one
+(downloaded, or from the Hugging Face cache). CLIPSeg's own forward encodes under ``no_grad``, where
+the mask tokens learn nothing, so this script trains the encoder unless told to freeze it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import masksd
 
 
 def train(host: Any, batch: dict[str, Tensor], steps: int, rate: float, freeze: bool) -> None:
-    """The training loop that a CLIPSeg user has; what is new is marked."""
+    """A CLIPSeg user's training loop; new lines are marked."""
     sd = masksd.CrossModalMaskedSelfDistill.wrap(host)  # new
     sd.segmenter.train_encoder = not freeze  # new
     optimizer = torch.optim.AdamW(sd.parameters(), lr=rate)  # new: was host.parameters()
@@ -30,7 +30,7 @@ def train(host: Any, batch: dict[str, Tensor], steps: int, rate: float, freeze: 
 
     sd.train()
     for step in range(1, steps + 1):
-        out = sd(**batch)  # new: was `host(**batch)`; its labels serve us too
+        out = sd(**batch)  # new: was `host(**batch)`; we use its labels too
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
@@ -38,14 +38,14 @@ def train(host: Any, batch: dict[str, Tensor], steps: int, rate: float, freeze: 
             losses = "  ".join(f"{name} {value.item():.4f}" for name, value in out.losses.items())
             print(f"step {step:3}  loss {out.loss.item():.4f}  {losses}")
 
-    host = sd.unwrap().eval()  # new: CLIPSeg itself again, to save_pretrained, to push
+    host = sd.unwrap().eval()  # new: CLIPSeg itself again, to save or push
     with torch.no_grad():
-        found, truth = host(**batch).logits > 0, batch["labels"] > 0
-    overlap = (found & truth).sum() / (found | truth).sum().clamp(min=1)
-    print(f"IoU on what it was trained on: {overlap.item():.3f}")
+        predicted, truth = host(**batch).logits > 0, batch["labels"] > 0
+    overlap = (predicted & truth).sum() / (predicted | truth).sum().clamp(min=1)
+    print(f"IoU on the training samples: {overlap.item():.3f}")
 
 
-def made_up(samples: int, config: CLIPSegConfig) -> dict[str, Tensor]:
+def make_batch(samples: int, config: CLIPSegConfig) -> dict[str, Tensor]:
     """Two squares of different colours; the words name the colour of one."""
     random = torch.Generator().manual_seed(0)
     size, end = config.vision_config.image_size, config.text_config.vocab_size - 1
@@ -65,12 +65,12 @@ def made_up(samples: int, config: CLIPSegConfig) -> dict[str, Tensor]:
                 labels[sample, rows, columns] = 1
                 named = 20 + int(colour)
         ids[sample, :6] = torch.tensor([end - 1, 30, 31, named, named + 10, named + 20])
-    mask = (torch.arange(8) <= 6).long().expand(samples, -1)  # up to and with the end token
+    mask = (torch.arange(8) <= 6).long().expand(samples, -1)  # up to and including the end token
     return {"input_ids": ids, "pixel_values": images, "attention_mask": mask, "labels": labels}
 
 
 def tiny() -> Any:
-    """A CLIPSeg of random weights, small enough for a minute on a CPU."""
+    """A CLIPSeg with random weights, small enough to train in a minute on a CPU."""
     tower = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -94,17 +94,21 @@ def tiny() -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="name or folder of a CLIPSeg of transformers")
-    parser.add_argument("--freeze-encoder", action="store_true", help="as CLIPSeg itself does")
+    parser.add_argument("--checkpoint", help="name or folder of a CLIPSeg for transformers")
+    parser.add_argument(
+        "--freeze-encoder",
+        action="store_true",
+        help="train only the decoder, as CLIPSeg itself does",
+    )
     parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.checkpoint:
         host = CLIPSegForImageSegmentation.from_pretrained(options.checkpoint)
-        batch, rate = made_up(2, host.config), 1e-5
+        batch, rate = make_batch(2, host.config), 1e-5
     else:
         host = tiny()
-        batch, rate = made_up(8, host.config), 1e-3
+        batch, rate = make_batch(8, host.config), 1e-3
     train(host, batch, options.steps, rate, options.freeze_encoder)
 
 

@@ -3,9 +3,9 @@
     python examples/cris_integration.py
     python examples/cris_integration.py --repo CRIS.pytorch --checkpoint best_model.pth
 
-The first line trains a small stand-in with CRIS's structure on made-up pictures. The second takes
-the authors' code (https://github.com/DerrickWang005/CRIS.pytorch, with its requirements installed)
-and a checkpoint of it; CRIS also wants the CLIP file that its config names, see --clip.
+The first command trains a small stand-in with CRIS's structure on synthetic images. The second
+takes the authors' code (https://github.com/DerrickWang005/CRIS.pytorch, with its requirements
+installed) and one of its checkpoints; CRIS also needs the CLIP file that its config names (--clip).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 import masksd
 
-START, END = 49406, 49407  # of CLIP's vocabulary; padding is 0
+START, END = 49406, 49407  # in CLIP's vocabulary; padding is 0
 
 
 def train(host: nn.Module, batch: tuple[Tensor, Tensor, Tensor], steps: int, rate: float) -> None:
-    """The training loop that a CRIS user has; what is new is marked."""
+    """A CRIS user's training loop; new lines are marked."""
     optimizer = torch.optim.Adam(host.parameters(), lr=rate)
     images, tokens, masks = batch
 
@@ -44,16 +44,16 @@ def train(host: nn.Module, batch: tuple[Tensor, Tensor, Tensor], steps: int, rat
             losses = "  ".join(f"{name} {loss.item():.4f}" for name, loss in out.losses.items())
             print(f"step {step:3}  loss {out.loss.item():.4f}  {losses}")
 
-    host = sd.unwrap()  # new: CRIS itself again, to save, to evaluate
+    host = sd.unwrap()  # new: CRIS itself again, to save or evaluate
     with torch.no_grad():
-        found = host.eval()(images, tokens).sigmoid() > 0.35
-    truth = F.interpolate(masks, found.shape[-2:]) > 0.5
-    overlap = (found & truth).sum() / (found | truth).sum().clamp(min=1)
-    print(f"IoU on what it was trained on: {overlap.item():.3f}")
+        predicted = host.eval()(images, tokens).sigmoid() > 0.35
+    truth = F.interpolate(masks, predicted.shape[-2:]) > 0.5
+    overlap = (predicted & truth).sum() / (predicted | truth).sum().clamp(min=1)
+    print(f"IoU on the training samples: {overlap.item():.3f}")
 
 
-def made_up(samples: int, size: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squares of eight colours in two places; the sentence names the colour of one of the two."""
+def make_batch(samples: int, size: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two squares of different colours side by side; the sentence names the colour of one."""
     random = torch.Generator().manual_seed(0)
     images = 0.1 * torch.randn(samples, 3, size, size, generator=random)
     masks = torch.zeros(samples, 1, size, size)
@@ -71,7 +71,7 @@ def made_up(samples: int, size: int, length: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def official(repo: Path, checkpoint: Path, config: str, clip: Path | None) -> tuple[nn.Module, Any]:
-    """Build the authors' class by their own code and fill it from a checkpoint of theirs."""
+    """Build the model with the authors' code and load one of their checkpoints."""
     sys.path.insert(0, str(repo))
     from model.segmenter import CRIS
     from utils.config import load_cfg_from_cfg_file
@@ -85,7 +85,7 @@ def official(repo: Path, checkpoint: Path, config: str, clip: Path | None) -> tu
 
 
 class StandIn(nn.Module):
-    """The parts of CRIS under their names, each as small as it can be."""
+    """The parts of CRIS under their names, each as small as possible."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -196,26 +196,30 @@ def block(inputs: int, outputs: int, stride: int = 2) -> nn.Sequential:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repo", type=Path, help="a clone of CRIS.pytorch")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that CRIS.pytorch wrote")
-    parser.add_argument("--config", default="config/refcoco/cris_r50.yaml", help="in the clone")
-    parser.add_argument("--clip", type=Path, help="CLIP's RN50.pt; default: as the config says")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint written by CRIS.pytorch")
+    parser.add_argument(
+        "--config", default="config/refcoco/cris_r50.yaml", help="path in the clone"
+    )
+    parser.add_argument("--clip", type=Path, help="CLIP's RN50.pt; default: the config's")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures, in 32s")
+    parser.add_argument(
+        "--size", type=int, default=128, help="side of the images, a multiple of 32"
+    )
     arguments = parser.parse_args()
     if (arguments.repo is None) != (arguments.checkpoint is None):
-        parser.error("--repo and --checkpoint go together")
+        parser.error("--repo needs --checkpoint, and --checkpoint needs --repo")
 
     torch.manual_seed(0)
     if arguments.repo is None:
         host, length, rate = StandIn(), 17, 3e-3
     else:
-        warnings.filterwarnings("ignore", "torch.meshgrid")  # of CRIS's own code
+        warnings.filterwarnings("ignore", "torch.meshgrid")  # from CRIS's own code
         host, options = official(
             arguments.repo, arguments.checkpoint, arguments.config, arguments.clip
         )
         length, rate = options.word_len, 1e-4
-    train(host, made_up(arguments.samples, arguments.size, length), arguments.steps, rate)
+    train(host, make_batch(arguments.samples, arguments.size, length), arguments.steps, rate)
 
 
 if __name__ == "__main__":

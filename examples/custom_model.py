@@ -1,4 +1,4 @@
-"""Train a model of your own with CM-MaskSD: 30 lines of model, two lines to wrap it.
+"""Train your own model with CM-MaskSD: 30 lines of model, two lines to wrap it.
 
 python examples/custom_model.py
 """
@@ -17,7 +17,7 @@ WORDS = {name: index for index, name in enumerate(["<pad>", "the", "red", "green
 
 
 class MyModel(nn.Module):
-    """A small ViT, a word embedding, one cross-attention, a mask. Nothing of masksd."""
+    """A small ViT, a word embedding, one cross-attention and a classifier; masksd is not used."""
 
     def __init__(self, width: int = 64, patch: int = 8) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ class MyModel(nn.Module):
         maps = self.patch_embed(images)
         patches = self.vision(maps.flatten(2).mT)
         words = self.words(ids)
-        found, _ = self.attend(patches, words, words, key_padding_mask=mask == 0)
-        fused = (patches * found).mT.unflatten(2, maps.shape[2:])
+        gathered, _ = self.attend(patches, words, words, key_padding_mask=mask == 0)
+        fused = (patches * gathered).mT.unflatten(2, maps.shape[2:])
         logits = self.classifier(F.interpolate(fused, scale_factor=2.0, mode="bilinear"))
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear")
 
@@ -64,7 +64,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = MyModel()
 
-    # The two lines. Paths are names in your model, `valid` is your argument that marks real words.
+    # The two lines. The paths name modules of your model; `valid` names the argument of its forward
+    # that marks real words.
     taps = masksd.Taps("patch_embed", "words", valid="mask")
     sd = masksd.CrossModalMaskedSelfDistill.wrap(model, taps=taps)
 
@@ -81,13 +82,13 @@ def main() -> None:
             losses = ", ".join(f"{name} {loss.item():.4f}" for name, loss in out.losses.items())
             print(f"step {step:3d}: {losses}")
 
-    model = sd.unwrap().eval()  # your model, without a hook
+    model = sd.unwrap().eval()  # your model again, without hooks
     images, ids, mask, target = make_batch(64, seed=10_000)
     with torch.no_grad():
-        found = model(images, ids, mask)[:, 0] > 0
+        predicted = model(images, ids, mask)[:, 0] > 0
     truth = target > 0.5
-    overlap = (found & truth).sum((1, 2)) / (found | truth).sum((1, 2))
-    print(f"mIoU on new pictures: {overlap.mean():.3f}")
+    overlap = (predicted & truth).sum((1, 2)) / (predicted | truth).sum((1, 2))
+    print(f"mIoU on new images: {overlap.mean():.3f}")
 
 
 if __name__ == "__main__":

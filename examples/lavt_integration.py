@@ -4,9 +4,9 @@
     python examples/lavt_integration.py --repo LAVT-RIS --checkpoint model_best_refcoco.pth
     python examples/lavt_integration.py --repo LAVT-RIS --model lavt --checkpoint ...
 
-The first line trains our own tiny LAVT on made-up pictures. The others take the authors' code
-(https://github.com/yz93/LAVT-RIS, with its requirements installed) and a checkpoint of it; --model
-lavt is the one that keeps BERT outside, which is then handed to ``wrap`` as well.
+The first command trains our own tiny LAVT on synthetic images. The others take the authors' code
+(https://github.com/yz93/LAVT-RIS, with its requirements installed) and one of its checkpoints;
+--model lavt keeps BERT outside the model, so ``wrap`` takes it as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train(
     steps: int,
     rate: float,
 ) -> None:
-    """The training loop that a LAVT user has; what is new is marked."""
+    """A LAVT user's training loop; new lines are marked."""
     images, ids, mask, truth = batch
     parts = [part for part in (host, bert) if part is not None]
     optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=rate)
@@ -52,10 +52,11 @@ def train(
 
     sd.eval()
     with torch.no_grad():
-        found = sd(images, ids, mask).argmax(1) == 1  # what LAVT itself returns
-    overlap = (found & (truth > 0)).sum() / (found | (truth > 0)).sum().clamp(min=1)
-    print(f"IoU on what it was trained on: {overlap.item():.3f}")
-    sd.unwrap()  # new: host and BERT as they were, to save
+        predicted = sd(images, ids, mask).argmax(1) == 1  # sd returns what LAVT does
+    truth = truth > 0
+    overlap = (predicted & truth).sum() / (predicted | truth).sum().clamp(min=1)
+    print(f"IoU on the training samples: {overlap.item():.3f}")
+    sd.unwrap()  # new: host and BERT are themselves again, to save
 
 
 def class_weighted(logits: Tensor, truth: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def class_weighted(logits: Tensor, truth: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, truth.long(), weight=weight)
 
 
-def made_up(samples: int, size: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def make_batch(samples: int, size: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Two squares of different colours; the sentence's middle words name the colour of one."""
     random = torch.Generator().manual_seed(0)
     images = 0.1 * torch.randn(samples, 3, size, size, generator=random)
@@ -87,7 +88,7 @@ def made_up(samples: int, size: int, words: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def official(repo: str, model: str, bert: str, checkpoint: str | None) -> Any:
-    """Build LAVT from the authors' code and load a checkpoint, if one is given."""
+    """Build the model with the authors' code and load a checkpoint, if one is given."""
     sys.path.insert(0, str(Path(repo).resolve()))
     arguments = argparse.Namespace(
         swin_type="base", window12=True, mha="", fusion_drop=0.0, ck_bert=bert
@@ -100,7 +101,9 @@ def official(repo: str, model: str, bert: str, checkpoint: str | None) -> Any:
         outside = importlib.import_module("bert.modeling_bert").BertModel.from_pretrained(bert)
         outside.pooler = None
     if checkpoint is not None:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # its file holds the arguments
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the file also holds its arguments
             saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         host.load_state_dict(saved["model"])
         if outside is not None:
@@ -112,23 +115,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repo", help="folder of the authors' code")
     parser.add_argument("--model", choices=("lavt_one", "lavt"), default="lavt_one")
-    parser.add_argument("--bert", default="bert-base-uncased", help="name or folder of its BERT")
+    parser.add_argument("--bert", default="bert-base-uncased", help="name or folder of LAVT's BERT")
     parser.add_argument("--checkpoint", help="the authors' .pth, with --repo")
-    parser.add_argument("--size", type=int, help="side of the pictures, a multiple of 32")
+    parser.add_argument("--size", type=int, help="side of the images, a multiple of 32")
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     if options.checkpoint and not options.repo:
-        parser.error("--checkpoint needs --repo: the authors' weights fit the authors' code alone")
+        parser.error("--checkpoint needs --repo: the authors' weights only fit the authors' code")
 
     torch.manual_seed(0)
     if options.repo:
         host, bert = official(options.repo, options.model, options.bert, options.checkpoint)
-        train(host, bert, made_up(2, options.size or 480, 20), options.steps, 5e-5)
+        train(host, bert, make_batch(2, options.size or 480, 20), options.steps, 5e-5)
     else:
         from masksd.models import create_model
 
         train(
-            create_model("lavt_tiny"), None, made_up(8, options.size or 64, 12), options.steps, 1e-3
+            create_model("lavt_tiny"),
+            None,
+            make_batch(8, options.size or 64, 12),
+            options.steps,
+            1e-3,
         )
 
 

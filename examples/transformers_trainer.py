@@ -2,9 +2,9 @@
 
     python examples/transformers_trainer.py
 
-Trainer takes the first part of what a model returns as the loss, and that is how `sd` returns it in
-training. In evaluation `sd` is your model, which may return logits alone: the adapter of six lines
-below adds the loss, and names the columns that Trainer shall hand over.
+Trainer takes the first thing a model returns as the loss, and in training that is what `sd` returns
+first. In evaluation `sd` returns what your model does, perhaps only logits: the six-line adapter
+below adds the loss, and names the columns that Trainer passes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 import masksd
 from masksd.models import create_model
 
-START, END = 510, 511  # of the tiny model's vocabulary; padding is 0
+START, END = 510, 511  # in the tiny model's vocabulary; padding is 0
 
 
 class Squares(Dataset):
@@ -57,7 +57,7 @@ class Squares(Dataset):
 
 
 class ForTrainer(nn.Module):
-    """`sd` as Trainer wants a model: columns by name, and a loss in evaluation as well."""
+    """What Trainer expects of a model: columns by name, and a loss in evaluation too."""
 
     def __init__(self, sd: masksd.CrossModalMaskedSelfDistill) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class ForTrainer(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor, target: Tensor) -> tuple[Any, ...]:
         out = self.sd(images, tokens, target=target)
         if self.training:
-            return out  # the loss is its first part, where Trainer looks for it
-        return masksd.segmentation_loss(out, target), out  # in evaluation `out` is the host's
+            return out  # Trainer takes its first field, the loss
+        return masksd.segmentation_loss(out, target), out  # `out` is what the host returns
 
 
 class PrintLosses(TrainerCallback):
@@ -84,15 +84,15 @@ def miou(prediction: EvalPrediction) -> dict[str, float]:
     logits, truth = prediction.predictions[:, 0], prediction.label_ids
     step = truth.shape[-1] // logits.shape[-1]
     truth = truth[:, step // 2 :: step, step // 2 :: step] > 0.5
-    found = logits > 0
-    overlap = (found & truth).sum((1, 2)) / np.maximum((found | truth).sum((1, 2)), 1)
+    predicted = logits > 0
+    overlap = (predicted & truth).sum((1, 2)) / np.maximum((predicted | truth).sum((1, 2)), 1)
     return {"miou": float(overlap.mean())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--output", help="folder for checkpoints; none are kept without it")
+    parser.add_argument("--output", help="folder for checkpoints; default: keep none")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def main() -> None:
     print(sd.describe())
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
-            model=ForTrainer(sd),  # trains all its parameters: the model's and the mask tokens
+            model=ForTrainer(sd),  # trains the model's parameters and the mask tokens
             args=TrainingArguments(
                 output_dir=args.output or scratch,
                 max_steps=args.steps,
@@ -124,8 +124,8 @@ def main() -> None:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        print(f"mIoU on new pictures: {trainer.evaluate()['eval_miou']:.3f}")
-    sd.unwrap()  # leaves no hook: `model` is what it was, trained
+        print(f"mIoU on new images: {trainer.evaluate()['eval_miou']:.3f}")
+    sd.unwrap()  # removes the hooks: `model` is yours again, trained
 
 
 if __name__ == "__main__":

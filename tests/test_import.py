@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = {
     "transformers",
     "timm",
@@ -50,6 +48,5 @@ def test_importing_masksd_loads_torch_and_einops_only():
     assert third_party <= {"masksd", "einops", "numpy"}
 
 
-@pytest.mark.parametrize("module", ["masksd.models.clip"])
-def test_the_test_above_can_fail(module):
-    assert "transformers" in brought_by(module)
+def test_the_test_above_can_fail():
+    assert brought_by("tyro") & HEAVY

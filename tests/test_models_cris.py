@@ -61,7 +61,7 @@ def test_neck_names_what_does_not_fit() -> None:
     maps = make_maps(2)
     with pytest.raises(ValueError, match="takes 3 levels, got 2"):
         make_neck()(maps[:2], torch.zeros(2, 6))
-    with pytest.raises(ValueError, match="got 2 pictures and 1 sentences"):
+    with pytest.raises(ValueError, match="got 2 images and 1 sentences"):
         make_neck()(maps, torch.zeros(1, 6))
     with pytest.raises(ValueError, match="unknown norm 'grup'; did you mean 'group'"):
         make_neck("grup")
@@ -83,7 +83,7 @@ def test_group_norm_leaves_no_batch_norm_and_samples_apart() -> None:
         assert torch.allclose(alone, together[one], atol=1e-5)
 
 
-def test_batch_norm_can_train_on_one_picture() -> None:
+def test_batch_norm_can_train_on_one_image() -> None:
     neck = make_neck("batch").train()
     fused = neck(make_maps(1), torch.randn(1, 6))
     assert fused.features.isfinite().all()
@@ -173,7 +173,7 @@ def test_decoder_refuses_impossible_sizes() -> None:
     width=st.integers(1, 7),
     seed=st.integers(0, 2**16),
 )
-def test_dynamic_convolution_is_a_convolution_a_picture(
+def test_dynamic_convolution_is_one_convolution_an_image(
     batch: int, channels: int, height: int, width: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)

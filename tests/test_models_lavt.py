@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksd.models import create_model, list_models
-from masksd.models.lavt import Lavt, LavtConfig, PixelWordAttention
+from masksd.models import Lavt, LavtConfig, create_model, list_models
+from masksd.models.lavt import PixelWordAttention
 
 
 def tiny(**overrides: Any) -> Lavt:
@@ -24,7 +24,7 @@ def batch(height: int = 64, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 64)])
-def test_logits_are_at_the_pictures_size(size: tuple[int, int]) -> None:
+def test_logits_have_the_size_of_the_image(size: tuple[int, int]) -> None:
     assert tiny()(*batch(*size)).shape == (2, 2, *size)
 
 
@@ -93,8 +93,9 @@ def test_swin_b_has_the_papers_sizes_and_takes_timms_weights() -> None:
     ("overrides", "message"),
     [
         ({"windw": 3}, r"unknown model option 'windw'; did you mean 'window'\?"),
-        ({"depths": (1, 1)}, "depths and heads must name the same stages"),
-        ({"window": 0}, "window must be whole numbers from 1, got 0"),
+        ({"depths": (1, 1)}, "depths and heads must have one number a stage"),
+        ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+        ({"heads": (1, 2, 0, 8)}, r"heads must be whole numbers of at least 1, got \(1, 2, 0, 8\)"),
         ({"dropout": 2.0}, r"dropout must be a number in \[0, 1\]"),
         ({"text_heads": 3}, "text_width 32 must be a multiple of text_heads 3"),
     ],
@@ -109,14 +110,14 @@ def test_lists_of_json_are_taken() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 72)])
-def test_an_impossible_picture_is_named(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="must be multiples of 32, 64 or more"):
+def test_an_impossible_image_size_is_named(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="must be multiples of 32 of at least 64"):
         tiny()(*batch(*size))
 
 
 def test_weights_that_are_not_there_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="neither in the cache nor to be downloaded"):
+    with pytest.raises(ValueError, match="not in the cache and could not be downloaded"):
         tiny().load_towers("swin_base_patch4_window12_384.ms_in22k", "no/such-bert")
     with pytest.raises(ValueError, match="no pretrained weights for 'lavt_tiny'"):
         create_model("lavt_tiny", pretrained=True)

@@ -11,7 +11,7 @@ from masksd import CrossModalMaskedSelfDistill
 from masksd.models import ResNetCris, ResNetCrisConfig, create_model
 from masksd.models.clip_resnet import Bottleneck, DensePool
 from masksd.models.cris_resnet import waves
-from masksd.models.official import clip_archive, convert_clip, convert_cris, load_converted
+from masksd.models.official import clip_weights, convert_clip, convert_cris
 
 TINY = {
     "image_size": 64,
@@ -235,7 +235,7 @@ class Malicious:
         ({"weights": 3}, "has no 'state_dict' of tensors by name"),
         ([1], "has no 'state_dict' of tensors by name"),
         ({"state_dict": {}}, "does not hold the weights of this model: .* are missing"),
-        ({"state_dict": Malicious()}, "no checkpoint of tensors and plain containers"),
+        ({"state_dict": Malicious()}, "not a checkpoint of tensors and plain containers"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: object, words: str) -> None:
@@ -250,7 +250,7 @@ def test_other_files_are_refused(tmp_path: Path, content: object, words: str) ->
 
 def test_broken_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="no checkpoint of tensors and plain containers"):
+    with pytest.raises(ValueError, match="not a checkpoint of tensors and plain containers"):
         tiny().load_cris(tmp_path / "text.pth")
     with pytest.raises(ValueError, match=r"no checkpoint at .*none\.pth"):
         tiny().load_cris(tmp_path / "none.pth")
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": tiny_cris()}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"another size: decoder\.layers\.0\.feed.* is \(32,"):
         tiny(feed_width=48).load_cris(tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"have no place \(.*is it for another ResNet"):
+    with pytest.raises(ValueError, match=r"have no place \(.*is it for a model of another size"):
         tiny(blocks=(1, 1, 1, 1)).load_cris(tmp_path / "a.pth")
 
 
@@ -273,12 +273,12 @@ def test_clip_takes_all_but_what_cris_adds() -> None:
     facts = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.tensor(1))
     encoder = tiny().encoder
     connect = encoder.visual.attnpool.connect[0].weight.clone()
-    load_converted(encoder, convert_clip({**state, **facts}, 9), "RN50.pt")
+    encoder.load_converted(convert_clip({**state, **facts}, 9), "RN50.pt")
     assert torch.equal(encoder.visual.conv1.weight, state["visual.conv1.weight"])
     assert torch.equal(encoder.visual.attnpool.connect[0].weight, connect)
     del state["ln_final.weight"]
     with pytest.raises(ValueError, match=r"1 are missing \(text\.final_layer_norm\.weight\)"):
-        load_converted(encoder, convert_clip(state, 9), "RN50.pt")
+        encoder.load_converted(convert_clip(state, 9), "RN50.pt")
     assert "visual.attnpool.positions" in convert_clip(state, 9)
 
 
@@ -291,8 +291,8 @@ def test_only_published_archives_are_opened(
     monkeypatch.setattr(torch.jit, "load", opened)
     path = tmp_path / "RN50.pt"
     path.write_bytes(b"a program")
-    with pytest.raises(ValueError, match=r"SHA-256 .* none that OpenAI published for RN50\.pt"):
-        clip_archive(path)
+    with pytest.raises(ValueError, match=r"SHA-256 .* not what OpenAI published for RN50\.pt"):
+        clip_weights(path, 77)
     with pytest.raises(ValueError, match=r"no CLIP archive at .*RN101\.pt"):
         tiny().encoder.load_clip(tmp_path / "RN101.pt")
 
@@ -396,12 +396,15 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"blocks": (1, 2, 3)}, r"blocks must be 4 positive whole numbers, got \(1, 2, 3\)"),
-        ({"blocks": (1, 0, 1, 1)}, "blocks must be 4 positive whole numbers"),
-        ({"neck_widths": (8, 20, 24)}, "the middle one of neck_widths .* must be text_width 16"),
+        ({"blocks": (1, 2, 3)}, r"blocks must be 4 whole numbers, got \(1, 2, 3\)"),
+        (
+            {"blocks": (1, 0, 1, 1)},
+            r"blocks must be whole numbers of at least 1, got \(1, 0, 1, 1\)",
+        ),
+        ({"neck_widths": (8, 20, 24)}, "the second of neck_widths .* must be text_width 16"),
         ({"image_size": 65}, "image_size 65 must be a multiple of 32"),
-        ({"text_heads": 3}, "text_width 16 must be a multiple of 3"),
-        ({"stem": 0}, "stem must be a whole number from 1, got 0"),
+        ({"text_heads": 3}, "text_width 16 must be a multiple of text_heads 3"),
+        ({"stem": 0}, "stem must be a whole number of at least 1, got 0"),
         ({"end_token": 50}, "end_token 50 must be below vocab_size 50"),
         ({"dropuot": 0.1}, "unknown model option 'dropuot'; did you mean 'dropout'"),
     ],
@@ -411,7 +414,7 @@ def test_wrong_options_name_the_fix(overrides: dict[str, object], words: str) ->
         tiny(**overrides)
 
 
-def test_wrong_pictures_name_the_fix() -> None:
+def test_wrong_images_name_the_fix() -> None:
     model = tiny()
     with pytest.raises(ValueError, match=r"70x64 must be a multiple of 32; resize .* 64x64"):
         model(torch.zeros(1, 3, 70, 64), TOKENS[:1])

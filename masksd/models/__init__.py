@@ -1,30 +1,41 @@
-"""Models that we ship: ``create_model(name)`` builds one, ``list_models()`` names them."""
+"""The models we ship: ``list_models()`` names them, ``create_model(name)`` builds one."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from masksd.models.registry import create_model as create_model
-from masksd.models.registry import list_models as list_models
-from masksd.models.registry import register_model as register_model
+from masksd.models.registry import create_model, list_models, register_model
 
 if TYPE_CHECKING:
-    from masksd.models.clip_cris import ClipCris as ClipCris
-    from masksd.models.clip_cris import ClipCrisConfig as ClipCrisConfig
-    from masksd.models.cris_resnet import ResNetCris as ResNetCris
-    from masksd.models.cris_resnet import ResNetCrisConfig as ResNetCrisConfig
+    from masksd.models.clip_cris import ClipCris, ClipCrisConfig
+    from masksd.models.cris_resnet import ResNetCris, ResNetCrisConfig
+    from masksd.models.lavt import Lavt, LavtConfig
 
-# They load transformers, which the names do not need.
-_LATE = {
+__all__ = [
+    "ClipCris",
+    "ClipCrisConfig",
+    "Lavt",
+    "LavtConfig",
+    "ResNetCris",
+    "ResNetCrisConfig",
+    "create_model",
+    "list_models",
+    "register_model",
+]
+
+# Imported on first use: these load transformers, which listing the names does not need.
+_LAZY = {
     "ClipCris": "clip_cris",
     "ClipCrisConfig": "clip_cris",
+    "Lavt": "lavt",
+    "LavtConfig": "lavt",
     "ResNetCris": "cris_resnet",
     "ResNetCrisConfig": "cris_resnet",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"masksd.models.{_LATE[name]}"), name)
+    return getattr(importlib.import_module(f"masksd.models.{_LAZY[name]}"), name)

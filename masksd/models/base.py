@@ -1,8 +1,9 @@
-"""What our models have in common: a config that is JSON, three parts, and how they are loaded."""
+"""What our models share: a config that is JSON, the three parts of CRIS, and strict loading."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,34 +19,14 @@ from masksd.segmenter import ImageFeatures
 
 
 class ModelConfig:
-    """What configs of models have in common; each is a frozen dataclass."""
-
-    vocab_size: int
-    end_token: int
-
-    def check_integers(self) -> None:
-        """Raise a ``ValueError`` unless fields of whole numbers are positive ones."""
-        for name in (field.name for field in fields(self) if field.type == "int"):  # type: ignore[arg-type]
-            value, least = getattr(self, name), -1 if name == "end_token" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
-
-    def settle_end_token(self) -> None:
-        """Put the largest id for an ``end_token`` of -1; a ``ValueError`` if it is no id."""
-        if self.end_token >= self.vocab_size:
-            raise ValueError(
-                f"end_token {self.end_token} must be below vocab_size {self.vocab_size}; -1 stands "
-                "for the largest id"
-            )
-        if self.end_token == -1:
-            object.__setattr__(self, "end_token", self.vocab_size - 1)
+    """Base of the models' configs, which are frozen dataclasses."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a config from a dictionary such as ``config.json`` holds.
 
         Raises:
-            ValueError: a name that is no field ("did you mean ..."), or a wrong value.
+            ValueError: an unknown name ("did you mean ..."), or an invalid value.
 
         Example:
             >>> from masksd.models import ClipCrisConfig
@@ -58,15 +39,53 @@ class ModelConfig:
                 raise unknown_name("model option", name, known)
         return cls(**values)
 
+    def check_integers(self) -> None:
+        """Raise a ``ValueError`` unless every integer field is at least 1 (``end_token``: -1)."""
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.type not in ("int", "tuple[int, ...]"):
+                continue
+            value, least = getattr(self, field.name), -1 if field.name == "end_token" else 1
+            numbers = value if field.type != "int" else (value,)
+            if not all(_is_integer(number) and number >= least for number in numbers):
+                kind = "a whole number" if field.type == "int" else "whole numbers"
+                raise ValueError(f"{field.name} must be {kind} of at least {least}, got {value!r}")
+
+    def check_length(self, name: str, length: int) -> None:
+        """Raise a ``ValueError`` unless the named field has this length; store it as a tuple."""
+        value = getattr(self, name)
+        if not isinstance(value, (tuple, list)) or len(value) != length:
+            raise ValueError(f"{name} must be {length} whole numbers, got {value!r}")
+        object.__setattr__(self, name, tuple(value))  # JSON turns tuples into lists
+
+    def check_multiple(self, name: str, unit: str | int) -> None:
+        """Raise a ``ValueError`` unless a field is a multiple of a number or of another field."""
+        value, divisor = getattr(self, name), unit if isinstance(unit, int) else getattr(self, unit)
+        if value % divisor:
+            shown = divisor if isinstance(unit, int) else f"{unit} {divisor}"
+            raise ValueError(f"{name} {value} must be a multiple of {shown}")
+
+    def resolve_end_token(self, vocab_size: int, end_token: int) -> None:
+        """Store the end token, the largest id for -1; raise a ``ValueError`` if it is not an id."""
+        if end_token >= vocab_size:
+            raise ValueError(
+                f"end_token {end_token} must be below vocab_size {vocab_size}; -1 means the "
+                "largest id"
+            )
+        object.__setattr__(self, "end_token", vocab_size - 1 if end_token == -1 else end_token)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
 
 class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type: ignore[call-arg]
     """An encoder, a neck and a decoder, built from one config.
 
     Attributes:
-        config_class: the class of its config.
-        takes_attention_mask: whether ``forward`` takes an attention mask behind the tokens.
-        config: what it was built from.
-        encoder: see :class:`masksd.segmenter.Encoder`.
+        config_class: the class of ``config``.
+        takes_attention_mask: whether ``forward`` takes an attention mask after the tokens.
+        config: what the model was built from.
+        encoder: the two towers, see :class:`masksd.triple.Encoder`.
         neck: ``neck(image.maps, text.pooled) -> fused``.
         decoder: ``decoder(fused, text.local, text.attention_mask) -> logits``.
     """
@@ -83,12 +102,12 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
 
         Args:
             images: ``(B, 3, H, W)``, floating, normalised by CLIP's mean and standard deviation;
-                H and W multiples of the patch size, or of 32 for a ResNet.
-            tokens: ``(B, L)`` int64; start token, words, ``config.end_token``, any padding.
+                H and W are multiples of the patch size, or of 32 for a ResNet.
+            tokens: ``(B, L)`` int64: start token, words, ``config.end_token``, any padding.
 
         Returns:
-            Logits ``(B, 1, h, w)``, h and w a quarter of the picture for patches of 16 and for a
-            ResNet; positive is foreground.
+            Logits ``(B, 1, h, w)``; positive is foreground. For patches of 16 pixels and for a
+            ResNet, h and w are a quarter of the image's sides.
 
         Raises:
             ValueError: wrong dtype, shape or size.
@@ -96,25 +115,26 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
         return self.segment(self.encoder.encode_image(images), tokens)
 
     def segment(self, image: ImageFeatures, tokens: Tensor) -> Tensor:
-        """Predict on pictures that are encoded already, as :meth:`forward` does after encoding.
-
-        Args:
-            image: what ``encoder.encode_image(images)`` returned.
-            tokens: as in :meth:`forward`.
-
-        Returns:
-            As :meth:`forward`, bit for bit.
-        """
+        """Predict from ``encoder.encode_image(images)``, bit for bit as :meth:`forward` does."""
         text = self.encoder.encode_text(tokens)
         logits: Tensor = self.decoder(
             self.neck(image.maps, text.pooled), text.local, text.attention_mask
         )
         return logits
 
+    def load_towers(self, source: str) -> None:
+        """Take CLIP's weights for the two towers; neck and decoder stay as they are."""
+        self.encoder.load_clip(source)
+
     def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
-        """Recompute the towers' layers in backward; see the encoder's method of this name."""
+        """Recompute the towers' layers in backward instead of keeping their activations.
+
+        Args:
+            **kwargs: passed to ``torch.utils.checkpoint``; ``use_reentrant=False`` by default.
+        """
         self.encoder.gradient_checkpointing_enable(**kwargs)
 
+    # The mixin's own loader reads pickles, and accepts missing tensors and a missing config.
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """Load what ``save_pretrained(folder)`` or ``push_to_hub(name)`` wrote.
@@ -130,8 +150,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
             The model in eval mode, on the CPU.
 
         Raises:
-            ValueError: there is no such model, it cannot be downloaded, or its files are of
-                something else.
+            ValueError: there is no such model, it cannot be downloaded, or its files do not fit.
 
         Example:
             >>> from tempfile import TemporaryDirectory
@@ -149,17 +168,15 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
 
         try:
             values = json.loads(get("config.json").read_text())
-            weights = get("model.safetensors")
-            weights.stat()
+            weights = get("model.safetensors").resolve(strict=True)
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise ValueError(
-                f"no model at {str(source)!r}: neither a folder with config.json and "
-                "model.safetensors (as save_pretrained writes them), nor a name in the Hugging "
-                f"Face cache, nor to be downloaded; get it with `hf download {source}` where there "
-                "is a network"
+                f"no model at {str(source)!r}: it is neither a folder with config.json and "
+                "model.safetensors (as save_pretrained writes them) nor a model that could be "
+                f"downloaded; run `hf download {source}` on a machine with a network"
             ) from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"config.json of {str(source)!r} is no JSON: {error}") from error
+            raise ValueError(f"config.json of {str(source)!r} is not JSON: {error}") from error
         model = cls(cls.config_class.from_dict(values))
         try:
             load_model(model, weights)
@@ -169,3 +186,22 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
                 f"config.json describes: {error}"
             ) from error
         return model.eval()
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict; raise a ``ValueError``, and change nothing, where it does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{source!r} does not hold the weights of this model: {len(missing)} are missing "
+            f"({', '.join(missing[:2]) or 'none'}), {len(extra)} have no place "
+            f"({', '.join(extra[:2]) or 'none'}); is it for a model of another size?"
+        )
+    for key, value in own.items():
+        if value.shape != state[key].shape:
+            raise ValueError(
+                f"{source!r} is for a model of another size: {key} is {tuple(state[key].shape)} "
+                f"there and {tuple(value.shape)} here; build it with the sizes of the weights"
+            )
+    module.load_state_dict(state)

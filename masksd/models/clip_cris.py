@@ -21,21 +21,21 @@ class ClipCrisConfig(ModelConfig):
     """All sizes and options of :class:`ClipCris`; the defaults are those of ``clip_cris_vit_b16``.
 
     Attributes:
-        image_size: side in pixels that patch positions are stored at and that the model is meant
-            for; other sizes are interpolated. A multiple of ``patch_size``.
+        image_size: side in pixels that the model is meant for and stores patch positions at, a
+            multiple of ``patch_size``; for other sizes positions are interpolated.
         patch_size: side of a patch in pixels; logits are at ``4 / patch_size`` of the input.
         vision_width: width of the image tower, a multiple of ``vision_heads``.
         vision_layers: its layers.
         vision_heads: its attention heads.
-        levels: how many maps of it go to the neck, from evenly spaced layers; the last is its
+        levels: how many of its maps go to the neck, from evenly spaced layers; the last is its
             output in the shared space.
         vocab_size: token ids are 0 ... vocab_size - 1.
-        end_token: id that ends a sentence; -1 stands for the largest id, as in CLIP.
-        max_length: longest sentence in tokens, start and end included.
+        end_token: id that ends a sentence; -1 means the largest id, as in CLIP.
+        max_length: longest sentence in tokens, including start and end.
         text_width: width of the text tower, a multiple of ``text_heads``.
         text_layers: its layers.
         text_heads: its attention heads.
-        projection: width P of the space that pictures and sentences share.
+        projection: width P of the space that images and sentences share.
         activation: of both towers, ``"quick_gelu"`` in CLIP or ``"gelu"``.
         attention: of both towers, ``"sdpa"`` or ``"eager"``.
         neck_width: channels of the neck's deepest stage.
@@ -48,7 +48,7 @@ class ClipCrisConfig(ModelConfig):
         prior: share of foreground that an untrained model predicts, in (0, 1).
 
     Raises:
-        ValueError: a field that is out of range or does not fit another.
+        ValueError: a field is out of range or does not fit another.
 
     Example:
         >>> ClipCrisConfig(vocab_size=100).end_token
@@ -95,23 +95,19 @@ class ClipCrisConfig(ModelConfig):
             ("text_width", "text_heads"),
             ("width", "decoder_heads"),
         ):
-            if getattr(self, size) % getattr(self, unit):
-                raise ValueError(
-                    f"{size} {getattr(self, size)} must be a multiple of {unit} "
-                    f"{getattr(self, unit)}"
-                )
-        self.settle_end_token()
+            self.check_multiple(size, unit)
+        self.resolve_end_token(self.vocab_size, self.end_token)
 
 
 class ClipCris(CrisModel):
-    """Segment the object that a sentence names.
+    """Segment the object that a sentence describes.
 
     ``logits = decoder(neck(image.maps, text.pooled), text.local, text.attention_mask)`` with
     ``image = encoder.encode_image(images)`` and ``text = encoder.encode_text(tokens)``: Eq. 1 of
-    CM-MaskSD, so the three parts can be handed to :class:`masksd.CrossModalMaskedSelfDistill`.
+    CM-MaskSD, so :class:`masksd.CrossModalMaskedSelfDistill` takes the three parts.
 
     Attributes:
-        config: the :class:`ClipCrisConfig` that it was built from.
+        config: the :class:`ClipCrisConfig` it was built from.
         encoder: :class:`masksd.models.clip.ClipEncoder`.
         neck: :class:`masksd.models.cris.Neck`.
         decoder: :class:`masksd.models.cris.Decoder`.

@@ -1,13 +1,13 @@
 """CLIP's modified ResNet with a dense attention pool, and its text tower: the encoder of CRIS.
 
 The ResNet has three stem convolutions, pools before each strided step, and ends in attention
-instead of a mean (CLIP, arXiv 2103.00020, Sec. 2.4). CRIS lets every place of the last map be a
-query of that attention and adds a convolution around it, so that a map comes out.
+instead of a mean (CLIP, arXiv 2103.00020, Sec. 2.4). CRIS makes every cell of the last map a query
+of that attention and adds a convolution around it, so that a map comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from masksd.models.base import load_weights
 from masksd.models.clip import check_images
-from masksd.models.clip_text import checkpoint_layers, sentence_parts, text_states
+from masksd.models.clip_text import at_position, checkpoint_layers, sentence_parts, text_states
 from masksd.models.cris import Attention
+from masksd.models.official import clip_weights
 from masksd.segmenter import ImageFeatures, TextFeatures
 
 STRIDE = 32  # of the deepest map
@@ -27,9 +29,9 @@ STRIDE = 32  # of the deepest map
 class ClipResNetEncoder(nn.Module):
     """CLIP's ResNet and text tower as CRIS uses them.
 
-    Words stay as wide as the text tower, which is what CRIS's decoder takes; only the sentence is
+    Words stay as wide as the text tower, as CRIS's decoder takes them; only the sentence is
     projected. ``image.pooled`` is the mean of the deepest map, carried back through that
-    projection, so that ``image.pooled @ text.local`` is the picture's vector times the projected
+    projection, so that ``image.pooled @ text.local`` is the image's vector times the projected
     words. The space is only roughly CLIP's: what CRIS adds to the attention pool starts at random.
 
     Args:
@@ -39,15 +41,6 @@ class ClipResNetEncoder(nn.Module):
         text: sizes of the text tower.
         projection: channels P of the deepest map and of the sentence.
         end_token: id that ends a sentence; the first one in a row counts.
-
-    Example:
-        >>> size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-        >>> text = CLIPTextConfig(vocab_size=10, max_position_embeddings=6, **size)
-        >>> encoder = ClipResNetEncoder(
-        ...     stem=4, blocks=(1, 1, 1, 1), pool_side=2, text=text, projection=12, end_token=9)
-        >>> image = encoder.encode_image(torch.zeros(2, 3, 64, 96))
-        >>> [tuple(level.shape[1:]) for level in image.maps], image.grid
-        ([(32, 8, 12), (64, 4, 6), (12, 2, 3)], (2, 3))
     """
 
     image_embedding = "visual.conv3"  # the last convolution of the stem; it has no patches
@@ -71,18 +64,11 @@ class ClipResNetEncoder(nn.Module):
         nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Encode pictures: ``V_local, v_global`` of Eq. 1 and the maps for the neck.
-
-        Args:
-            images: ``(B, 3, H, W)``, floating, normalised by CLIP's mean and standard deviation;
-                H and W are multiples of 32.
+        """Encode ``images (B, 3, H, W)``, floating and normalised: ``V_local, v_global`` of Eq. 1.
 
         Returns:
             ``local (B, N, P)``, one vector a cell of 32 pixels, ``grid``, ``pooled (B, C)`` with C
             the width of the text tower, ``maps`` of strides 8, 16 and 32.
-
-        Raises:
-            ValueError: not a floating ``(B, 3, H, W)``, or a size that 32 does not divide.
         """
         check_images(images, STRIDE, str(STRIDE))
         maps = self.visual(images)
@@ -92,66 +78,44 @@ class ClipResNetEncoder(nn.Module):
         return ImageFeatures(local, (maps[-1].shape[2], maps[-1].shape[3]), pooled, maps)
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Encode sentences: ``W_local, w_global`` of Eq. 1.
-
-        Args:
-            tokens: ``(B, L)`` int64, as :meth:`masksd.models.clip.ClipEncoder.encode_text` takes.
+        """Encode ``tokens (B, L)`` int64: ``W_local, w_global`` of Eq. 1.
 
         Returns:
             ``local (B, L, C)`` words before the projection, ``pooled (B, P)`` the projected end
-            token, ``valid`` and ``attention_mask`` bool ``(B, L)``.
-
-        Raises:
-            ValueError: not ``(B, L)`` int64, or longer than the tower has positions.
+            token, ``valid`` and ``attention_mask`` as in :func:`sentence_parts`.
         """
         local = text_states(self.text, tokens)
         valid, attention_mask, end = sentence_parts(tokens, self.end_token)
-        last = local.gather(1, end[:, None, None].expand(-1, 1, local.shape[2])).squeeze(1)
-        return TextFeatures(local, self.text_projection(last), valid, attention_mask)
+        pooled = self.text_projection(at_position(local, end))
+        return TextFeatures(local, pooled, valid, attention_mask)
 
     def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
         """Recompute the layers of the text tower in backward.
 
-        The ResNet is left as it is: recomputed, its BatchNorm would count every picture twice.
-
-        Args:
-            **kwargs: handed to ``torch.utils.checkpoint``; ``use_reentrant=False`` by default.
+        The ResNet is left alone: recomputed, its BatchNorm would count every image twice.
         """
         checkpoint_layers(self.text, **kwargs)
 
     def load_clip(self, path: str | Path) -> None:
         """Take the weights of OpenAI's archive, ``RN50.pt`` or ``RN101.pt``.
 
-        The convolution that CRIS adds to the attention pool stays as it is. See
-        :func:`masksd.models.official.clip_archive` for which files are read.
-
-        Args:
-            path: the file.
-
         Raises:
-            ValueError: another file, or one that does not fit; nothing has been changed then.
+            ValueError: the file is another one, or does not fit; nothing has changed then.
         """
-        from masksd.models.official import clip_archive, convert_clip, load_converted
+        weights = clip_weights(path, self.text.config.max_position_embeddings)
+        self.load_converted(weights, str(path))
 
-        length = self.text.config.max_position_embeddings
-        load_converted(self, convert_clip(clip_archive(path), length), str(path))
+    def load_converted(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load CLIP's weights by our names; what CRIS adds to the attention pool stays as it is."""
+        prefix = "visual.attnpool.connect."
+        kept = {key: value for key, value in self.state_dict().items() if key.startswith(prefix)}
+        load_weights(self, {**kept, **weights}, source)
 
 
 class ModifiedResNet(nn.Module):
-    """Maps of strides 8, 16 and 32 of a picture, the last one out of attention.
+    """Maps of strides 8, 16 and 32 of an image; modules have the names of CLIP's own weights.
 
-    Modules bear the names of CLIP's own weights.
-
-    Args:
-        width: channels W of the stem; the maps have 8 W, 16 W and ``outputs``.
-        blocks: of the four stages.
-        pool_side: see :class:`DensePool`.
-        outputs: channels of the last map.
-
-    Example:
-        >>> net = ModifiedResNet(4, (1, 1, 1, 1), pool_side=2, outputs=6)
-        >>> [tuple(level.shape[1:]) for level in net(torch.zeros(1, 3, 32, 64))]
-        [(32, 4, 8), (64, 2, 4), (6, 1, 2)]
+    They have ``8 * width``, ``16 * width`` and ``outputs`` channels.
     """
 
     def __init__(self, width: int, blocks: Sequence[int], pool_side: int, outputs: int) -> None:
@@ -171,7 +135,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = DensePool(32 * width, outputs, heads=width // 2, side=pool_side)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn pictures ``(B, 3, H, W)`` into three maps ``(B, C, h, w)``, shallow to deep."""
+        """Turn images ``(B, 3, H, W)`` into three maps ``(B, C, h, w)``, shallow to deep."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
@@ -181,17 +145,7 @@ class ModifiedResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A residual block whose strided step is a mean before a convolution of stride 1.
-
-    Args:
-        inputs: channels in.
-        inner: channels between; four times as many come out.
-        stride: 1 or 2.
-
-    Example:
-        >>> Bottleneck(8, 4, stride=2)(torch.zeros(1, 8, 6, 6)).shape
-        torch.Size([1, 16, 3, 3])
-    """
+    """A residual block whose strided step is a mean before a convolution of stride 1."""
 
     expansion = 4
 
@@ -204,7 +158,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        nn.init.zeros_(self.bn3.weight)  # a new block passes its input on
+        nn.init.zeros_(self.bn3.weight)  # a new block returns its input
         self.pool = nn.AvgPool2d(stride)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
@@ -221,12 +175,7 @@ class Bottleneck(nn.Module):
 
 
 def stage(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
-    """Chain blocks, the first of which takes the stride.
-
-    Example:
-        >>> stage(8, 4, blocks=2, stride=2)(torch.zeros(1, 8, 6, 6)).shape
-        torch.Size([1, 16, 3, 3])
-    """
+    """Chain blocks, the first of which takes the stride."""
     outputs = Bottleneck.expansion * inner
     return nn.Sequential(
         Bottleneck(inputs, inner, stride),
@@ -235,17 +184,9 @@ def stage(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class DensePool(nn.Module):
-    """CLIP's attention pool with every place as a query, and a convolution around it.
+    """CLIP's attention pool with every cell as a query, and a convolution around it.
 
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        heads: of the attention.
-        side: rows and columns that the positions are stored at; other sizes are interpolated.
-
-    Example:
-        >>> DensePool(8, 6, heads=2, side=7)(torch.zeros(1, 8, 2, 3)).shape
-        torch.Size([1, 6, 2, 3])
+    Positions are stored for ``side`` rows and columns and interpolated for other sizes.
     """
 
     def __init__(self, inputs: int, outputs: int, heads: int, side: int) -> None:
@@ -265,7 +206,7 @@ class DensePool(nn.Module):
         positions = F.interpolate(
             positions, size=(height, width), mode="bicubic", align_corners=False
         )
-        places = rearrange(x + positions.to(x.dtype), "b c h w -> b (h w) c")
-        mixed = self.attention(places, places, places)
+        cells = rearrange(x + positions.to(x.dtype), "b c h w -> b (h w) c")
+        mixed = self.attention(cells, cells, cells)
         mixed = rearrange(mixed, "b (h w) c -> b c h w", h=height, w=width)
         return F.relu(mixed + self.connect(x))

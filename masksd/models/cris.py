@@ -20,7 +20,7 @@ from masksd.models.text_to_pixel import TextToPixelHead, convolution, normalizat
 
 
 class Fused(NamedTuple):
-    """What the neck hands to the decoder (``F`` of Eq. 1).
+    """What the neck gives the decoder (``F`` of Eq. 1).
 
     Attributes:
         features: fused features, ``(B, D, h, w)``.
@@ -36,7 +36,7 @@ class Neck(nn.Module):
 
     As in CRIS the deepest level is multiplied by the projected sentence, the shallower ones are
     joined to it one after the other, and all stages are gathered into one map which also gets the
-    coordinates of its cells. What differs: all levels share one grid and meet a 3x3 convolution
+    coordinates of its cells. What differs: all levels share one grid and get a 3x3 convolution
     each; the sentence is normalised by LayerNorm instead of BatchNorm1d, so that a batch of one can
     be trained on; and one convolution follows the coordinates instead of two.
 
@@ -46,15 +46,6 @@ class Neck(nn.Module):
         hidden: channels of the deepest stage, where the sentence comes in.
         outputs: channels D of the result.
         norm: ``"batch"`` or ``"group"``.
-
-    Raises:
-        ValueError: unknown ``norm``.
-
-    Example:
-        >>> neck = Neck(inputs=(8, 6), sentence=6, hidden=16, outputs=12, norm="group")
-        >>> maps = torch.zeros(1, 8, 3, 4), torch.zeros(1, 6, 3, 4)
-        >>> neck(maps, torch.zeros(1, 6)).features.shape
-        torch.Size([1, 12, 3, 4])
     """
 
     def __init__(
@@ -77,24 +68,12 @@ class Neck(nn.Module):
         self.coordinates = convolution(outputs + 2, outputs, 3, norm)
 
     def forward(self, maps: Sequence[Tensor], sentence: Tensor) -> Fused:
-        """Fuse.
-
-        Args:
-            maps: one ``(B, C, h, w)`` a level, shallow to deep, C that of the level.
-            sentence: ``(B, P)``.
-
-        Returns:
-            ``features (B, D, h, w)`` and the sentence as it came.
-
-        Raises:
-            ValueError: another number of levels than the neck was built for, or as many sentences
-                as there are not pictures.
-        """
+        """Fuse ``maps (B, C, h, w)``, shallow to deep, with ``sentence (B, P)``."""
         if len(maps) != len(self.smooth):
             raise ValueError(f"the neck takes {len(self.smooth)} levels, got {len(maps)}")
         if len(maps[-1]) != len(sentence):
             raise ValueError(
-                f"one sentence a picture is needed, got {len(maps[-1])} pictures and "
+                f"each image needs one sentence, got {len(maps[-1])} images and "
                 f"{len(sentence)} sentences"
             )
         gate = self.sentence(sentence)[:, :, None, None]
@@ -109,12 +88,7 @@ class Neck(nn.Module):
 
 
 def with_coordinates(features: Tensor) -> Tensor:
-    """Append x and y of every cell, each from -1 to 1: ``(B, D, h, w)`` to ``(B, D + 2, h, w)``.
-
-    Example:
-        >>> with_coordinates(torch.zeros(1, 1, 2, 3))[0, 1, 0].tolist()
-        [-1.0, 0.0, 1.0]
-    """
+    """Append x and y of every cell, each from -1 to 1: ``(B, D, h, w)`` to ``(B, D + 2, h, w)``."""
     batch, _, height, width = features.shape
     x = torch.linspace(-1, 1, width, dtype=features.dtype, device=features.device)
     y = torch.linspace(-1, 1, height, dtype=features.dtype, device=features.device)
@@ -124,48 +98,25 @@ def with_coordinates(features: Tensor) -> Tensor:
 
 
 def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """Sine and cosine positions of a grid, half of the channels for y and half for x.
+    """Positions of a grid ``(h * w, D)``: the first half of the channels for y, the other for x.
 
-    Args:
-        height: rows.
-        width: columns.
-        channels: D, a multiple of 4.
-        like: tensor whose dtype and device the result takes.
-
-    Returns:
-        ``(height * width, D)``, row-major, values in [-1, 1].
-
-    Example:
-        >>> sine_positions(2, 3, 8, torch.zeros(1)).shape
-        torch.Size([6, 8])
+    D is a multiple of 4; each half holds all sines, then all cosines.
     """
-    quarter = channels // 4
-    steps = torch.arange(quarter, dtype=torch.float32, device=like.device)
-    frequency = torch.exp(steps * (-math.log(10000.0) / quarter))  # 1 ... 1/10000
-
-    def waves(count: int) -> Tensor:
-        angle = torch.arange(count, dtype=torch.float32, device=like.device)[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)  # (count, D / 2)
-
-    y = waves(height)[:, None].expand(-1, width, -1)
-    x = waves(width)[None].expand(height, -1, -1)
+    y, x = (angles(count, channels // 2, like) for count in (height, width))
+    y = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, width, -1)
+    x = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([y, x], dim=2).flatten(0, 1).to(like.dtype)
 
 
+def angles(count: int, channels: int, like: Tensor) -> Tensor:
+    """Angles ``(count, channels / 2)`` of positions, at wavelengths from 2π to 20000π."""
+    steps = torch.arange(0, channels, 2, dtype=torch.float32, device=like.device)
+    frequency = torch.exp(steps * (-math.log(10000.0) / channels))  # 1 ... 1/10000
+    return torch.arange(count, dtype=torch.float32, device=like.device)[:, None] * frequency
+
+
 class Attention(nn.Module):
-    """Multi-head attention whose keys may be masked, without NaN where a row has none left.
-
-    Args:
-        width: D, a multiple of ``heads``.
-        heads: how many heads.
-        dropout: share of attention weights dropped in training.
-
-    Example:
-        >>> attend = Attention(8, 2, dropout=0.0)
-        >>> q, k = torch.zeros(1, 5, 8), torch.zeros(1, 3, 8)
-        >>> attend(q, k, k, torch.tensor([[True, True, False]])).shape
-        torch.Size([1, 5, 8])
-    """
+    """Multi-head attention whose keys may be masked, without NaN where a row has none left."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -180,8 +131,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from ``query (B, Q, D)`` to ``key, value (B, K, D)``; returns ``(B, Q, D)``.
 
-        ``mask`` is bool ``(B, K)``, True for keys that may be seen; a row without any sees all, as
-        an average of nothing is NaN.
+        ``mask`` is bool ``(B, K)``, True for keys that may be seen; a row without any sees all,
+        because an average over nothing is NaN.
         """
 
         def split(x: Tensor) -> Tensor:
@@ -200,19 +151,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pixels attend to pixels, then to words, then pass a feed-forward net (each pre-norm).
-
-    Args:
-        width: D.
-        heads: attention heads.
-        dropout: in [0, 1], on attention weights, inside the feed-forward net and on each residual.
-
-    Example:
-        >>> layer = DecoderLayer(8, 2, dropout=0.1)
-        >>> pixels, words = torch.zeros(1, 6, 8), torch.zeros(1, 3, 8)
-        >>> layer(pixels, torch.zeros(6, 8), words, torch.ones(1, 3, dtype=torch.bool)).shape
-        torch.Size([1, 6, 8])
-    """
+    """Pixels attend to pixels, then to words, then pass a feed-forward net (each pre-norm)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -247,15 +186,6 @@ class Decoder(nn.Module):
         dropout: in [0, 1]; CRIS has 0.1.
         norm: ``"batch"`` or ``"group"``, in the head.
         prior: share of foreground that an untrained decoder predicts, in (0, 1).
-
-    Raises:
-        ValueError: a size or option that is impossible.
-
-    Example:
-        >>> decoder = Decoder(width=8, words=6, layers=1, heads=2, head_width=4)
-        >>> fused = Fused(torch.zeros(2, 8, 3, 5), torch.zeros(2, 6))
-        >>> decoder(fused, torch.zeros(2, 4, 6), torch.ones(2, 4, dtype=torch.bool)).shape
-        torch.Size([2, 1, 12, 20])
     """
 
     def __init__(
@@ -282,13 +212,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, fused: Fused, words: Tensor, valid: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            fused: what the neck returned: ``features (B, D, h, w)`` and ``sentence (B, P)``.
-            words: ``(B, L, P)``.
-            valid: bool ``(B, L)``, True for words that pixels may attend to; a row without any is
-                treated as if all were.
+        """Decode ``words (B, L, P)``, of which pixels see those that are ``valid (B, L)``.
 
         Returns:
             Logits ``(B, 1, 4h, 4w)``.

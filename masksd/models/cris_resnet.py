@@ -1,12 +1,11 @@
 """CRIS (CVPR 2022) for CLIP's ResNets: neck, vision-language decoder and the whole model.
 
-Beside :mod:`masksd.models.cris`, which is for transformers, everything here computes what the
+Unlike :mod:`masksd.models.cris`, which is for transformers, everything here computes what the
 published weights of CRIS were trained for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from masksd.errors import check_fraction
-from masksd.models.base import CrisModel, ModelConfig
+from masksd.models.base import CrisModel, ModelConfig, load_weights
 from masksd.models.clip_resnet import STRIDE, ClipResNetEncoder
 from masksd.models.clip_text import text_config
-from masksd.models.cris import Attention, Fused, with_coordinates
+from masksd.models.cris import Attention, Fused, angles, with_coordinates
+from masksd.models.official import cris_weights
 from masksd.models.text_to_pixel import TextToPixelHead, convolution
 
 
@@ -29,13 +29,13 @@ class ResNetCrisConfig(ModelConfig):
     """All sizes and options of :class:`ResNetCris`; the defaults are those of ``clip_cris_rn50``.
 
     Attributes:
-        image_size: side in pixels that the model is meant for, a multiple of 32; it takes others.
+        image_size: side in pixels that the model is meant for, a multiple of 32; others work too.
         stem: width of the ResNet's stem.
         blocks: blocks of its four stages.
-        pool_side: rows and columns that positions of the attention pool are stored at.
+        pool_side: rows and columns of the attention pool's stored positions.
         vocab_size: token ids are 0 ... vocab_size - 1.
-        end_token: id that ends a sentence; -1 stands for the largest id, as in CLIP.
-        max_length: longest sentence in tokens, start and end included.
+        end_token: id that ends a sentence; -1 means the largest id, as in CLIP.
+        max_length: longest sentence in tokens, including start and end.
         text_width: width of the text tower and D of the decoder, a multiple of ``text_heads``, of
             ``decoder_heads`` and of 4.
         text_layers: its layers.
@@ -50,7 +50,7 @@ class ResNetCrisConfig(ModelConfig):
         prior: share of foreground that an untrained model predicts, in (0, 1).
 
     Raises:
-        ValueError: a field that is out of range or does not fit another.
+        ValueError: a field is out of range or does not fit another.
 
     Example:
         >>> ResNetCrisConfig(blocks=[3, 4, 23, 3], projection=512).blocks
@@ -77,40 +77,32 @@ class ResNetCrisConfig(ModelConfig):
     prior: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, length in (("blocks", 4), ("neck_widths", 3)):
-            values = getattr(self, name)
-            if (
-                not isinstance(values, Sequence)
-                or len(values) != length
-                or not all(isinstance(value, int) and value > 0 for value in values)
-            ):
-                raise ValueError(f"{name} must be {length} positive whole numbers, got {values!r}")
-            object.__setattr__(self, name, tuple(values))  # JSON makes lists of tuples
+        self.check_length("blocks", 4)
+        self.check_length("neck_widths", 3)
         self.check_integers()
         check_fraction("dropout", self.dropout)
         check_fraction("prior", self.prior)
         for size, unit in (
             ("image_size", STRIDE),
             ("stem", 2),
-            ("text_width", self.text_heads),
-            ("text_width", self.decoder_heads),
+            ("text_width", "text_heads"),
+            ("text_width", "decoder_heads"),
             ("text_width", 4),
         ):
-            if getattr(self, size) % unit:
-                raise ValueError(f"{size} {getattr(self, size)} must be a multiple of {unit}")
+            self.check_multiple(size, unit)
         if self.neck_widths[1] != self.text_width:
             raise ValueError(
-                f"the middle one of neck_widths {self.neck_widths} must be text_width "
+                f"the second of neck_widths {self.neck_widths} must be text_width "
                 f"{self.text_width}: pixels and words meet in the decoder"
             )
-        self.settle_end_token()
+        self.resolve_end_token(self.vocab_size, self.end_token)
 
 
 class ResNetCris(CrisModel):
-    """CRIS with a ResNet of CLIP; what :class:`masksd.models.ClipCris` says holds here.
+    """CRIS with a ResNet of CLIP, called like :class:`masksd.models.ClipCris`.
 
     Attributes:
-        config: the :class:`ResNetCrisConfig` that it was built from.
+        config: the :class:`ResNetCrisConfig` it was built from.
         encoder: :class:`masksd.models.clip_resnet.ClipResNetEncoder`.
         neck: :class:`PyramidNeck`.
         decoder: :class:`CrisDecoder`.
@@ -156,18 +148,16 @@ class ResNetCris(CrisModel):
         )
 
     def load_cris(self, path: str | Path) -> None:
-        """Take a checkpoint that CRIS.pytorch wrote, ``best_model.pth`` or ``last_model.pth``.
+        """Take the weights of CRIS.pytorch's ``best_model.pth`` or ``last_model.pth``.
 
         Args:
-            path: the file; it is read as tensors and plain containers only.
+            path: the file; only tensors and plain containers are read.
 
         Raises:
-            ValueError: not such a file, or of another size; nothing has been changed then.
+            ValueError: it is not such a file, or does not fit; nothing has changed then.
         """
-        from masksd.models.official import convert_cris, cris_checkpoint, load_converted
-
         length = self.encoder.text.config.max_position_embeddings
-        load_converted(self, convert_cris(cris_checkpoint(path), length), str(path))
+        load_weights(self, cris_weights(path, length), str(path))
 
 
 class PyramidNeck(nn.Module):
@@ -175,13 +165,7 @@ class PyramidNeck(nn.Module):
 
     Args:
         inputs: channels of the three maps, shallow to deep; the last is also the sentence's width.
-        widths: channels inside, shallow to deep; the middle one is that of the result.
-
-    Example:
-        >>> neck = PyramidNeck(inputs=(8, 16, 6), widths=(4, 8, 12)).eval()
-        >>> maps = torch.zeros(1, 8, 4, 8), torch.zeros(1, 16, 2, 4), torch.zeros(1, 6, 1, 2)
-        >>> neck(maps, torch.zeros(1, 6)).features.shape
-        torch.Size([1, 8, 2, 4])
+        widths: channels inside, shallow to deep; the second is that of the result.
     """
 
     def __init__(self, *, inputs: Sequence[int], widths: Sequence[int]) -> None:
@@ -205,11 +189,7 @@ class PyramidNeck(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor], sentence: Tensor) -> Fused:
-        """Fuse three ``maps (B, C, h, w)`` with ``sentence (B, P)``.
-
-        Returns:
-            ``features (B, D, h, w)`` on the grid of stride 16, and the sentence as it came.
-        """
+        """Fuse three ``maps (B, C, h, w)`` with ``sentence (B, P)``."""
         stride8, stride16, stride32 = maps
         gate = self.sentence(sentence)[:, :, None, None]
         deep = self.modulated(self.lateral5(stride32) * gate)
@@ -224,13 +204,7 @@ class PyramidNeck(nn.Module):
 class CrisDecoderLayer(nn.Module):
     """Pixels attend to pixels, then to words, then pass a feed-forward net.
 
-    Each step is normalised before, and its result once more before it is added.
-
-    Args:
-        width: D.
-        heads: attention heads.
-        feed_width: inner width of the feed-forward net.
-        dropout: in [0, 1].
+    The input of each step is normalised, and so is its result before it is added.
     """
 
     def __init__(self, width: int, heads: int, feed_width: int, dropout: float) -> None:
@@ -254,14 +228,9 @@ class CrisDecoderLayer(nn.Module):
     def forward(
         self, pixels: Tensor, places: Tensor, words: Tensor, order: Tensor, valid: Tensor
     ) -> Tensor:
-        """Update ``pixels (B, h*w, D)``.
+        """Update ``pixels (B, h*w, D)`` at ``places (h*w, D)`` from ``words (B, L, D)``.
 
-        Args:
-            pixels: what the layer before gave.
-            places: positions ``(h*w, D)``.
-            words: ``(B, L, D)``.
-            order: positions ``(L, D)`` of the words.
-            valid: bool ``(B, L)``, words that may be seen.
+        ``order (L, D)`` are the words' positions, ``valid (B, L)`` says which may be seen.
         """
         x = self.norm_pixels(pixels)
         x = self.norm_pixels_out(self.pixels(x + places, x + places, x))
@@ -284,14 +253,6 @@ class CrisDecoder(nn.Module):
         head_width: channels of the head.
         dropout: in [0, 1].
         prior: share of foreground that an untrained decoder predicts, in (0, 1).
-
-    Example:
-        >>> decoder = CrisDecoder(
-        ...     width=8, sentence=6, layers=1, heads=2, feed_width=16, head_width=4, dropout=0.1,
-        ...     prior=0.1)
-        >>> fused = Fused(torch.zeros(2, 8, 3, 5), torch.zeros(2, 6))
-        >>> decoder(fused, torch.zeros(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)).shape
-        torch.Size([2, 1, 12, 20])
     """
 
     def __init__(
@@ -316,12 +277,7 @@ class CrisDecoder(nn.Module):
         )
 
     def forward(self, fused: Fused, words: Tensor, valid: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            fused: ``features (B, D, h, w)`` and ``sentence (B, P)``.
-            words: ``(B, L, D)``.
-            valid: bool ``(B, L)``, words that pixels may attend to.
+        """Decode ``words (B, L, D)``, of which pixels see those that are ``valid (B, L)``.
 
         Returns:
             Logits ``(B, 1, 4h, 4w)``.
@@ -340,23 +296,8 @@ class CrisDecoder(nn.Module):
 
 
 def waves(count: int, channels: int, like: Tensor) -> Tensor:
-    """Sine and cosine of positions in turn, at wavelengths from 2π to 20000π.
-
-    Args:
-        count: positions.
-        channels: even.
-        like: tensor whose dtype and device the result takes.
-
-    Returns:
-        ``(count, channels)``.
-
-    Example:
-        >>> waves(1, 4, torch.zeros(1)).tolist()
-        [[0.0, 1.0, 0.0, 1.0]]
-    """
-    steps = torch.arange(0, channels, 2, dtype=torch.float32, device=like.device)
-    frequency = torch.exp(steps * (-math.log(10000.0) / channels))
-    angle = torch.arange(count, dtype=torch.float32, device=like.device)[:, None] * frequency
+    """Positions ``(count, channels)`` as sines and cosines in turn."""
+    angle = angles(count, channels, like)
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1).to(like.dtype)
 
 

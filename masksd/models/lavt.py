@@ -1,15 +1,15 @@
-"""LAVT (Yang et al., CVPR 2022), written after the paper from timm's Swin and transformers' BERT.
+"""LAVT (Yang et al., CVPR 2022), written from the paper on timm's Swin and transformers' BERT.
 
-Words are fused into the picture at every stage of the backbone: pixels attend to words (pixel-word
+Words are fused into the image at every stage of the backbone: pixels attend to words (pixel-word
 attention), a gate decides how much of that enters the next stage, and a light decoder reads the
-fused maps from deep to shallow. Not a copy of any code, and its checkpoints are its own.
+fused maps from deep to shallow. No code is copied, and checkpoints of other LAVTs do not fit.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import timm
 import torch
@@ -19,29 +19,31 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from masksd.errors import check_fraction, unknown_name
+from masksd.errors import check_fraction
+from masksd.models.base import ModelConfig
+from masksd.models.text_to_pixel import convolution
 
 
 @dataclass(frozen=True)
-class LavtConfig:
+class LavtConfig(ModelConfig):
     """All sizes of :class:`Lavt`; the defaults are the paper's, on Swin-B and BERT-base.
 
     Attributes:
         image_size: side in pixels that the model is meant for; others work too.
         embed_width: channels of the first stage; each next one has twice as many.
-        depths: blocks a stage.
-        heads: attention heads a stage.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
         window: side of an attention window.
         drop_path: stochastic depth of the deepest block, in [0, 1].
         vocab_size: token ids are 0 ... vocab_size - 1; 0 is padding.
         text_width: width of BERT, a multiple of ``text_heads``.
         text_layers: its layers.
         text_heads: its attention heads.
-        max_length: longest sentence in tokens, start and end included.
+        max_length: longest sentence in tokens, including start and end.
         dropout: of BERT, in [0, 1].
 
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field is out of range or does not fit another.
 
     Example:
         >>> LavtConfig().embed_width
@@ -62,58 +64,21 @@ class LavtConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))  # JSON has lists
+        object.__setattr__(self, "depths", tuple(self.depths))  # JSON turns tuples into lists
         object.__setattr__(self, "heads", tuple(self.heads))
         if not 2 <= len(self.depths) == len(self.heads):
             raise ValueError(
-                f"depths and heads must name the same stages, two or more, got {self.depths} and "
-                f"{self.heads}"
+                "depths and heads must have one number a stage, for two stages or more, got "
+                f"{self.depths} and {self.heads}"
             )
-        for name in (field.name for field in fields(self)):
-            value = getattr(self, name)
-            if name in ("drop_path", "dropout"):
-                check_fraction(name, value)
-            elif not all(
-                isinstance(number, int) and not isinstance(number, bool) and number >= 1
-                for number in (value if isinstance(value, tuple) else (value,))
-            ):
-                raise ValueError(f"{name} must be whole numbers from 1, got {value!r}")
-        if self.text_width % self.text_heads:
-            raise ValueError(
-                f"text_width {self.text_width} must be a multiple of text_heads {self.text_heads}"
-            )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LavtConfig:
-        """Build a config from a dictionary.
-
-        Raises:
-            ValueError: a name that is no field ("did you mean ..."), or a wrong value.
-
-        Example:
-            >>> LavtConfig.from_dict({"window": 7}).window
-            7
-        """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown_name("model option", name, known)
-        return cls(**values)
+        self.check_integers()
+        self.check_multiple("text_width", "text_heads")
+        check_fraction("drop_path", self.drop_path)
+        check_fraction("dropout", self.dropout)
 
 
 class PixelWordAttention(nn.Module):
-    """Every pixel gathers the words that concern it, and is multiplied by them (PWAM).
-
-    Args:
-        width: channels C of the map.
-        text_width: channels T of the words.
-
-    Example:
-        >>> attention = PixelWordAttention(8, 6)
-        >>> words, valid = torch.zeros(2, 5, 6), torch.ones(2, 5, dtype=torch.bool)
-        >>> attention(torch.zeros(2, 8, 3, 4), words, valid).shape
-        torch.Size([2, 8, 3, 4])
-    """
+    """Every pixel gathers the words that concern it, and is multiplied by them (PWAM)."""
 
     def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
@@ -125,9 +90,9 @@ class PixelWordAttention(nn.Module):
         self.fused = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU())
 
     def forward(self, pixels: Tensor, words: Tensor, valid: Tensor) -> Tensor:
-        """Fuse ``pixels (B, C, h, w)`` with ``words (B, L, T)``, those that are ``valid (B, L)``.
+        """Fuse ``pixels (B, C, h, w)`` with those of ``words (B, L, T)`` that are ``valid (B, L)``.
 
-        A row without any valid word is treated as if all were, or its softmax would be of nothing.
+        A row without a valid word uses all of them, because a softmax over nothing is NaN.
         """
         height, width = pixels.shape[2:]
         valid = valid | ~valid.any(1, keepdim=True)
@@ -140,15 +105,7 @@ class PixelWordAttention(nn.Module):
 
 
 class LanguageGate(nn.Sequential):
-    """How much of the fused map enters the next stage, in (-1, 1) a channel and pixel.
-
-    Args:
-        width: channels C; maps ``(B, h, w, C)`` to the same shape.
-
-    Example:
-        >>> LanguageGate(4)(torch.zeros(1, 2, 2, 4)).shape
-        torch.Size([1, 2, 2, 4])
-    """
+    """How much of a fused map ``(B, h, w, C)`` enters the next stage: a factor in (-1, 1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(
@@ -160,22 +117,7 @@ class LanguageGate(nn.Sequential):
 
 
 class LanguageAwareSwin(nn.Module):
-    """A Swin transformer whose stages see the words.
-
-    Args:
-        swin: timm's, whose patch embedding and stages are taken; its head is not.
-        text_width: channels T of the words.
-
-    Attributes:
-        widths: channels of the stages' maps.
-
-    Example:
-        >>> swin = SwinTransformer(64, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
-        >>> backbone = LanguageAwareSwin(swin, text_width=6)
-        >>> maps = backbone(torch.zeros(1, 3, 64, 64), torch.zeros(1, 5, 6), torch.ones(1, 5) > 0)
-        >>> [tuple(map.shape) for map in maps]
-        [(1, 8, 16, 16), (1, 16, 8, 8)]
-    """
+    """The patch embedding and stages of timm's Swin, whose stages see the words."""
 
     def __init__(self, swin: SwinTransformer, text_width: int) -> None:
         super().__init__()
@@ -202,13 +144,7 @@ class LanguageAwareSwin(nn.Module):
 class LightDecoder(nn.Module):
     """Enlarge, join with the next shallower map, convolve twice; then two classes.
 
-    Args:
-        widths: channels of the maps, shallow to deep.
-
-    Example:
-        >>> decoder = LightDecoder([4, 8])
-        >>> decoder([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 4, 4)]).shape
-        torch.Size([1, 2, 8, 8])
+    ``widths`` are the channels of the maps, shallow to deep.
     """
 
     def __init__(self, widths: list[int]) -> None:
@@ -216,7 +152,10 @@ class LightDecoder(nn.Module):
         hidden = widths[-1] // 2
         above = [widths[-1], *[hidden] * (len(widths) - 2)]
         self.steps = nn.ModuleList(
-            nn.Sequential(*_convolution(deep + shallow, hidden), *_convolution(hidden, hidden))
+            nn.Sequential(
+                *convolution(deep + shallow, hidden, 3, "batch"),
+                *convolution(hidden, hidden, 3, "batch"),
+            )
             for deep, shallow in zip(above, reversed(widths[:-1]), strict=True)
         )
         self.classes = nn.Conv2d(hidden, 2, 1)
@@ -231,17 +170,13 @@ class LightDecoder(nn.Module):
         return logits
 
 
-def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
-
-
 class Lavt(nn.Module):
-    """Segment the object that a sentence names, by words fused inside the backbone.
+    """Segment the object that a sentence describes, by words fused inside the backbone.
 
     Attributes:
-        takes_attention_mask: whether ``forward`` takes an attention mask behind the tokens.
-        config: the :class:`LavtConfig` that it was built from.
+        config_class: the class of ``config``.
+        takes_attention_mask: whether ``forward`` takes an attention mask after the tokens.
+        config: the :class:`LavtConfig` it was built from.
         backbone: :class:`LanguageAwareSwin`.
         text_encoder: transformers' ``BertModel``, without its pooler.
         classifier: :class:`LightDecoder`.
@@ -254,6 +189,7 @@ class Lavt(nn.Module):
         torch.Size([1, 2, 64, 96])
     """
 
+    config_class: ClassVar[type[LavtConfig]] = LavtConfig
     takes_attention_mask: ClassVar[bool] = True
 
     def __init__(self, config: LavtConfig) -> None:
@@ -290,19 +226,19 @@ class Lavt(nn.Module):
             images: ``(B, 3, H, W)``, floating, normalised by ImageNet's mean and standard
                 deviation; H and W multiples of 32, 64 or more.
             tokens: BERT ids ``(B, L)`` int64.
-            attention_mask: ``(B, L)``, nonzero for the ids that are no padding.
+            attention_mask: ``(B, L)``, zero for padding.
 
         Returns:
-            Logits ``(B, 2, H, W)`` of background and foreground, at the size of the picture.
+            Logits ``(B, 2, H, W)`` of background and foreground, at the size of the image.
 
         Raises:
-            ValueError: a picture of another size.
+            ValueError: the image has another size.
         """
         height, width = images.shape[2:]
         if height % 32 or width % 32 or min(height, width) < 64:
             raise ValueError(
-                f"the image size {height}x{width} must be multiples of 32, 64 or more; resize or "
-                "pad the images"
+                f"the image size {height}x{width} must be multiples of 32 of at least 64; resize "
+                "or pad the images"
             )
         valid = attention_mask != 0
         words = self.text_encoder(tokens, attention_mask=valid).last_hidden_state
@@ -310,14 +246,14 @@ class Lavt(nn.Module):
         return F.interpolate(logits, (height, width), mode="bilinear")
 
     def load_towers(self, swin: str, bert: str) -> None:
-        """Take pretrained weights of the two towers; fusion and decoder stay as they are.
+        """Take pretrained weights for the two towers; fusion and decoder stay as they are.
 
         Args:
             swin: name of a Swin in timm.
             bert: name of a BERT on the Hugging Face Hub, or a folder.
 
         Raises:
-            ValueError: weights that are not in the cache and cannot be downloaded, or do not fit.
+            ValueError: the weights cannot be had, or do not fit.
         """
         try:
             vision = timm.create_model(
@@ -326,9 +262,9 @@ class Lavt(nn.Module):
             text = BertModel.from_pretrained(bert, add_pooling_layer=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"the weights of {swin!r} (timm) or {bert!r} (transformers) are neither in the "
-                f"cache nor to be downloaded; get them with `hf download timm/{swin}` and "
-                f"`hf download {bert}` where there is a network"
+                f"weights {swin!r} (timm) or {bert!r} (transformers) are not in the cache and "
+                f"could not be downloaded; run `hf download timm/{swin}` and `hf download {bert}` "
+                "on a machine with a network"
             ) from error
         try:
             self.backbone.patch_embed.load_state_dict(vision.patch_embed.state_dict())
@@ -336,5 +272,5 @@ class Lavt(nn.Module):
             self.text_encoder.load_state_dict(text.state_dict())
         except RuntimeError as error:
             raise ValueError(
-                f"the weights of {swin!r} and {bert!r} do not fit the sizes of this model: {error}"
+                f"weights {swin!r} and {bert!r} do not fit the sizes of this model: {error}"
             ) from error

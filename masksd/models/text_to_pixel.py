@@ -14,19 +14,7 @@ NORMS = ("batch", "group")
 
 
 def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Sequential:
-    """Build convolution, normalisation and ReLU; the size of the map stays.
-
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        kernel: odd side of the kernel.
-        norm: ``"batch"`` (batch normalisation) or ``"group"`` (group normalisation in at most 8
-            groups, which knows no batch and no running statistics).
-
-    Example:
-        >>> convolution(4, 16, 3, "group")(torch.zeros(1, 4, 5, 6)).shape
-        torch.Size([1, 16, 5, 6])
-    """
+    """Build convolution, normalisation and ReLU that keep the size of the map."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         normalization(outputs, norm),
@@ -35,12 +23,7 @@ def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Sequent
 
 
 def normalization(channels: int, norm: str) -> nn.Module:
-    """Build the normalisation layer that ``norm`` names (see :func:`convolution`).
-
-    Example:
-        >>> normalization(24, "group").num_groups
-        8
-    """
+    """Build batch normalisation, or group normalisation in at most 8 groups."""
     check_choice("norm", norm, NORMS)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
@@ -56,11 +39,6 @@ class TextToPixelHead(nn.Module):
         sentence: width P of the sentence vector.
         norm: ``"batch"`` or ``"group"``.
         prior: share of foreground that an untrained head predicts, in (0, 1).
-
-    Example:
-        >>> head = TextToPixelHead(inputs=8, hidden=4, sentence=6, norm="group", prior=0.1)
-        >>> head(torch.zeros(2, 8, 3, 5), torch.zeros(2, 6)).shape
-        torch.Size([2, 1, 12, 20])
     """
 
     def __init__(self, *, inputs: int, hidden: int, sentence: int, norm: str, prior: float) -> None:
@@ -72,7 +50,7 @@ class TextToPixelHead(nn.Module):
         self.enlarge4 = convolution(2 * hidden, hidden, 3, norm)
         self.project = nn.Conv2d(hidden, hidden, 1)
         self.kernel = nn.Linear(sentence, 9 * hidden + 1)  # nine taps a channel and the bias
-        # Logits of order one: the sum over 9 H products keeps the size of a single one.
+        # Logits of order one: the sum over 9 H products is as large as a single one.
         nn.init.normal_(self.kernel.weight, std=(sentence * 9 * hidden) ** -0.5)
         nn.init.zeros_(self.kernel.bias)
         nn.init.constant_(self.kernel.bias[-1:], math.log(prior / (1 - prior)))
@@ -85,10 +63,10 @@ class TextToPixelHead(nn.Module):
 
 
 def dynamic_convolution(features: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve every picture by its own 3x3 kernel, to one channel.
+    """Convolve every image by its own 3x3 kernel, to one channel.
 
     Each tap is a dot product at every pixel, then the nine maps are shifted and added. This equals
-    a convolution with one group a picture, but the batch may vary in a compiled graph.
+    a convolution with one group an image, but the batch may vary in a compiled graph.
 
     Args:
         features: ``(B, H, h, w)``.
@@ -96,11 +74,6 @@ def dynamic_convolution(features: Tensor, kernel: Tensor) -> Tensor:
 
     Returns:
         ``(B, 1, h, w)``.
-
-    Example:
-        >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
-        >>> dynamic_convolution(x, torch.tensor([[0, 0, 0, 0, 2.0, 0, 0, 0, 0, 1]])).tolist()
-        [[[[1.0, 3.0], [5.0, 7.0]]]]
     """
     height, width = features.shape[2:]
     weight, bias = kernel[:, :-1], kernel[:, -1]

@@ -1,0 +1,21 @@
+"""What every test process shares: one thread, no network, and a cache folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before torch is imported, and inherited by the processes that tests start: two pytest workers
+# with a thread a core each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests, and pytest's workers, out of the user's cache and out of each other's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKSD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
