@@ -18,19 +18,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bases
 from benchmarks.measure import FOLDER, commit
-from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
-from benchmarks.study.estimate import expected_seconds
-from benchmarks.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from benchmarks.study.names import base_hash
+from benchmarks.pages.paper_tables import TABLES
+from benchmarks.study import bases
+from benchmarks.study.figures import draw_best, draw_gain, draw_scatter, draw_sweeps
+from benchmarks.study.names import base_hash, towers_file, towers_name, with_towers
 from benchmarks.study.plan import COMPUTE, STEPS, Study
 from benchmarks.study.rows import Ledger
-from benchmarks.study.run import missing_runs, run_study
-from benchmarks.study.summary import summarise
-from benchmarks.study.tables import caption, paper_table, study_table
-from benchmarks.study.towers import towers_file, towers_name, with_towers
+from benchmarks.study.run import expected_seconds, missing_runs, run_study
+from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
+from benchmarks.study.summary import caption, paper_table, study_table, summarise
 from masksd.kit.devices import default_device, describe_machine
 
 SHAPES = {
@@ -84,10 +81,7 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
             draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
         if any(len(compared.intersection(sweep.values())) > 1 for sweep in SWEEPS.values()):
             draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
-    best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
-    drawn = {name for each in best for name in (each.variant, each.reference)}
-    shown = [name for name in found if name in drawn]
-    draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
+    draw_best(study, ledger, found, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
@@ -110,7 +104,7 @@ def main() -> int:
 
 def _do(args: argparse.Namespace) -> None:
     study = asked(args)
-    ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
+    ledger = Ledger(args.folder / "ablation.csv", args.folder)
     tables_path(study, args.folder)  # before anything is run
     if not args.tables:
         chosen = only(study, args.only) if args.only else study

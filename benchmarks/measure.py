@@ -14,7 +14,7 @@ import torch
 
 from masksd.kit.devices import describe_machine
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "results"
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def append(name: str, rows: list[dict[str, Any]]) -> None:
-    """Append rows to ``benchmarks/NAME.csv``, whose columns must be theirs."""
+    """Append rows to ``benchmarks/results/NAME.csv``, whose columns must be theirs."""
     path = FOLDER / f"{name}.csv"
     head = list(rows[0])
     lines = path.read_text().splitlines() if path.exists() else []

@@ -1,36 +1,39 @@
-"""What a study found: mean and spread over seeds, paired differences, verdicts in words."""
+"""What a study found: means and spreads over seeds, paired differences, tables in markdown."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from benchmarks.study.compute import matched_steps
-from benchmarks.study.names import config_hash
+from benchmarks.study.names import config_hash, towers_name
 from benchmarks.study.paired import SeedDifference, compare_seeds
-from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant
+from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, matched_steps
 from benchmarks.study.rows import SCORES, Ledger, Row, by_seed, choose
-from benchmarks.study.towers import towers_name
 from masksd.kit.scores.protocols import get_protocol
+
+PRINTED = ("Pr@0.5", "Pr@0.7", "Pr@0.9", "mIoU")
 
 
 @dataclass(frozen=True)
-class Found:
+class Summary:
     """What is known of one variant on one split.
 
     Attributes:
-        variant: name of the row.
-        reference: what it is compared with; None where it is a reference.
+        variant: its name.
+        reference: what it is compared with; None if it is a reference.
         seeds: that have been run.
         mean: score by column, in [0, 1].
         deviation: standard deviation over the seeds (n - 1); NaN for one seed.
-        cost: multiply-adds, as a multiple of the reference's at equal steps; 1 for a reference.
-        equal_steps: against the reference at equal steps, by column; empty where it is a reference
+        cost: multiply-adds, relative to the reference at equal steps.
+        equal_steps: differences to the reference at equal steps, by column; empty if there is none
             or fewer than two seeds have both.
-        equal_compute: against the longer reference.
-        longer: steps of that; 0 where there is none.
-        devices: that ran it, and what it is compared with.
+        equal_compute: the same for the longer reference.
+        longer: the steps of that one; 0 if there is none.
+        devices: that ran it and what it is compared with.
     """
 
     variant: str
@@ -45,19 +48,27 @@ class Found:
     devices: tuple[str, ...]
 
 
+class PaperRow(NamedTuple):
+    """A row of a published table: its cells, our variant, and ``PRINTED`` scores in per cent."""
+
+    cells: tuple[str, ...]
+    variant: str
+    scores: tuple[float, float, float, float]
+    section: str = ""
+
+
+class PaperTable(NamedTuple):
+    """A published table: number and title as printed, names of the cells before the scores."""
+
+    number: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[PaperRow, ...]
+    note: str = ""
+
+
 def study_rows(study: Study, ledger: Ledger, split: str) -> list[Row]:
-    """Return the rows of a study: of its variants as they are, of its seeds, on its base.
-
-    Rows of the same names that were run otherwise are left out.
-
-    Args:
-        study: with its towers pretrained or not yet.
-        ledger: with the rows.
-        split: that was scored.
-
-    Raises:
-        ValueError: rows of towers of several contents, and none of them at hand.
-    """
+    """Return the rows of a study: of its variants as they are now, its seeds and its base."""
     variants = {variant.name: variant for variant in study.variants}
     towers = towers_name(study)
     rows = [
@@ -72,7 +83,7 @@ def study_rows(study: Study, ledger: Ledger, split: str) -> list[Row]:
     if len(kinds) > 1:
         raise ValueError(
             f"study {study.name!r} has rows of the towers {', '.join(kinds)}: put the weights of "
-            "one where with_towers looks for them, or take the others' rows away"
+            "one where with_towers looks for them, or remove the rows of the others"
         )
     return rows
 
@@ -85,31 +96,16 @@ def _is_run(study: Study, variant: Variant, row: Row) -> bool:
 
 def summarise(
     study: Study, ledger: Ledger, split: str, *, resamples: int = 2000
-) -> dict[str, Found]:
-    """Summarise the rows of a study that are there.
-
-    Nothing is run and no weights are needed.
-
-    Args:
-        study: as in :func:`study_rows`, and its variants.
-        ledger: with the rows and samples.
-        split: as there.
-        resamples: of the bootstrap.
-
-    Returns:
-        By variant, in the study's order; those without a row are left out.
-
-    Raises:
-        ValueError: as there, or samples that are missing or changed.
-    """
+) -> dict[str, Summary]:
+    """Summarise the rows that are there, by variant; nothing is run and no weights are needed."""
     rows = study_rows(study, ledger, split)
-    found: dict[str, Found] = {}
+    found: dict[str, Summary] = {}
     for variant in study.variants:
         steps = variant.train.get("steps", study.base.steps)
         own = by_seed(choose(rows, variant=variant.name, budget=STEPS, steps=str(steps)))
         if not own:
             continue
-        reference = variant.reference or ""  # no row is called so
+        reference = variant.reference or ""  # no row has that name
         plain = by_seed(choose(rows, variant=reference, budget=STEPS, steps=str(steps)))
         cost, longer, longer_steps = 1.0, {}, 0
         if plain:
@@ -119,15 +115,14 @@ def summarise(
             longer_steps = matched_steps(steps, cost)
             longer = by_seed(choose(wanted, steps=str(longer_steps)))
         values = {name: [float(row[name]) for row in own.values()] for name in SCORES}
-        several = len(own) > 1
         involved = [*own.values(), *plain.values(), *longer.values()]
-        found[variant.name] = Found(
+        found[variant.name] = Summary(
             variant=variant.name,
             reference=variant.reference,
             seeds=tuple(sorted(own)),
             mean={name: statistics.fmean(each) for name, each in values.items()},
             deviation={
-                name: statistics.stdev(each) if several else float("nan")
+                name: statistics.stdev(each) if len(own) > 1 else math.nan
                 for name, each in values.items()
             },
             cost=cost,
@@ -142,19 +137,106 @@ def summarise(
 def _compare(
     ledger: Ledger, a: dict[int, Row], b: dict[int, Row], resamples: int
 ) -> dict[str, SeedDifference]:
-    """Compare over the seeds that both have; nothing where these are fewer than two."""
+    """Compare over the seeds that both have; empty for fewer than two."""
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         return {}
+    first, second = (f"{row['variant']}, {row['steps']} steps" for row in (a[seeds[0]], b[seeds[0]]))
     differences = compare_seeds(
         {seed: ledger.samples(a[seed]) for seed in seeds},
         {seed: ledger.samples(b[seed]) for seed in seeds},
         get_protocol("original"),
-        names=(_name(a[seeds[0]]), _name(b[seeds[0]])),
+        names=(first, second),
         resamples=resamples,
     )
     return {column: differences[name] for column, name in SCORES.items()}
 
 
-def _name(row: Row) -> str:
-    return f"{row['variant']}, {row['steps']} steps"
+def study_table(found: Mapping[str, Summary], scores: Sequence[str] = tuple(SCORES)) -> str:
+    """Lay out every variant: scores in per cent, mIoU gains at equal steps and compute, verdicts.
+
+    Example:
+        >>> scores = dict.fromkeys(SCORES, 0.5)
+        >>> one = Summary("host", None, (0,), scores, dict.fromkeys(SCORES, math.nan), 1.0, {}, {},
+        ...               0, ("CPU",))
+        >>> print(study_table({"host": one}).splitlines()[2][:34])
+        | host | 1 | 1.00 | 50.00 | 50.00
+    """
+    head = ["variant", "seeds", "cost", *scores]
+    head += ["against", "mIoU, equal steps", "verdict", "mIoU, equal compute", "verdict"]
+    lines = []
+    for each in found.values():
+        cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}"]
+        cells += [_spread(each.mean[name], each.deviation[name]) for name in scores]
+        cells.append(each.reference or "")
+        cells += _gain(each.equal_steps.get("mIoU"))
+        gain, verdict = _gain(each.equal_compute.get("mIoU"))
+        cells += [f"{gain}, {each.longer} steps" if gain else "", verdict]
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def paper_table(table: PaperTable, found: Mapping[str, Summary]) -> str:
+    """Lay out a published table with ours beside it: title, table, note."""
+    head = [*table.columns, *(f"{name}, paper" for name in PRINTED)]
+    head += [*(f"{name}, ours" for name in PRINTED), "mIoU against host", "verdict"]
+    base = next((row.scores[-1] for row in table.rows if row.variant == "host"), None)
+    lines = []
+    section = ""
+    for row in table.rows:
+        if row.section != section:
+            section = row.section
+            lines.append([f"*{section}*", *[""] * (len(head) - 1)])
+        printed = [f"{score:.2f}" for score in row.scores]
+        if base is not None and row.variant != "host":
+            printed[-1] += f" ({row.scores[-1] - base:+.2f})"
+        ours = found.get(row.variant)
+        if ours is None:
+            cells = [""] * (len(PRINTED) + 2)
+        else:
+            cells = [_spread(ours.mean[name], ours.deviation[name]) for name in PRINTED]
+            cells += _gain(ours.equal_steps.get("mIoU"))
+        lines.append([*row.cells, *printed, *cells])
+    title = f"Table {table.number}: {table.title}"
+    note = f"\n\n{table.note}" if table.note else ""
+    return f"{title}\n\n{markdown(head, lines)}{note}"
+
+
+def caption(study: Study, split: str, found: Mapping[str, Summary]) -> str:
+    """Say what a table was measured on."""
+    devices = sorted({device for each in found.values() for device in each.devices})
+    seeds = sorted({seed for each in found.values() for seed in each.seeds})
+    compared = [gain for each in found.values() for gain in (each.equal_steps, each.equal_compute)]
+    verdicts = sum(map(bool, compared))
+    luck = ""
+    if verdicts > 1:
+        luck = (
+            f" Without any effect about {verdicts / 20:.1f} of these {verdicts} verdicts would say "
+            "better or worse by luck."
+        )
+    shared = " All seeds start from the same pretrained towers." if study.towers else ""
+    return (
+        f"{study.base.model} on {study.data_name()}, {split}; {study.base.steps} steps of "
+        f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
+        f"{', '.join(devices) if found else 'not run yet'}.{shared} Per cent, "
+        "mean ± standard deviation over seeds; gains with 95 % intervals over seeds and pictures; "
+        f"cost in multiply-adds of a run, the reference's at equal steps being 1.{luck}"
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Lay out a table; ``right`` aligns all but the first column to the right."""
+    rule = ["---", *["---:" if right else "---"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rows))
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return f"{100 * mean:.2f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
+
+
+def _gain(found: SeedDifference | None) -> list[str]:
+    """Return two cells: the gain with its interval, and the verdict."""
+    if found is None:
+        return ["", ""]
+    interval = f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return [f"{100 * found.difference:+.2f} {interval}", found.verdict]
