@@ -1,4 +1,4 @@
-"""Write every table and figure of the pages from the committed rows: ``python -m benchmarks.pages``."""
+"""Write all tables and figures from the committed rows: ``python -m benchmarks.pages``."""
 
 from benchmarks.pages import evidence, figures, readme
 

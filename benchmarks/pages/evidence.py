@@ -1,9 +1,10 @@
-"""The tables and figures of ``benchmarks/evidence.md``, written from the rows of the studies."""
+"""The tables and figures of ``evidence.md`` and ``pages/screen.md``, from the studies' rows."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import (
     caption,
-    markdown,
+    markdown_table,
     paper_table,
     study_rows,
     study_table,
@@ -30,6 +31,7 @@ from benchmarks.study.summary import (
 )
 
 EVIDENCE = Path(__file__).parents[1] / "evidence.md"
+SCREEN_PAGE = Path(__file__).parent / "screen.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER)
 
 
@@ -52,19 +54,6 @@ class Published(NamedTuple):
 SCREEN = Published("screen")
 CONFIRM, CONFIRM_LAVT = Published("confirm"), Published("confirm", "lavt_tiny")
 BASELINE_600 = Published("baseline", pictures=600)
-STUDIES = (
-    Published("baseline"),
-    BASELINE_600,
-    Published("baseline", "lavt_tiny"),
-    Published("baseline", towers=0),
-    SCREEN,
-    Published("no-masking"),
-    Published("dropout"),
-    CONFIRM,
-    CONFIRM_LAVT,
-    Published("confirm", towers=0),
-    Published("cheaper", "lavt_tiny"),
-)
 
 
 def _brief(published: Published) -> str:
@@ -84,9 +73,9 @@ def paper() -> str:
 
 def towers() -> str:
     """How well the towers agree, with the loss on the nearest patch as well and without it."""
-    head = ["trained on", "right sentence of 64", "patches, own sentence", "another object's"]
+    head = ["trained on", "right expression of 64", "AUC, own expression", "AUC, another object's"]
     lines = []
-    for name, patches in (("picture and nearest patch", 1.0), ("picture, as CLIP", 0.0)):
+    for name, patches in (("image and nearest patch", 1.0), ("image, as CLIP", 0.0)):
         config = shapes_towers(shapes_run("clip_cris_tiny"), patches=patches)
         assert config is not None
         file = towers_file(config, LEDGER.results).with_suffix(".json")
@@ -94,7 +83,7 @@ def towers() -> str:
         if not lines:
             lines.append(["not trained", *_alignment(report["untrained"])])
         lines.append([name, *_alignment(report)])
-    return markdown(head, lines, right=True)
+    return markdown_table(head, lines)
 
 
 def _alignment(report: dict[str, Any]) -> list[str]:
@@ -118,7 +107,7 @@ def seeds_needed() -> str:
             row = (published.name, published.model, split, len(gains), f"{spread:.2f}", needed)
             lines.append([str(cell) for cell in row])
     head = ["study", "host", "split", "variants", "points", "seeds for ±0.5"]
-    return markdown(head, lines, right=True)
+    return markdown_table(head, lines)
 
 
 def _seed_gains(study: Study, split: str) -> list[list[float]]:
@@ -137,7 +126,7 @@ def _seed_gains(study: Study, split: str) -> list[list[float]]:
 
 def refcoco_hours() -> str:
     rows = newest(read("refcoco_hours"), "recipe", "variant", "tflops")
-    head = ["recipe", "variant", "items × epochs", "G a picture", "P a run", "hours"]
+    head = ["recipe", "variant", "items × epochs", "G per image", "P per run", "hours"]
     lines = [
         [
             f"`{row['recipe']}`",
@@ -150,22 +139,34 @@ def refcoco_hours() -> str:
         for row in rows
     ]
     return (
-        f"{markdown(head, lines, right=True)}\n\nMultiply-adds forward and backward, counted; "
+        f"{markdown_table(head, lines)}\n\nMultiply-adds forward and backward, counted; "
         f"hours at an assumed {float(rows[0]['tflops']):.0f} TFLOP/s."
     )
 
 
-TABLES = {
-    "towers": towers,
-    "seeds": seeds_needed,
-    **{str(published): partial(_brief, published) for published in STUDIES},
-    "paper": paper,
-    "refcoco_hours": refcoco_hours,
+def _briefs(*studies: Published) -> dict[str, Callable[[], str]]:
+    return {str(published): partial(_brief, published) for published in studies}
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    EVIDENCE: {
+        "towers": towers,
+        "seeds": seeds_needed,
+        "refcoco_hours": refcoco_hours,
+        **_briefs(CONFIRM, CONFIRM_LAVT),
+        **_briefs(Published("confirm", towers=0), Published("cheaper", "lavt_tiny")),
+    },
+    SCREEN_PAGE: {
+        "paper": paper,
+        **_briefs(SCREEN, Published("no-masking"), Published("dropout")),
+        **_briefs(Published("baseline"), Published("baseline", "lavt_tiny")),
+        **_briefs(Published("baseline", towers=0), BASELINE_600),
+    },
 }
 
 
 def draw() -> None:
-    """Draw the figures that the page shows."""
+    """Draw the figures that the pages show."""
     for published, split in ((CONFIRM, "testA"), (CONFIRM_LAVT, "testA"), (SCREEN, "val")):
         found = summarise(published.study(), LEDGER, split)
         draw_gain(found, FIGURES / f"{published.name}-{published.model}-{split}-gain.png")
@@ -178,4 +179,5 @@ def draw() -> None:
 
 def write() -> None:
     draw()
-    EVIDENCE.write_text(render(EVIDENCE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
+    for page, tables in PAGES.items():
+        page.write_text(render(page.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.pages.readme import newest, read
+from benchmarks.pages.readme import masking_rows, newest, read
 
 FIGURES = Path(__file__).parents[1] / "figures"
 ORDER = ("host", "naive", "two-pass", "masksd")
@@ -57,10 +57,7 @@ def _bars(axis: Axes, names: list[str], values: list[float], label: str) -> None
 
 def masking() -> None:
     """Milliseconds against the number of tokens, a panel an operation."""
-    rows = newest(read("masking"), "operation", "provider", "batch", "tokens", "width", "dtype")
-    rows = [
-        row for row in rows if (row["batch"], row["width"], row["dtype"]) == ("32", "768", "fp32")
-    ]
+    rows = masking_rows()
     figure, axes = plt.subplots(1, len(OPERATIONS), figsize=(11, 3.2), layout="constrained")
     for axis, operation in zip(axes, OPERATIONS, strict=True):
         of_operation = [row for row in rows if row["operation"] == operation]
@@ -82,7 +79,6 @@ def masking() -> None:
     figure.suptitle(f"batch 32, width 768, fp32, {rows[0]['device']}", fontsize=9)
     figure.savefig(FIGURES / "masking.png", dpi=110)
     plt.close(figure)
-
 
 
 def draw_all() -> None:

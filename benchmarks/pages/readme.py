@@ -6,15 +6,12 @@ import csv
 import re
 import statistics
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import FOLDER
-from benchmarks.study.summary import markdown as left_markdown
+from benchmarks.study.summary import markdown_table
 
 README = Path(__file__).parents[1] / "README.md"
-
-markdown = partial(left_markdown, right=True)
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -28,7 +25,6 @@ def newest(rows: list[dict[str, str]], *names: str) -> list[dict[str, str]]:
 
 
 def step_cost() -> str:
-    """The newest rows of each model and size."""
     groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
     for row in read("step_cost"):
         key = row["model"], row["image_size"], row["tokens"]
@@ -36,7 +32,7 @@ def step_cost() -> str:
     tables = []
     for (model, size, tokens), rows in groups.items():
         share = float(rows["host"]["d"])
-        table = markdown(
+        table = markdown_table(
             ["provider", "forward, G", "× host", "forward and backward, G", "× host"],
             [
                 [
@@ -50,7 +46,7 @@ def step_cost() -> str:
             ],
         )
         tables.append(
-            f"`{model}`, {size} px, {tokens} tokens, a picture; d = {share:.3f}, "
+            f"`{model}`, {size} px, {tokens} tokens, per image; d = {share:.3f}, "
             f"2 + d = {2 + share:.3f}, torch {rows['host']['torch']}:\n\n{table}"
         )
     return "\n\n".join(tables)
@@ -73,7 +69,7 @@ def train_step() -> str:
             for row in rows
         ]
         first = rows[0]
-        head = ["provider", "s a step", "× host", "× naive", "kept × host's", "peak, MB"]
+        head = ["provider", "s per step", "× host", "× naive", "kept × host's", "peak, MB"]
         share = ""
         if first["d"]:
             d, kept = float(first["d"]), float(first["d_kept"])
@@ -81,13 +77,21 @@ def train_step() -> str:
         tables.append(
             f"`{model}`, {first['image_size']} px, batch {first['batch']}, {first['tokens']} "
             f"tokens, {first['precision']}{share}; {first['rounds']} rounds on {device}, torch "
-            f"{first['torch']}:\n\n{markdown(head, lines)}"
+            f"{first['torch']}:\n\n{markdown_table(head, lines)}"
         )
     return "\n\n".join(tables)
 
 
-def masking() -> str:
+def masking_rows() -> list[dict[str, str]]:
+    """The sizes that the page shows."""
     rows = newest(read("masking"), "operation", "provider", "batch", "tokens", "width", "dtype")
+    return [
+        row for row in rows if (row["batch"], row["width"], row["dtype"]) == ("32", "768", "fp32")
+    ]
+
+
+def masking() -> str:
+    rows = masking_rows()
     lines = [
         [
             row["operation"],
@@ -100,7 +104,7 @@ def masking() -> str:
         for row in sorted(rows, key=lambda row: row["operation"] != "select")
     ]
     head = ["operation", "size", "provider", "ms", "× eager", "× where", "of copying's speed"]
-    return f"{markdown(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
+    return f"{markdown_table(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
 
 
 def _share(part: str, whole: str) -> str:
@@ -120,7 +124,7 @@ def joined_decode() -> str:
         if row["provider"] == "joined"
     ]
     head = ["model", "batch", "s, joined", "× two calls"]
-    return f"{markdown(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
+    return f"{markdown_table(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
 
 
 def default_run() -> str:
@@ -142,8 +146,8 @@ def default_run() -> str:
     seconds = [float(row["seconds"]) for row in own]
     first = own[0]
     return (
-        markdown(["sentence", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"], table)
-        + f"\n\nSeeds {', '.join(seeds)}; {first['steps']} steps; whole run, with generating and "
+        markdown_table(["sentence", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"], table)
+        + f"\n\nSeeds {', '.join(seeds)}; {first['steps']} steps; a whole run, with generating and "
         f"drawing: {min(seconds):.0f} to {max(seconds):.0f} s, median "
         f"{statistics.median(seconds):.0f} s, on {first['device']}, torch {first['torch']}."
     )
@@ -158,8 +162,8 @@ def index_cost() -> str:
         lines.append(
             [row["step"], f"{float(row['seconds']):.3f}", f"{peak:.0f}", f"{peak - base:.0f}"]
         )
-    head = ["step", "seconds", "memory at its peak, MB", "of it beyond the imports"]
-    table = markdown(head, lines)
+    head = ["step", "seconds", "peak memory, MB", "without the imports"]
+    table = markdown_table(head, lines)
     last = rows[-1]
     return (
         f"{table}\n\n{int(last['refs']):,} refs, {int(last['sentences']):,} sentences; sources "
@@ -180,24 +184,24 @@ def loading() -> str:
         ]
         for row in rows
     ]
-    head = ["step", "ms a picture", "pictures/s", "pictures/s a core", "of it waiting for data"]
+    head = ["step", "ms per image", "images/s", "images/s per core", "waiting for data"]
     first = rows[0]
     return (
-        f"{markdown(head, lines)}\n\nAt {first['image_size']} px (training: the small model's own "
-        f"size, on {rows[-1]['device']}), on {first['device']}, torch {first['torch']}, Pillow "
-        f"{first['pillow']}, python {first['python']}."
+        f"{markdown_table(head, lines)}\n\nAt {first['image_size']} px (training: the small "
+        f"model's own size, on {rows[-1]['device']}), on {first['device']}, torch "
+        f"{first['torch']}, Pillow {first['pillow']}, python {first['python']}."
     )
 
 
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->`` of each table."""
+    """Replace the text between ``<!-- NAME -->`` and ``<!-- end -->`` for each table."""
     for name, table in tables.items():
         body = f"<!-- {name} -->\n{table()}\n<!-- end -->"
         text, blocks = re.subn(
             rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=body: b, text, flags=re.DOTALL
         )
         if blocks != 1:
-            raise ValueError(f"the text has {blocks} blocks <!-- {name} -->, not one")
+            raise ValueError(f"the text must have one block <!-- {name} -->, found {blocks}")
     return text
 
 

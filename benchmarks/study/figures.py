@@ -1,4 +1,4 @@
-"""Figures of a study: gain against cost, learning curves, sweeps. All return the path they write."""
+"""Figures of a study: gain against cost, learning curves, sweeps; each returns its path."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def draw_scatter(found: Mapping[str, Summary], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def draw_best(
-    study: Study, ledger: Ledger, found: Mapping[str, Summary], path: str | Path
-) -> Path:
+def draw_best(study: Study, ledger: Ledger, found: Mapping[str, Summary], path: str | Path) -> Path:
     """Draw the learning curves of the five best variants and their references."""
     best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
     drawn = {name for each in best for name in (each.variant, each.reference)}
@@ -135,13 +133,9 @@ def _learning(axes: Any, ledger: Ledger, rows: Sequence[Row], colour: str) -> No
     at = work * np.array([point["step"] for point in curves[0]]) / 1e12
     scores = 100 * np.array([[point["mIoU"] for point in curve] for curve in curves])
     label = f"{first['variant']}, {first['steps']} steps"
-    axes.plot(
-        at, scores.mean(0), "-" if at_steps else "--", color=colour, label=label, marker="."
-    )
+    axes.plot(at, scores.mean(0), "-" if at_steps else "--", color=colour, label=label, marker=".")
     if len(scores) > 1 and at_steps:
-        axes.fill_between(
-            at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0
-        )
+        axes.fill_between(at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def draw_sweeps(

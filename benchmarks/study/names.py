@@ -1,4 +1,4 @@
-"""Names that outlive changes of the code: hashes of runs and towers, and the defaults they refer to.
+"""Names that outlive changes of the code: hashes of runs and towers, and recorded defaults.
 
 A name leaves out what equals the default *as it was when the first rows were recorded*, in
 ``defaults.json``. So a default that changes later changes neither the name nor the meaning of a
@@ -73,7 +73,9 @@ def base_hash(study: Study) -> str:
         False
     """
     distill = dataclasses.replace(study.base.distill, seed=0)
-    return _digest(study, _differing_train(dataclasses.replace(study.base, seed=0, distill=distill)), 8)
+    return _digest(
+        study, _differing_train(dataclasses.replace(study.base, seed=0, distill=distill)), 8
+    )
 
 
 def with_towers(study: Study, results: Path) -> Study:

@@ -1,4 +1,4 @@
-"""What runs leave: a CSV of rows, and an archive a study with the samples and curves behind them."""
+"""What runs leave: a CSV of rows, and per study an archive of their samples and curves."""
 
 from __future__ import annotations
 

@@ -16,6 +16,10 @@ from benchmarks.study.rows import SCORES, Ledger, Row, by_seed, choose
 from masksd.kit.scores.protocols import get_protocol
 
 PRINTED = ("Pr@0.5", "Pr@0.7", "Pr@0.9", "mIoU")
+LEGEND = (
+    "Scores are per cent, mean ± standard deviation over seeds; gains have 95 % intervals over "
+    "seeds and images; cost is a run's multiply-adds, relative to the reference at equal steps."
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,9 @@ def _compare(
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         return {}
-    first, second = (f"{row['variant']}, {row['steps']} steps" for row in (a[seeds[0]], b[seeds[0]]))
+    first, second = (
+        f"{row['variant']}, {row['steps']} steps" for row in (a[seeds[0]], b[seeds[0]])
+    )
     differences = compare_seeds(
         {seed: ledger.samples(a[seed]) for seed in seeds},
         {seed: ledger.samples(b[seed]) for seed in seeds},
@@ -162,18 +168,19 @@ def study_table(found: Mapping[str, Summary], scores: Sequence[str] = tuple(SCOR
         >>> print(study_table({"host": one}).splitlines()[2][:34])
         | host | 1 | 1.00 | 50.00 | 50.00
     """
-    head = ["variant", "seeds", "cost", *scores]
-    head += ["against", "mIoU, equal steps", "verdict", "mIoU, equal compute", "verdict"]
+    longer = any(each.longer for each in found.values())
+    head = ["variant", "seeds", "cost", *scores, "against", "mIoU, equal steps", "verdict"]
+    head += ["mIoU, equal compute", "verdict"] if longer else []
     lines = []
     for each in found.values():
         cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}"]
         cells += [_spread(each.mean[name], each.deviation[name]) for name in scores]
-        cells.append(each.reference or "")
-        cells += _gain(each.equal_steps.get("mIoU"))
-        gain, verdict = _gain(each.equal_compute.get("mIoU"))
-        cells += [f"{gain}, {each.longer} steps" if gain else "", verdict]
+        cells += [each.reference or "", *_gain(each.equal_steps.get("mIoU"))]
+        if longer:
+            gain, verdict = _gain(each.equal_compute.get("mIoU"))
+            cells += [f"{gain}, {each.longer} steps" if gain else "", verdict]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def paper_table(table: PaperTable, found: Mapping[str, Summary]) -> str:
@@ -199,35 +206,30 @@ def paper_table(table: PaperTable, found: Mapping[str, Summary]) -> str:
         lines.append([*row.cells, *printed, *cells])
     title = f"Table {table.number}: {table.title}"
     note = f"\n\n{table.note}" if table.note else ""
-    return f"{title}\n\n{markdown(head, lines)}{note}"
+    return f"{title}\n\n{markdown_table(head, lines)}{note}"
 
 
 def caption(study: Study, split: str, found: Mapping[str, Summary]) -> str:
     """Say what a table was measured on."""
     devices = sorted({device for each in found.values() for device in each.devices})
     seeds = sorted({seed for each in found.values() for seed in each.seeds})
+    run = f"{study.base.steps} steps of {study.base.batch_size}"
+    parts = [f"{study.base.model} on {study.data_name()}, {split}", run]
+    parts += [f"seeds {', '.join(map(str, seeds))}", *devices] if found else ["not run yet"]
+    parts += ["the same pretrained towers for all"] if study.towers else []
     compared = [gain for each in found.values() for gain in (each.equal_steps, each.equal_compute)]
     verdicts = sum(map(bool, compared))
-    luck = ""
-    if verdicts > 1:
-        luck = (
-            f" Without any effect about {verdicts / 20:.1f} of these {verdicts} verdicts would say "
-            "better or worse by luck."
-        )
-    shared = " All seeds start from the same pretrained towers." if study.towers else ""
-    return (
-        f"{study.base.model} on {study.data_name()}, {split}; {study.base.steps} steps of "
-        f"{study.base.batch_size}; seeds {', '.join(map(str, seeds)) or 'none'}; "
-        f"{', '.join(devices) if found else 'not run yet'}.{shared} Per cent, "
-        "mean ± standard deviation over seeds; gains with 95 % intervals over seeds and pictures; "
-        f"cost in multiply-adds of a run, the reference's at equal steps being 1.{luck}"
+    luck = (
+        f" By luck alone about {verdicts / 20:.1f} of the {verdicts} verdicts would be better or "
+        "worse."
     )
+    return f"{'; '.join(parts)}.{luck if verdicts > 1 else ''}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = False) -> str:
-    """Lay out a table; ``right`` aligns all but the first column to the right."""
-    rule = ["---", *["---:" if right else "---"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rows))
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of cells as a markdown table, the first column to the left, others right."""
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def _spread(mean: float, deviation: float) -> str:
