@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import FOLDER, commit
-from benchmarks.pages.paper_tables import TABLES
+from benchmarks.pages.paper_tables import TABLES, paper_table
 from benchmarks.study import bases
 from benchmarks.study.figures import draw_best, draw_gain, draw_scatter, draw_sweeps
 from benchmarks.study.names import base_hash, towers_file, towers_name, with_towers
@@ -28,7 +28,7 @@ from benchmarks.study.plan import COMPUTE, STEPS, Study
 from benchmarks.study.rows import Ledger
 from benchmarks.study.run import expected_seconds, missing_runs, run_study
 from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
-from benchmarks.study.summary import LEGEND, caption, paper_table, study_table, summarise
+from benchmarks.study.summary import LEGEND, caption, study_table, summarise
 from masksd.kit.devices import default_device, describe_machine
 
 SHAPES = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import importlib
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from benchmarks import ablation
-from benchmarks.pages.paper_tables import TABLES
+from benchmarks.pages.paper_tables import TABLES, paper_table
 from benchmarks.study import names
 from benchmarks.study.bases import recipe_run, shapes_run, shapes_towers
 from benchmarks.study.figures import draw_sweeps
@@ -42,7 +44,7 @@ from benchmarks.study.plan import (
 from benchmarks.study.rows import COLUMNS, Ledger, Row
 from benchmarks.study.run import expected_seconds, missing_runs, run_study
 from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only
-from benchmarks.study.summary import paper_table, study_table, summarise
+from benchmarks.study.summary import study_table, summarise
 from masksd.config import DistillConfig
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
@@ -552,8 +554,10 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
     with pytest.raises(DataError, match=r"seed \d: remove .* and run the study again: "):
         summarise(study, lone, "val")
     (tmp_path / "small.npz").write_bytes(whole[:middle])
-    with pytest.raises(DataError, match=r"small.npz is damaged; remove it and run its study again"):
+    with pytest.raises(DataError, match=r"seed \d: remove .* and run the study again: "):
         summarise(study, lone, "val")
+    with pytest.raises(DataError, match=r"small.npz is damaged; remove it and run its study again"):
+        missing_runs(study, lone)
     (tmp_path / "cut.csv").write_text(ledger.path.read_text()[:-40])
     with pytest.raises(DataError, match="line 7 does not have"):
         Ledger(tmp_path / "cut.csv", tmp_path).rows()
@@ -736,6 +740,14 @@ def test_sweeps_of_two_values_are_drawn(study: Study, ledger: Ledger, tmp_path: 
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no two values of a sweep"):
         draw_sweeps(found, {"one": {0.5: "a", 1.0: "c"}}, path)
+
+
+@pytest.mark.parametrize("name", ["", "paired", "plan", "rows"])
+def test_examples_give_what_they_say(name: str) -> None:
+    module = importlib.import_module(f"benchmarks.study.{name}".rstrip("."))
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_curves_and_configs_are_kept(study: Study, ledger: Ledger) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.measure import FOLDER
 from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.paper_tables import TABLES as PAPER_TABLES
+from benchmarks.pages.paper_tables import paper_table
 from benchmarks.pages.readme import newest, read, render
 from benchmarks.study.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.study.figures import draw_best, draw_gain
@@ -24,7 +25,6 @@ from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import (
     caption,
     markdown_table,
-    paper_table,
     study_rows,
     study_table,
     summarise,

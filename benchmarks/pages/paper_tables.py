@@ -1,11 +1,33 @@
-"""Tables II to VII of CM-MaskSD (arXiv 2305.11481) as printed, row by row with our variant's name.
-
-RefCOCO val, CLIP ViT-B, 480 px. Every figure is one run.
-"""
+"""Tables II to VII of CM-MaskSD (arXiv 2305.11481) as printed, and ours beside them."""
 
 from __future__ import annotations
 
-from benchmarks.study.summary import PaperRow, PaperTable
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from benchmarks.study.summary import Summary, gain_cells, markdown_table, spread_cell
+
+PRINTED = ("Pr@0.5", "Pr@0.7", "Pr@0.9", "mIoU")
+
+
+class PaperRow(NamedTuple):
+    """A row of a published table: its cells, our variant, and ``PRINTED`` scores in per cent."""
+
+    cells: tuple[str, ...]
+    variant: str
+    scores: tuple[float, float, float, float]
+    section: str = ""
+
+
+class PaperTable(NamedTuple):
+    """A published table: number and title as printed, names of the cells before the scores."""
+
+    number: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[PaperRow, ...]
+    note: str = ""
+
 
 YES, NO = "✓", "-"
 _HOST = (82.73, 70.82, 17.99, 70.45)
@@ -119,3 +141,29 @@ TABLES = (
         ),
     ),
 )
+
+
+def paper_table(table: PaperTable, found: Mapping[str, Summary]) -> str:
+    """Lay out a published table with ours beside it: title, table, note."""
+    head = [*table.columns, *(f"{name}, paper" for name in PRINTED)]
+    head += [*(f"{name}, ours" for name in PRINTED), "mIoU against host", "verdict"]
+    base = next((row.scores[-1] for row in table.rows if row.variant == "host"), None)
+    lines = []
+    section = ""
+    for row in table.rows:
+        if row.section != section:
+            section = row.section
+            lines.append([f"*{section}*", *[""] * (len(head) - 1)])
+        printed = [f"{score:.2f}" for score in row.scores]
+        if base is not None and row.variant != "host":
+            printed[-1] += f" ({row.scores[-1] - base:+.2f})"
+        ours = found.get(row.variant)
+        if ours is None:
+            cells = [""] * (len(PRINTED) + 2)
+        else:
+            cells = [spread_cell(ours.mean[name], ours.deviation[name]) for name in PRINTED]
+            cells += gain_cells(ours.equal_steps.get("mIoU"))
+        lines.append([*row.cells, *printed, *cells])
+    title = f"Table {table.number}: {table.title}"
+    note = f"\n\n{table.note}" if table.note else ""
+    return f"{title}\n\n{markdown_table(head, lines)}{note}"

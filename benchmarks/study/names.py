@@ -30,12 +30,7 @@ _SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")
 
 
 def recorded_train(**changes: Any) -> TrainConfig:
-    """Return a training run with the recorded defaults; ``data`` and ``distill`` take mappings.
-
-    Example:
-        >>> recorded_train(lr=0.1, data={"level": "medium"}).data.level
-        'medium'
-    """
+    """Return a training run with the recorded defaults; ``data`` and ``distill`` take mappings."""
     fields = _changed(RECORDED["train"], changes)
     distill = DistillConfig.from_json(json.dumps(fields["distill"]))
     return TrainConfig(**_built(fields, distill=distill))
@@ -51,27 +46,12 @@ def config_hash(study: Study, config: TrainConfig, towers: str) -> str:
     """Name a run by all that its scores depend on: its config, its towers, what it is scored on.
 
     The name depends on where data lies (nobody compares contents), but not on the machine.
-
-    Example:
-        >>> from benchmarks.study.plan import host
-        >>> study = Study("two", recorded_train(), (host(),))
-        >>> one, two = recorded_train(progress=False), recorded_train(lr=0.1)
-        >>> names = [config_hash(study, each, "scratch") for each in (study.base, one, two)]
-        >>> names[0] == names[1] != names[2]
-        True
     """
     return _digest(study, {**_differing_train(config), "towers": towers}, 16)
 
 
 def base_hash(study: Study) -> str:
-    """Name what all runs of a study share, except seed and towers; rows show it to readers.
-
-    Example:
-        >>> from benchmarks.study.plan import host
-        >>> one, two = (Study("one", recorded_train(lr=lr), (host(),)) for lr in (0.1, 0.2))
-        >>> base_hash(one) == base_hash(two)
-        False
-    """
+    """Name what all runs of a study share, except seed and towers; rows show it to readers."""
     distill = dataclasses.replace(study.base.distill, seed=0)
     return _digest(
         study, _differing_train(dataclasses.replace(study.base, seed=0, distill=distill)), 8
@@ -99,12 +79,7 @@ def with_towers(study: Study, results: Path) -> Study:
 
 
 def towers_file(towers: PretrainConfig, results: Path) -> Path:
-    """Return where the weights of towers are kept.
-
-    Example:
-        >>> towers_file(recorded_towers(), Path("results")).name.startswith("towers-")
-        True
-    """
+    """Return where the weights of towers are kept."""
     now, recorded = _json(PretrainConfig()), RECORDED["pretrain"]
     added = {**_without(now, recorded), "data": _without(now["data"], recorded["data"])}
     fields = _differing(_json(towers), added)  # all recorded fields, added ones where they differ
@@ -117,11 +92,6 @@ def towers_name(study: Study) -> str:
     """Return what a study's rows say of its towers, or how that starts while there are no weights.
 
     The name ends with a hash of the weights: another machine may pretrain others.
-
-    Example:
-        >>> from benchmarks.study.plan import host
-        >>> towers_name(Study("one", recorded_train(), (host(),)))
-        'scratch'
     """
     own = study.base.encoder_weights
     if own is not None:

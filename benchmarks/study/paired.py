@@ -70,18 +70,7 @@ def compare_seeds(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, SeedDifference]:
-    """Compare two variants by score, paired by seed and image; inputs are samples by seed.
-
-    Example:
-        >>> from masksd.kit.scores.protocols import get_protocol
-        >>> row = {"sent_id": 1, "intersection": 1, "union": 4, "predicted_area": 2,
-        ...        "truth_area": 3, "iou": 0.25}
-        >>> one = [{**row, "image_id": n, "ref_id": n} for n in range(9)]
-        >>> two = [{**each, "intersection": 2, "union": 3, "iou": 2 / 3} for each in one]
-        >>> found = compare_seeds({0: one, 1: one}, {0: two, 1: two}, get_protocol("original"))
-        >>> found["mIoU"].verdict, round(found["mIoU"].difference, 3)
-        ('better', 0.417)
-    """
+    """Compare two variants by score, paired by seed and image; inputs are samples by seed."""
     if resamples < 100:
         raise ValueError(f"resamples must be at least 100, got {resamples}")
     seeds = sorted(a)
@@ -133,12 +122,7 @@ def _standard_error(gains: Floats, drawn: Floats) -> float:
 
 
 def student_t(freedom: int) -> float:
-    """Return the 97.5 % point of Student's t, by bisection.
-
-    Example:
-        >>> [round(student_t(freedom), 3) for freedom in (1, 2, 4, 30)]
-        [12.706, 4.303, 2.776, 2.042]
-    """
+    """Return the 97.5 % point of Student's t, by bisection."""
     if freedom < 1:
         raise ValueError(f"freedom must be at least 1, got {freedom}")
     low, high = 0.0, math.pi / 2

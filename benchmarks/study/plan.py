@@ -58,12 +58,7 @@ class Variant:
                 )
 
     def config(self, base: TrainConfig, seed: int) -> TrainConfig:
-        """Return the run of a seed, which keys weights, data order, dropout and masks.
-
-        Example:
-            >>> Variant("half", {"image": {"ratio": 0.5}}).config(TrainConfig(), 3).distill.seed
-            3
-        """
+        """Return the run of a seed, which keys weights, data order, dropout and masks."""
         fields = dataclasses.asdict(base.distill)
         for name, value in self.distill.items():
             inside = name in _NO_BRANCHES and value is not None
@@ -97,11 +92,6 @@ class Study:
         towers: pretrained once, for all runs; None starts from scratch.
         budgets: ``"steps"`` compares at the base's steps; ``"compute"`` also trains references for
             longer, up to the multiply-adds of each variant.
-
-    Example:
-        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0, 1))
-        >>> [variant.name for variant in study.variants]
-        ['host', 'both']
     """
 
     name: str
@@ -192,13 +182,7 @@ class PlannedRun:
 
 
 def plan_runs(study: Study) -> list[PlannedRun]:
-    """List the runs of a study, seed by seed, so that an interruption leaves whole seeds.
-
-    Example:
-        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0,))
-        >>> [(run.variant, run.budget, run.config.steps) for run in plan_runs(study)]
-        [('host', 'steps', 1000), ('both', 'steps', 1000), ('host', 'compute', 2560)]
-    """
+    """List the runs of a study, seed by seed, so that an interruption leaves whole seeds."""
     runs: dict[tuple[str, str, int, int], PlannedRun] = {}
     named = {variant.name: variant for variant in study.variants}
     for seed in study.seeds:

@@ -131,8 +131,8 @@ class Ledger:
     def samples(self, row: Row) -> list[dict[str, Any]]:
         """Return the samples behind a row, as :mod:`masksd.kit.scores.compare` takes them."""
         with self._reading(row) as archive:
-            items = archive[_run(archive, row)["items"][row["split"]]]
-            planes = archive[f"{row['config_hash']}/{row['split']}.npy"]
+            items = _array(archive, _run(archive, row)["items"][row["split"]])
+            planes = _array(archive, f"{row['config_hash']}/{row['split']}.npy")
             answers = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[..., 0]
         ref, sent, image, truth = items.tolist()
         inter, predicted = answers.astype(np.int64).tolist()
@@ -167,20 +167,19 @@ class Ledger:
         return sorted(self.results.glob("*.npz"))
 
     @contextlib.contextmanager
-    def _reading(self, row: Row) -> Iterator[Any]:
+    def _reading(self, row: Row) -> Iterator[zipfile.ZipFile]:
         """Open the archive that holds a row's run, usually its own study's."""
         what = f"samples of {row['variant']!r}, seed {row['seed']}"
-        run = f"{row['config_hash']}/run.json"
         own = self.results / f"{row['study']}.npz"
-        paths = sorted(self._archives(), key=lambda path: path != own)
-        path = next((path for path in paths if run in _names(path)), None)
-        if path is None:
-            raise DataError(f"{what} are missing from {self.results}; run the study again")
-        try:
-            with np.load(path) as archive:
-                yield archive
-        except Exception as error:  # damaged archives fail in many ways
-            raise DataError(f"{what}: remove {path} and run the study again: {error}") from None
+        for path in sorted(self._archives(), key=lambda path: path != own):
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    if f"{row['config_hash']}/run.json" in archive.namelist():
+                        yield archive
+                        return
+            except Exception as error:  # damaged archives fail in many ways
+                raise DataError(f"{what}: remove {path} and run the study again: {error}") from None
+        raise DataError(f"{what} are missing from {self.results}; run the study again")
 
 
 def choose(rows: Iterable[Row], **wanted: str) -> list[Row]:
@@ -222,8 +221,13 @@ def _check_derived(rows: Samples) -> None:
             )
 
 
-def _run(archive: Any, row: Row) -> Any:
-    return json.loads(archive[f"{row['config_hash']}/run.json"])
+def _run(archive: zipfile.ZipFile, row: Row) -> Any:
+    return json.loads(archive.read(f"{row['config_hash']}/run.json"))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    found: NDArray[Any] = np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+    return found
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -7,15 +7,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from benchmarks.study.names import config_hash, towers_name
 from benchmarks.study.paired import SeedDifference, compare_seeds
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, matched_steps
-from benchmarks.study.rows import SCORES, Ledger, Row, by_seed, choose
+from benchmarks.study.rows import SCORES, Ledger, Row, Samples, by_seed, choose
 from masksd.kit.scores.protocols import get_protocol
 
-PRINTED = ("Pr@0.5", "Pr@0.7", "Pr@0.9", "mIoU")
 LEGEND = (
     "Scores are per cent, mean ± standard deviation over seeds; gains have 95 % intervals over "
     "seeds and images; cost is a run's multiply-adds, relative to the reference at equal steps."
@@ -52,25 +50,6 @@ class Summary:
     devices: tuple[str, ...]
 
 
-class PaperRow(NamedTuple):
-    """A row of a published table: its cells, our variant, and ``PRINTED`` scores in per cent."""
-
-    cells: tuple[str, ...]
-    variant: str
-    scores: tuple[float, float, float, float]
-    section: str = ""
-
-
-class PaperTable(NamedTuple):
-    """A published table: number and title as printed, names of the cells before the scores."""
-
-    number: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[PaperRow, ...]
-    note: str = ""
-
-
 def study_rows(study: Study, ledger: Ledger, split: str) -> list[Row]:
     """Return the rows of a study: of its variants as they are now, its seeds and its base."""
     variants = {variant.name: variant for variant in study.variants}
@@ -103,6 +82,7 @@ def summarise(
 ) -> dict[str, Summary]:
     """Summarise the rows that are there, by variant; nothing is run and no weights are needed."""
     rows = study_rows(study, ledger, split)
+    references: dict[str, Samples] = {}  # read once, by config hash
     found: dict[str, Summary] = {}
     for variant in study.variants:
         steps = variant.train.get("steps", study.base.steps)
@@ -130,8 +110,8 @@ def summarise(
                 for name, each in values.items()
             },
             cost=cost,
-            equal_steps=_compare(ledger, plain, own, resamples),
-            equal_compute=_compare(ledger, longer, own, resamples),
+            equal_steps=_compare(ledger, plain, own, references, resamples),
+            equal_compute=_compare(ledger, longer, own, references, resamples),
             longer=longer_steps if longer else 0,
             devices=tuple(sorted({row["device"] for row in involved})),
         )
@@ -139,17 +119,24 @@ def summarise(
 
 
 def _compare(
-    ledger: Ledger, a: dict[int, Row], b: dict[int, Row], resamples: int
+    ledger: Ledger,
+    a: dict[int, Row],
+    b: dict[int, Row],
+    references: dict[str, Samples],
+    resamples: int,
 ) -> dict[str, SeedDifference]:
-    """Compare over the seeds that both have; empty for fewer than two."""
+    """Compare with the reference ``a`` over the seeds of both; empty for fewer than two."""
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < 2:
         return {}
+    for row in (a[seed] for seed in seeds):
+        if row["config_hash"] not in references:
+            references[row["config_hash"]] = ledger.samples(row)
     first, second = (
         f"{row['variant']}, {row['steps']} steps" for row in (a[seeds[0]], b[seeds[0]])
     )
     differences = compare_seeds(
-        {seed: ledger.samples(a[seed]) for seed in seeds},
+        {seed: references[a[seed]["config_hash"]] for seed in seeds},
         {seed: ledger.samples(b[seed]) for seed in seeds},
         get_protocol("original"),
         names=(first, second),
@@ -159,54 +146,20 @@ def _compare(
 
 
 def study_table(found: Mapping[str, Summary], scores: Sequence[str] = tuple(SCORES)) -> str:
-    """Lay out every variant: scores in per cent, mIoU gains at equal steps and compute, verdicts.
-
-    Example:
-        >>> scores = dict.fromkeys(SCORES, 0.5)
-        >>> one = Summary("host", None, (0,), scores, dict.fromkeys(SCORES, math.nan), 1.0, {}, {},
-        ...               0, ("CPU",))
-        >>> print(study_table({"host": one}).splitlines()[2][:34])
-        | host | 1 | 1.00 | 50.00 | 50.00
-    """
+    """Lay out every variant: scores in per cent, mIoU gains at equal steps and compute."""
     longer = any(each.longer for each in found.values())
     head = ["variant", "seeds", "cost", *scores, "against", "mIoU, equal steps", "verdict"]
     head += ["mIoU, equal compute", "verdict"] if longer else []
     lines = []
     for each in found.values():
         cells = [each.variant, str(len(each.seeds)), f"{each.cost:.2f}"]
-        cells += [_spread(each.mean[name], each.deviation[name]) for name in scores]
-        cells += [each.reference or "", *_gain(each.equal_steps.get("mIoU"))]
+        cells += [spread_cell(each.mean[name], each.deviation[name]) for name in scores]
+        cells += [each.reference or "", *gain_cells(each.equal_steps.get("mIoU"))]
         if longer:
-            gain, verdict = _gain(each.equal_compute.get("mIoU"))
+            gain, verdict = gain_cells(each.equal_compute.get("mIoU"))
             cells += [f"{gain}, {each.longer} steps" if gain else "", verdict]
         lines.append(cells)
     return markdown_table(head, lines)
-
-
-def paper_table(table: PaperTable, found: Mapping[str, Summary]) -> str:
-    """Lay out a published table with ours beside it: title, table, note."""
-    head = [*table.columns, *(f"{name}, paper" for name in PRINTED)]
-    head += [*(f"{name}, ours" for name in PRINTED), "mIoU against host", "verdict"]
-    base = next((row.scores[-1] for row in table.rows if row.variant == "host"), None)
-    lines = []
-    section = ""
-    for row in table.rows:
-        if row.section != section:
-            section = row.section
-            lines.append([f"*{section}*", *[""] * (len(head) - 1)])
-        printed = [f"{score:.2f}" for score in row.scores]
-        if base is not None and row.variant != "host":
-            printed[-1] += f" ({row.scores[-1] - base:+.2f})"
-        ours = found.get(row.variant)
-        if ours is None:
-            cells = [""] * (len(PRINTED) + 2)
-        else:
-            cells = [_spread(ours.mean[name], ours.deviation[name]) for name in PRINTED]
-            cells += _gain(ours.equal_steps.get("mIoU"))
-        lines.append([*row.cells, *printed, *cells])
-    title = f"Table {table.number}: {table.title}"
-    note = f"\n\n{table.note}" if table.note else ""
-    return f"{title}\n\n{markdown_table(head, lines)}{note}"
 
 
 def caption(study: Study, split: str, found: Mapping[str, Summary]) -> str:
@@ -232,11 +185,12 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
-def _spread(mean: float, deviation: float) -> str:
+def spread_cell(mean: float, deviation: float) -> str:
+    """Return a mean in per cent, with its deviation if there is one."""
     return f"{100 * mean:.2f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.2f}")
 
 
-def _gain(found: SeedDifference | None) -> list[str]:
+def gain_cells(found: SeedDifference | None) -> list[str]:
     """Return two cells: the gain with its interval, and the verdict."""
     if found is None:
         return ["", ""]
