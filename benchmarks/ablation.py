@@ -3,11 +3,12 @@
     python -m benchmarks.ablation screen [--jobs 2] [--dry-run]
     python -m benchmarks.ablation screen --tables
 
-The first prints what it will take before it starts, and goes on where it was interrupted; the
-second writes tables and figures from the rows there are. Without options it is what is
-committed; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make it larger. The studies are
-in ``benchmarks/studies.py``: baseline, screen, no-masking, confirm, cheaper, dropout. A run is a
-row of ``benchmarks/ablation.csv`` for each split; its samples are in ``benchmarks/results``.
+The first says what it will take, runs what is missing and continues where it was interrupted; the
+second writes tables and figures from the rows there are. The studies are in
+``benchmarks/study/studies.py``: baseline, screen, no-masking, confirm, cheaper, dropout. Without
+options they are the committed ones; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make
+them larger. A run adds a row per split to ``benchmarks/results/ablation.csv`` and its samples to
+``benchmarks/results/STUDY.npz``; both are safe to commit at any time.
 """
 
 from __future__ import annotations
@@ -18,19 +19,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bases
 from benchmarks.measure import FOLDER, commit
-from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
-from benchmarks.study.estimate import expected_seconds
-from benchmarks.study.figures import draw_gain, draw_learning, draw_scatter, draw_sweeps
-from benchmarks.study.names import base_hash
+from benchmarks.pages.paper_tables import TABLES, paper_table
+from benchmarks.study import bases
+from benchmarks.study.figures import draw_best, draw_gain, draw_scatter, draw_sweeps
+from benchmarks.study.names import base_hash, towers_file, towers_name, with_towers
 from benchmarks.study.plan import COMPUTE, STEPS, Study
 from benchmarks.study.rows import Ledger
-from benchmarks.study.run import missing_runs, run_study
-from benchmarks.study.summary import summarise
-from benchmarks.study.tables import caption, paper_table, study_table
-from benchmarks.study.towers import towers_file, towers_name, with_towers
+from benchmarks.study.run import expected_seconds, missing_runs, run_study
+from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
+from benchmarks.study.summary import LEGEND, caption, study_table, summarise
 from masksd.kit.devices import default_device, describe_machine
 
 SHAPES = {
@@ -43,19 +41,19 @@ SHAPES = {
     "tower_pictures": None,
     "patches": 1.0,
 }
-"""Options of a run on shapes, which a recipe does not take, with what they are by default."""
+"""Options of runs on shapes, with their defaults; a recipe does not take them."""
 
 
 def tables_path(study: Study, folder: Path) -> Path:
-    """Say where the tables of a study go; what is there of one on another base is not replaced."""
+    """Return where a study's tables go; refuse to replace those of a study on another base."""
     length = f"{study.base.steps}x{study.base.batch_size}"
     towers = "-".join(towers_name(study).split("-")[:2])  # how they were made, not which
     parts = ("ablation", study.name, study.base.model, study.data_name(), length, towers)
     path = folder / f"{'-'.join(parts)}.md"
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_head(study, path)):
         raise ValueError(
-            f"{path} is of a study on another base (other fields of its runs, or other --samples); "
-            "choose another --folder"
+            f"{path} is of a study on another base (its runs or --samples differ); choose another "
+            "--folder"
         )
     return path
 
@@ -65,15 +63,15 @@ def _head(study: Study, path: Path) -> str:
 
 
 def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
-    """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH-TOWERS.md`` and its figures from the rows."""
+    """Write ``ablation-STUDY-HOST-DATA-STEPSxBATCH-TOWERS.md`` and its figures."""
     path = tables_path(study, folder)
-    parts = [_head(study, path)]
+    parts = [_head(study, path), LEGEND]
     for split in study.splits:
         found = summarise(study, ledger, split)
         if not found:
             raise ValueError(
                 f"{ledger.path} has no rows of study {study.name!r} on base {base_hash(study)}, "
-                f"{split}; run it first, or choose its --folder and options"
+                f"{split}; run it first, or give its --folder and options"
             )
         parts += [f"## {split}", caption(study, split, found), study_table(found)]
         if study.name == "screen":
@@ -84,16 +82,13 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
             draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
         if any(len(compared.intersection(sweep.values())) > 1 for sweep in SWEEPS.values()):
             draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
-    best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
-    drawn = {name for each in best for name in (each.variant, each.reference)}
-    shown = [name for name in found if name in drawn]
-    draw_learning(study, ledger, shown, folder / f"{path.stem}-learning.png")
+    draw_best(study, ledger, found, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
 def main() -> int:
-    """Run the command; return its exit code, 2 after an error of the user."""
+    """Run the command; return its exit code, 2 for a user's error."""
     args = arguments()
     try:
         _do(args)
@@ -103,14 +98,14 @@ def main() -> int:
         print(f"ablation: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ablation: stopped; the same command goes on after the last row", file=sys.stderr)
+        print("ablation: stopped; the same command continues after the last row", file=sys.stderr)
         return 130
     return 0
 
 
 def _do(args: argparse.Namespace) -> None:
     study = asked(args)
-    ledger = Ledger(args.folder / "ablation.csv", args.folder / "results")
+    ledger = Ledger(args.folder / "ablation.csv", args.folder)
     tables_path(study, args.folder)  # before anything is run
     if not args.tables:
         chosen = only(study, args.only) if args.only else study
@@ -120,42 +115,42 @@ def _do(args: argparse.Namespace) -> None:
 
 
 def _with_own_towers(study: Study, ledger: Ledger) -> Study:
-    """Return the study with its towers where these are there already."""
+    """Return the study with its towers, if they have been pretrained already."""
     there = study.towers is not None and towers_file(study.towers, ledger.results).is_file()
     return with_towers(study, ledger.results) if there else study
 
 
 def arguments() -> argparse.Namespace:
-    """Read the options, and refuse those that would not be looked at."""
+    """Read the options, and refuse those that would have no effect."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("study", choices=VARIANTS)
     for name, of in (
         ("model", "host"),
         ("level", "of shapes: easy, medium, hard"),
-        ("pictures", "for training"),
+        ("pictures", "images for training"),
         ("steps", "of a run"),
-        ("batch", "pictures a step"),
+        ("batch", "images per step"),
         ("towers", "steps of pretraining; 0: from scratch"),
-        ("tower-pictures", "for pretraining; all of the level"),
-        ("patches", "weight of the loss on the nearest patch; 0 pretrains as CLIP did"),
+        ("tower-pictures", "images for pretraining; default: all of the level"),
+        ("patches", "weight of the nearest-patch loss of the towers; 0 pretrains like CLIP"),
     ):
         default = SHAPES[name.replace("-", "_")]
         kind = int if default is None else type(default)
         shown = "" if default is None else f" (default {default})"
         add(f"--{name}", type=kind, help=f"{of}{shown}")
-    add("--recipe", help="a preset of masksd train in place of all these")
-    add("--data-root", type=Path, help="of the recipe's data")
-    add("--images", type=Path, help="of the recipe's data; default: DATA_ROOT/images")
+    add("--recipe", help="a preset of masksd train instead of these options")
+    add("--data-root", type=Path, help="folder of the recipe's data")
+    add("--images", type=Path, help="folder of its images; default: DATA_ROOT/images")
     add("--seeds", type=int, nargs="+")
-    add("--samples", type=int, default=0, help="scored of each split; 0: all")
-    add("--steps-only", action="store_true", help="no longer runs of the host")
-    add("--only", nargs="+", default=[], help="run these variants and their references")
-    add("--jobs", type=int, default=1, help="runs at a time; one command writes to a folder")
+    add("--samples", type=int, default=0, help="expressions scored per split; 0: all")
+    add("--steps-only", action="store_true", help="skip the longer runs of the host")
+    add("--only", nargs="+", default=[], help="run only these variants and their references")
+    add("--jobs", type=int, default=1, help="runs at a time, all of one command")
     add("--folder", type=Path, default=FOLDER, help="of rows, samples and tables")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="say what it takes, and stop")
-    mode.add_argument("--tables", action="store_true", help="run nothing; write the tables")
+    mode.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
+    mode.add_argument("--tables", action="store_true", help="write the tables, run nothing")
     args = parser.parse_args()
     given = [name for name in SHAPES if getattr(args, name) is not None]
     if (args.recipe is None) != (args.data_root is None):
@@ -163,7 +158,7 @@ def arguments() -> argparse.Namespace:
     if args.recipe is None and args.images is not None:
         parser.error("--images goes with --recipe")
     if args.recipe is not None and given:
-        parser.error(f"--recipe says what {', '.join(given)} would; leave these out")
+        parser.error(f"--recipe sets {', '.join(given)}; leave these out")
     for name in set(SHAPES) - set(given):
         setattr(args, name, SHAPES[name])
     loose = {"tower_pictures", "patches"}.intersection(given)
@@ -180,7 +175,7 @@ def arguments() -> argparse.Namespace:
 
 
 def asked(args: argparse.Namespace) -> Study:
-    """Build the study that the options ask for; say what of it a reader may not expect."""
+    """Build the study that the options describe; print what may surprise the reader."""
     fields = {
         "seeds": tuple(args.seeds) if args.seeds else None,
         "samples": args.samples,
@@ -189,21 +184,21 @@ def asked(args: argparse.Namespace) -> Study:
     if args.recipe is None:
         study = shapes_study(args.study, **{name: getattr(args, name) for name in SHAPES}, **fields)
         if args.study != "baseline" and args.model not in bases.HOSTS:
-            print(f"{args.model} has not been tuned: see HOSTS in benchmarks/bases.py")
+            print(f"{args.model} has not been tuned: see HOSTS in benchmarks/study/bases.py")
     else:
         base = bases.recipe_run(args.recipe, args.data_root, args.images)
         study = get_study(args.study, base, **fields)
     names = {variant.name for variant in study.variants}
     left_out = [each.name for each in VARIANTS[args.study]() if each.name not in names]
     if left_out:
-        print(f"left out, as {study.base.model} has not the parts for it: {', '.join(left_out)}")
+        print(f"left out, {study.base.model} does not support: {', '.join(left_out)}")
     if len(study.seeds) == 1:
-        print("one seed gives no interval and no verdict; these take two")
+        print("one seed gives no interval and no verdict; use two or more")
     return study
 
 
 def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
-    """Say what it will take, and do it unless this is a dry run."""
+    """Say what the missing runs will take, and do them unless this is a dry run."""
     if study.towers is not None and study.base.encoder_weights is None:
         print(f"first the towers are pretrained, {study.towers.steps} steps")
         if not dry:
@@ -217,7 +212,7 @@ def run(study: Study, ledger: Ledger, jobs: int, *, dry: bool) -> None:
     except (ValueError, OSError) as error:
         if not dry:
             raise
-        print(f"how long that is here is not known: {error}")
+        print(f"the time cannot be estimated: {error}")
     if not dry:
         here = {**describe_machine(default_device()), "commit": commit()}
         run_study(study, ledger, here, partial(print, flush=True), jobs)

@@ -1,10 +1,10 @@
-"""Run ``masksd train`` as it stands, and keep its scores: ``benchmarks/default_run.csv``.
+"""Run ``masksd train`` without options and keep its scores in ``results/default_run.csv``.
 
     python -m benchmarks.default_run [--seeds 0 1 2]
 
-Every row is one whole run in a folder that is removed afterwards, data generation included. The row
-"another object's sentence" is the same model, given the sentence of another object of the picture;
-the closer it is to the first, the less the words matter.
+Each seed is a whole run, including data generation, in a folder that is removed afterwards.
+"another object's sentence" scores the same model with the sentence of another object of the image:
+the closer to the first row, the less words matter.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the index of a data set of RefCOCO's size costs: time, memory, bytes.
+"""Measure what an index of RefCOCO's size costs: time, memory, bytes.
 
     python -m benchmarks.index_cost [--refs 50000]
 
-The data set is made up (keyed numbers; no pictures but empty files): as many refs, sentences,
-pictures and annotations as RefCOCO, many objects of several polygons, some of run lengths. Every
-step runs in a process of its own; time counts from after the imports, memory is the peak of the
-whole process with them. Rows are appended to ``benchmarks/index_cost.csv``.
+The data set is made up (keyed numbers, empty image files): as many refs, sentences, images and
+annotations as RefCOCO, many objects with several polygons and some with run lengths. Each step runs
+in its own process. Time is counted after the imports; memory is the peak of the whole process.
+Rows are appended to ``benchmarks/results/index_cost.csv``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ layout = find_files(root, "refcoco", "unc")
 start = time.perf_counter()
 {step}
 seconds = time.perf_counter() - start
-# not getrusage's: that one remembers the process before exec
+# not getrusage's, which remembers the process before exec
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
 print(json.dumps([seconds, int(peak) / 1024]))
 """
@@ -63,7 +63,7 @@ def make_up(root: Path, refs: int) -> None:
         records.append({"id": number, "file_name": name, "width": 640, "height": 480})
     objects = []
     for number in range(annotations):
-        if number % 50 == 49:  # a share of 2 %
+        if number % 50 == 49:  # 2 %
             counts = draw.integers(1, 500, size=200)
             runs = [*counts.tolist(), 640 * 480 - int(counts.sum())]
             segmentation: object = {"size": [480, 640], "counts": runs}

@@ -1,8 +1,9 @@
-"""Time neck and decoder of two branches: two calls, or one of twice the batch.
+"""Time neck and decoder of two branches: two calls, or one with twice the batch.
 
     python -m benchmarks.joined_decode [--model clip_cris_tiny] [--batch 2 16] [--repeats 15]
 
-Forward and backward, features as leaves. Rows are appended to ``benchmarks/joined_decode.csv``.
+Forward and backward, features as leaves. Rows are appended to
+``benchmarks/results/joined_decode.csv``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Branches:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="clip_cris_tiny")
-    parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="pictures")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="images")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()

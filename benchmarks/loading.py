@@ -1,13 +1,13 @@
-"""How fast pictures, masks and words are read and prepared, and whether training waits for them.
+"""Measure how fast images, masks and words are loaded, and whether training waits for them.
 
     python -m benchmarks.loading [--image-size 480] [--train-steps 60]
 
-The data are made up (keyed numbers): JPEG pictures of 640 x 480 and quality 90 with the spectrum of
-photographs (1 / f), objects of 40 points, two refs a picture. Every item is prepared anew
-(``cache=False``), as 8-bit pixels: normalising is the device's work. The last rows are the default
-``masksd train``, with its cache of decoded pictures and without: how long a step waits for its
-batch. Before anything is timed, an item is compared with Pillow's own reading and resizing. Rows
-are appended to ``benchmarks/loading.csv``. The figures want a quiet machine.
+The data are made up (keyed numbers): JPEG images of 640 x 480 and quality 90 with the spectrum of
+photographs (1 / f), two refs per image, outlines of 40 points. Every item is prepared anew
+(``cache=False``) as 8-bit pixels, since the device normalises. The last rows are the default
+``masksd train`` with and without its cache of decoded images: how long a step waits for its batch.
+First an item is compared with Pillow's own reading and resizing. Rows are appended to
+``benchmarks/results/loading.csv``. Use a quiet machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SENTENCES = ["the red circle on the left", "large blue square", "the small one a
 
 
 def photograph(draw: np.random.Generator) -> Image.Image:
-    """Noise whose amplitude falls with the frequency, as in pictures of natural scenes."""
+    """Noise whose amplitude falls with the frequency, as in natural scenes."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1
     channels = []
@@ -57,7 +57,7 @@ def photograph(draw: np.random.Generator) -> Image.Image:
 
 
 def outline(draw: np.random.Generator) -> list[float]:
-    """A wavy closed line of 40 points around some place of the picture."""
+    """A wavy closed line of 40 points somewhere in the image."""
     x, y = draw.uniform(0.3, 0.7, 2) * (WIDTH, HEIGHT)
     points = []
     for angle in np.linspace(0, 2 * math.pi, 40, endpoint=False):
@@ -90,18 +90,18 @@ def make_up(root: Path) -> None:
 
 
 def check(data: ReferDataset, root: Path, size: int) -> None:
-    """Compare an item with what Pillow and a direct look at the outline say."""
+    """Compare an item with Pillow and with the area of its outline."""
     item = data[0]
     with Image.open(root / "images" / "000.jpg") as picture:
         plain = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     if not np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.asarray(plain)):
-        raise SystemExit("the picture of an item is not what Pillow makes of the file")
+        raise SystemExit("the image of an item differs from what Pillow reads")
     if not 0.02 < item["target"].float().mean() < 0.5:
         raise SystemExit("the mask of an item does not have the area of its outline")
 
 
 def seconds_each(run: Callable[[int], object], count: int) -> float:
-    """Time ``run(0) ... run(count - 1)`` several times; the median round, for one of them."""
+    """Time rounds of ``run(0) ... run(count - 1)``; return the median per call."""
     run(0)
     rounds = []
     for _ in range(ROUNDS):
@@ -113,7 +113,7 @@ def seconds_each(run: Callable[[int], object], count: int) -> float:
 
 
 def steps(data: ReferDataset, root: Path, size: int) -> dict[str, float]:
-    """Seconds a picture, one row a part of the work."""
+    """Seconds per image for each part of the work."""
     paths = [root / "images" / f"{number:03d}.jpg" for number in range(PICTURES)]
     pictures = [read_picture(path) for path in paths]
     instances = json.loads((root / "photographs" / "instances.json").read_text())
@@ -140,7 +140,7 @@ def steps(data: ReferDataset, root: Path, size: int) -> dict[str, float]:
 
 
 def loader_seconds(data: ReferDataset, workers: int, epochs: int = 12) -> float:
-    """Seconds a picture of a data loader, the start of its workers included."""
+    """Seconds per image of a data loader, including the start of its workers."""
     order = [index for _ in range(epochs) for index in range(len(data))]
     loader: DataLoader[Any] = DataLoader(data, BATCH, sampler=order, num_workers=workers)
     start = time.perf_counter()
@@ -149,7 +149,7 @@ def loader_seconds(data: ReferDataset, workers: int, epochs: int = 12) -> float:
 
 
 def waiting(cache: bool, train_steps: int, root: Path) -> tuple[float, float]:
-    """Train as ``masksd train`` does: seconds a picture, and the share that waits for batches."""
+    """Train as ``masksd train`` does: seconds per image, and the share waiting for batches."""
     waited, taken = [0.0], [0.0]
 
     class Watched(trainer.Run):
@@ -178,7 +178,7 @@ def waiting(cache: bool, train_steps: int, root: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image-size", type=int, default=480, help="pixels")
-    parser.add_argument("--train-steps", type=int, default=60, help="0 leaves training out")
+    parser.add_argument("--train-steps", type=int, default=60, help="0 skips training")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     rows: list[dict[str, object]] = []
@@ -199,8 +199,8 @@ def main() -> None:
                 "device": f"{platform.machine()} CPU, {cores} of its cores",
             }
         )
-        shown = "" if share is None else f", {share:.2%} of it waiting for data"
-        print(f"{step:<28}{1000 * seconds:>9.3f} ms{1 / seconds:>9.1f} pictures/s{shown}")
+        shown = "" if share is None else f", {share:.2%} waiting for data"
+        print(f"{step:<28}{1000 * seconds:>9.3f} ms{1 / seconds:>9.1f} images/s{shown}")
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

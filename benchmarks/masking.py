@@ -1,12 +1,12 @@
-"""Time the masking kernels: selection and the embedding pass, against what people write.
+"""Time the masking kernels, selection and embedding pass, against what people usually write.
 
     python -m benchmarks.masking [--batch 32] [--tokens 196 900] [--width 768] [--repeats 15]
 
 Providers: ``reference`` (loops, small sizes only), ``eager`` (two argsorts, gather, assignment by
 index), ``fused`` (ours), ``compiled`` (ours through torch.compile), ``where`` (one ``torch.where``
-with a mask that is there: the least that a pass over the embeddings can be). Rounds are paired.
-Each size is checked first: every provider masks the right number of the right tokens, and ours
-equals the reference. Rows are appended to ``benchmarks/masking.csv``.
+with a mask at hand, the least that a pass over the embeddings can cost). Rounds are paired. For
+each size the script first checks that every provider masks the right number of the right tokens,
+and that ours equals the reference. Rows are appended to ``benchmarks/results/masking.csv``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from masksd.masking import apply_mask, keyed_noise, select_tokens
 
 TOP_K, RATIO = 0.5, 0.25
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REFERENCE_UP_TO = 64 * 196  # tokens in all; loops
+REFERENCE_UP_TO = 64 * 196  # tokens in all, since it loops
 
 
 def eager_select(scores: Tensor) -> Tensor:
-    """What people write: sort, cut, shuffle, cut, assign."""
+    """What people usually write: sort, cut, shuffle, cut, assign."""
     batch, length = scores.shape
     kept = math.ceil(TOP_K * length)
     masked = max(1, math.floor(RATIO * kept + 0.5))
@@ -44,7 +44,7 @@ def eager_select(scores: Tensor) -> Tensor:
 
 
 def fused_select(scores: Tensor, step: Tensor) -> Tensor:
-    """Ours, with the noise that it draws."""
+    """Ours, including its noise."""
     noise = keyed_noise(*scores.shape, seed=0, step=step, device=scores.device)
     return select_tokens(scores, TOP_K, RATIO, noise=noise)
 
@@ -60,7 +60,7 @@ def where(embeddings: Tensor, mask: Tensor, token: Tensor) -> Tensor:
 
 
 def check(scores: Tensor, embeddings: Tensor, token: Tensor, step: Tensor) -> None:
-    """Raise unless all providers do the same."""
+    """Raise unless all providers agree."""
     noise = keyed_noise(*scores.shape, seed=0, step=step, device=scores.device)
     mask = fused_select(scores, step)
     if scores.numel() <= REFERENCE_UP_TO:
@@ -126,7 +126,7 @@ def operations(
 
 
 def bandwidth(size: int, device: str) -> float:
-    """GB/s of copying as many bytes, read and write counted."""
+    """GB/s of copying as many bytes, counting reads and writes."""
     source = torch.zeros(size // 4, device=device)
     target = torch.empty_like(source)
     seconds = paired({"copy": lambda: target.copy_(source)}, 15, device)["copy"]
@@ -186,8 +186,8 @@ def main() -> None:
         append("masking", rows)
 
 
-# Freed memory stays with the process: new pages take longer than the kernels, and which provider
-# gets them would be chance.
+# Freed memory stays with the process: new pages take longer than the kernels, and would hit
+# providers at random.
 HELD = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import torch
 
 from masksd.kit.devices import describe_machine
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "results"
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """Device and versions, as every row has them."""
+    """The device and versions that every row has."""
     found = describe_machine(torch.device(device))
     if device == "cpu":
         found["device"] += f", {torch.get_num_threads()} threads"
@@ -26,7 +26,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with a plus where files differ; empty outside one."""
+    """Return the checkout's commit, with a plus if files differ from it; empty without one."""
     command = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty=+", "--abbrev=10"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def append(name: str, rows: list[dict[str, Any]]) -> None:
-    """Append rows to ``benchmarks/NAME.csv``, whose columns must be theirs."""
+    """Append rows to ``benchmarks/results/NAME.csv``, which must have the same columns."""
     path = FOLDER / f"{name}.csv"
     head = list(rows[0])
     lines = path.read_text().splitlines() if path.exists() else []
@@ -55,12 +55,9 @@ def paired(
     device: str = "cpu",
     progress: str | None = None,
 ) -> dict[str, list[float]]:
-    """Time providers in turns, so that what slows the machine slows all of them.
+    """Time providers in turns, so that what slows the machine slows all; return seconds by round.
 
-    Each runs twice before that: the first call may compile or allocate.
-
-    Returns:
-        Seconds of each round, by provider.
+    Each runs twice before that, as first calls may compile or allocate.
     """
     from tqdm import tqdm
 
@@ -85,5 +82,5 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 
 
 def median_ratio(of: Iterable[float], to: Iterable[float]) -> float:
-    """The median of the ratios of the rounds: what drifts over the run cancels in each."""
+    """The median over rounds of their ratios, in which drift cancels."""
     return statistics.median(a / b for a, b in zip(of, to, strict=True))

@@ -1,15 +1,20 @@
 """Count what a training step costs, in multiply-adds: the host, three naive passes, and masksd.
 
     python -m benchmarks.step_cost [--model clip_cris_vit_b16] [--image-size 480] [--tokens 17]
+    python -m benchmarks.step_cost --recipes [--tflops 100]
 
-Nothing is computed: all tensors are on the meta device, where operations only have shapes. The step
-of masksd should cost 2 + d host steps, where d is the share of neck and decoder (with its head) in
-the host. Rows are appended to ``benchmarks/step_cost.csv``.
+Nothing is computed: all tensors are on the meta device, which knows shapes only. A step of masksd
+should cost 2 + d host steps, where d is the share of neck, decoder and head in the host.
+
+``--recipes`` counts whole runs on RefCOCO instead, and their hours at an assumed speed: 100 TFLOP/s
+are a third of an A100's bf16 peak. Rows are appended to ``step_cost.csv`` or
+``refcoco_hours.csv`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -18,13 +23,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import append, environment
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, segmentation_loss
+from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.recipes import get_recipe
+from masksd.kit.training.budget import measure_budget
 from masksd.models import create_model
+
+RECIPES = ("paper-ablation-vit-b", "paper-refcoco-vit-b", "cris-r50", "lavt-swin-b")
+BRANCHES = {"host": DistillConfig(image=None, text=None), "cm-masksd": DistillConfig()}
 
 
 def giga_multiply_adds(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / 2e9  # the counter takes a multiply-add for two
+    return counter.get_total_flops() / 2e9  # the counter counts a multiply-add as two
 
 
 def count(name: str, image_size: int, tokens: int, batch: int) -> list[dict[str, object]]:
@@ -86,13 +97,46 @@ def count(name: str, image_size: int, tokens: int, batch: int) -> list[dict[str,
         return rows
 
 
+def count_recipe(recipe: str, tflops: float) -> list[dict[str, object]]:
+    config = get_recipe(recipe)
+    train = PUBLISHED["refcoco", "unc"]["train"]
+    items = train.sentences if config.train_items == "sentences" else train.refs
+    found = []
+    for name, distill in BRANCHES.items():
+        step = measure_budget(dataclasses.replace(config, distill=distill, batch_size=2)).step
+        work = step * items * (config.epochs or 0)
+        found.append(
+            {
+                "recipe": recipe,
+                "variant": name,
+                "items": items,
+                "epochs": config.epochs,
+                "step_gmac": round(step / 1e9, 2),
+                "run_pmac": round(work / 1e15, 1),
+                "tflops": tflops,
+                "hours": round(2 * work / (tflops * 1e12) / 3600, 1),
+                **environment(),
+            }
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="clip_cris_vit_b16")
     parser.add_argument("--image-size", type=int, default=480, help="pixels")
     parser.add_argument("--tokens", type=int, default=17)
-    parser.add_argument("--batch", type=int, default=1, help="pictures")
+    parser.add_argument("--batch", type=int, default=1, help="images")
+    parser.add_argument("--recipes", action="store_true", help="count runs on RefCOCO instead")
+    parser.add_argument("--tflops", type=float, default=100.0, help="that a device sustains")
     args = parser.parse_args()
+    if args.recipes:
+        for recipe in RECIPES:
+            rows = count_recipe(recipe, args.tflops)
+            append("refcoco_hours", rows)
+            for row in rows:
+                print(f"{recipe}, {row['variant']}: {row['run_pmac']} P, {row['hours']} hours")
+        return
     rows = count(args.model, args.image_size, args.tokens, args.batch)
     share = rows[0]["d"]
     print(

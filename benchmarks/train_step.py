@@ -7,15 +7,14 @@ Providers, paired in rounds:
 - ``host``: the model and its segmentation loss;
 - ``naive``: CM-MaskSD as three full passes, the same masks and losses as ``masksd``;
 - ``two-pass``: a plain pass and its backward, then one pass with both masks and its backward;
-- ``masksd``: ours, and its cheaper or smaller ways, ``low_memory``, ``joint``, ``every 2`` (the
+- ``masksd``: ours, and its cheaper or smaller variants ``low_memory``, ``joint``, ``every 2`` (the
   mean of two steps), ``half batch``, ``layer N`` (the middle of the image tower).
 
-Before anything is timed, the naive passes and low memory of a triple are checked against ``masksd``
-(the same loss and gradients), and two passes against one graph of both (the same loss). ``kept``
-are the bytes that autograd keeps, each storage once, at their peak; with ``--rss``, ``peak`` is
-what a process of its own that takes two steps needs, everything included (on a GPU: the allocator's
-peak). Evaluation through the wrapper is timed against the bare model. Rows are appended to
-``benchmarks/train_step.csv``.
+First the script checks a triple's naive passes and ``low_memory`` against ``masksd`` (loss and
+gradients), and two passes against one graph of both (loss). ``kept`` is the peak of the bytes that
+autograd keeps, each storage once. With ``--rss``, ``peak`` is that of a process of its own that
+takes two steps (on a GPU: the allocator's). Evaluation through the wrapper is timed against the
+bare model. Rows are appended to ``benchmarks/results/train_step.csv``.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ EVAL = ("host eval", "masksd eval")
 
 
 class NaiveTriple(Triple):
-    """Every masked pass runs everything again."""
+    """Every masked pass runs the whole model again."""
 
     def masked(
         self, plain: Any, image: TokenMask | None = None, text: TokenMask | None = None, **_: Any
@@ -99,7 +98,7 @@ class Setting:
         loss.backward()
 
     def step(self, config: DistillConfig, kind: type = Triple, steps: int = 1) -> Tensor:
-        """Wrap, take steps, unwrap: several wrappers cannot tap one model at a time."""
+        """Wrap, take steps, unwrap: a model takes one wrapper at a time."""
         sd = self.wrap(config, kind)
         for _ in range(steps):
             sd.zero_grad(set_to_none=True)
@@ -130,7 +129,7 @@ class Setting:
             run(*self.args)
 
     def providers(self) -> dict[str, tuple[Callable[[], Any], int]]:
-        """By name, what is run and how many steps that is."""
+        """What to run, and how many steps that is, by name."""
         exact = DistillConfig()
         seldom = MaskingConfig(every=2)
         half = MaskingConfig(samples=0.5)
@@ -234,7 +233,7 @@ def only(setting: Setting, provider: str) -> None:
     if setting.device == "cuda":
         print(torch.cuda.max_memory_allocated())
     else:
-        # not ru_maxrss, which a process takes over from the one that started it
+        # not ru_maxrss, which a process inherits from its parent
         status = Path("/proc/self/status").read_text()
         print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024)
 
@@ -290,8 +289,8 @@ def rows_of(args: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="clip_cris_vit_b16")
-    parser.add_argument("--batch", type=int, default=1, help="pictures")
-    parser.add_argument("--size", type=int, help="pixels; the model's own if left out")
+    parser.add_argument("--batch", type=int, default=1, help="images")
+    parser.add_argument("--size", type=int, help="pixels; default: the model's own")
     parser.add_argument("--tokens", type=int, default=17)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of a step")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import measure
+from benchmarks.pages.evidence import PAGES
 from masksd import masking
 
 SMALL = {
@@ -35,6 +37,28 @@ def test_a_benchmark_writes_rows_like_the_committed_ones(
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == committed
     assert all(row["torch"] == torch.__version__ for row in rows)
+
+
+def test_links_of_the_evidence_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_recipes_are_counted_like_the_committed_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import step_cost
+
+    committed = (measure.FOLDER / "refcoco_hours.csv").read_text().splitlines()[0]
+    monkeypatch.setattr(measure, "FOLDER", tmp_path)
+    monkeypatch.setattr(step_cost, "RECIPES", ("cris-r50",))
+    monkeypatch.setattr("sys.argv", ["step_cost", "--recipes"])
+    step_cost.main()
+    with (tmp_path / "refcoco_hours.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == committed
+    assert [row["run_pmac"] for row in rows] == ["421.1", "1122.7"]
 
 
 def test_rows_of_other_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

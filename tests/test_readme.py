@@ -41,7 +41,7 @@ def test_links_to_files_are_not_broken() -> None:
 
 
 def test_tables_of_the_benchmarks_are_those_of_the_csv_files() -> None:
-    from benchmarks.tables import README, TABLES, render
+    from benchmarks.pages.readme import README, TABLES, render
 
     assert render(README.read_text(), TABLES) == README.read_text()
 
@@ -93,9 +93,10 @@ def test_options_named_in_the_text_exist(
 
 
 def test_tables_of_the_evidence_are_those_of_its_rows() -> None:
-    from benchmarks.evidence import EVIDENCE, TABLES
-    from benchmarks.tables import render
+    from benchmarks.pages.evidence import PAGES
+    from benchmarks.pages.readme import render
 
-    text = EVIDENCE.read_text(encoding="utf-8")
-    assert render(text, TABLES) == text
-    assert "not run yet" not in text
+    for page, tables in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        assert render(text, tables) == text
+        assert "not run yet" not in text

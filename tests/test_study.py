@@ -1,9 +1,12 @@
-"""The instrument of the evidence, not its results: pairing, resuming, equal compute, tables."""
+"""The instrument behind the evidence: pairing, resuming, equal compute, tables."""
 
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,19 +18,33 @@ import pytest
 import torch
 
 from benchmarks import ablation
-from benchmarks.bases import recipe_run, shapes_run, shapes_towers
-from benchmarks.paper_tables import TABLES
-from benchmarks.studies import SWEEPS, VARIANTS, get_study, only
-from benchmarks.study.compute import matched_host, multiply_adds
-from benchmarks.study.estimate import expected_seconds
+from benchmarks.pages.paper_tables import TABLES, paper_table
+from benchmarks.study import names
+from benchmarks.study.bases import recipe_run, shapes_run, shapes_towers
 from benchmarks.study.figures import draw_sweeps
-from benchmarks.study.names import base_hash, config_hash
-from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host, plan_runs
-from benchmarks.study.rows import COLUMNS, Ledger
-from benchmarks.study.run import missing_runs, run_study
-from benchmarks.study.summary import summarise
-from benchmarks.study.tables import paper_table, study_table
-from benchmarks.study.towers import towers_file, towers_name, with_towers
+from benchmarks.study.names import (
+    base_hash,
+    config_hash,
+    recorded_towers,
+    recorded_train,
+    towers_file,
+    towers_name,
+    with_towers,
+)
+from benchmarks.study.plan import (
+    COMPUTE,
+    STEPS,
+    Study,
+    Variant,
+    host,
+    matched_host,
+    multiply_adds,
+    plan_runs,
+)
+from benchmarks.study.rows import COLUMNS, Ledger, Row
+from benchmarks.study.run import expected_seconds, missing_runs, run_study
+from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only
+from benchmarks.study.summary import study_table, summarise
 from masksd.config import DistillConfig
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
@@ -133,7 +150,9 @@ def test_no_worker_outlives_its_study(tmp_path: Path) -> None:
         "    pool.submit(time.sleep, 600)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    root = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=root)
     worker = Path("/proc") / done.stdout.strip()
     assert worker.name.isdigit(), done.stderr
     for _ in range(100):
@@ -255,7 +274,7 @@ def test_what_a_reader_may_not_expect_is_said(
     study = ablation.asked(ablation.arguments())
     said = capsys.readouterr().out
     assert "clip_cris_rn50 has not been tuned" in said
-    assert "has not the parts for it: lmvsd from layer 1, lmvsd from layer 2" in said
+    assert "does not support: lmvsd from layer 1, lmvsd from layer 2" in said
     assert "one seed gives no interval" in said
     assert study.budgets == (STEPS,)
 
@@ -385,14 +404,46 @@ def test_a_row_of_another_study_is_taken_over(study: Study, ledger: Ledger, tmp_
     assert summarise(again, other, "val")["plain"].seeds == (0, 1)
 
 
+def keep_again(ledger: Ledger, row: Row, other: Ledger, config_hash: str = "") -> None:
+    """Put a run into another ledger's archive, by its own name or another."""
+    config, curve = json.dumps(ledger.config(row)), ledger.curve(row)
+    samples = {row["split"]: ledger.samples(row)}
+    other.keep(row["study"], config_hash or row["config_hash"], config, samples, curve)
+
+
+def test_a_run_kept_again_replaces_the_older(ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
+    first, second = ledger.rows()[:2]
+    for row in (first, second):
+        keep_again(ledger, row, other)
+    archive = other.results / "small.npz"
+    once = archive.read_bytes()
+    keep_again(ledger, first, other)
+    assert len(archive.read_bytes()) == len(once)
+    assert other.samples(first) == ledger.samples(first)
+    assert other.samples(second) == ledger.samples(second)
+    assert other.kept() == {first["config_hash"], second["config_hash"]}
+
+
+def test_samples_that_do_not_follow_from_their_areas_are_refused(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    row = ledger.rows()[0]
+    samples = ledger.samples(row)
+    samples[3]["iou"] += 1e-9
+    with pytest.raises(DataError, match="its areas give"):
+        Ledger(tmp_path / "runs.csv", tmp_path).keep("small", "0" * 16, "{}", {"val": samples}, [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_of_which_something_is_gone_is_done_again(
     study: Study, ledger: Ledger, tmp_path: Path
 ) -> None:
     other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
-    shutil.copytree(ledger.results, other.results)
     other.add(ledger.rows())
-    first = ledger.rows()[0]
-    shutil.rmtree(other.results / first["config_hash"])
+    first, *others = ledger.rows()
+    for row in others:
+        keep_again(ledger, row, other)
     (run,) = missing_runs(study, other)
     assert (run.variant, run.budget, run.config.seed) == ("host", STEPS, 0)
     assert run_study(study, other, HERE, lambda _: None) == 1
@@ -401,7 +452,7 @@ def test_a_run_of_which_something_is_gone_is_done_again(
     digest = config_hash(two, two.variants[0].config(two.base, 0), "scratch")
     half = Ledger(tmp_path / "half.csv", other.results)
     half.add([{**first, "config_hash": digest}])  # as if the row of testA were gone
-    shutil.copytree(other.results / first["config_hash"], other.results / digest)
+    keep_again(ledger, first, half, digest)
     assert len(missing_runs(two, half)) == 6
 
 
@@ -441,9 +492,49 @@ def test_the_hash_knows_what_matters(study: Study, tmp_path: Path) -> None:
 
 def test_a_field_that_is_added_later_changes_no_name() -> None:
     """Pinned: rows that are committed are found by these."""
-    study = Study("two", TrainConfig(lr=0.1, distill=DistillConfig(text=None)), (host(),))
+    study = Study("two", recorded_train(lr=0.1, distill={"text": None}), (host(),))
     assert config_hash(study, study.base, "scratch") == "302d027633191037"
     assert base_hash(study) == "9d70b5cb"
+
+
+def test_a_default_that_changes_changes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its name nor what it means; nor does a field that is added with its default."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Train(TrainConfig):
+        lr: float = 0.5
+        added: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Pretrain(PretrainConfig):
+        lr: float = 0.5
+        added: int = 3
+
+    def named(**changes: Any) -> tuple[str, ...]:
+        base = recorded_train(**changes)
+        study = Study("one", base, (host(),), towers=recorded_towers(**changes))
+        return config_hash(study, base, "scratch"), base_hash(study), towers_name(study)
+
+    before = named()
+    assert recorded_train() == TrainConfig()
+    assert recorded_towers() == PretrainConfig()
+    monkeypatch.setattr(names, "TrainConfig", Train)
+    monkeypatch.setattr(names, "PretrainConfig", Pretrain)
+    assert named() == before
+    assert recorded_train().lr == TrainConfig().lr
+    for changes in ({"added": 4}, {"lr": 0.5}):
+        assert not set(named(**changes)) & set(before)
+
+
+@pytest.mark.parametrize(("kind", "config"), [("train", TrainConfig), ("pretrain", PretrainConfig)])
+def test_defaults_of_all_fields_are_recorded(kind: str, config: type[Any]) -> None:
+    """A new field goes into benchmarks/study/defaults.json with the value that changes nothing."""
+
+    def leaves(fields: dict[str, Any]) -> set[str]:
+        inner = [leaves(each) for each in fields.values() if isinstance(each, dict)]
+        return set(fields).union(*inner)
+
+    assert leaves(dataclasses.asdict(config())) <= leaves(names.RECORDED[kind])
 
 
 def test_the_estimate_grows_with_the_runs(study: Study) -> None:
@@ -457,13 +548,18 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
     lone = Ledger(ledger.path, tmp_path)
     with pytest.raises(DataError, match=r"samples of 'host', seed 0 are missing: .* run the study"):
         summarise(study, lone, "val")
-    shutil.copytree(ledger.results, tmp_path, dirs_exist_ok=True)
-    for path in tmp_path.glob("*/val.csv.gz"):
-        path.write_bytes(b"other")
-    with pytest.raises(DataError, match=r"seed 0: remove .* and run the study again: "):
+    whole = (ledger.results / "small.npz").read_bytes()
+    middle = len(whole) // 2
+    (tmp_path / "small.npz").write_bytes(whole[:middle] + b"other" * 2000 + whole[middle + 10000 :])
+    with pytest.raises(DataError, match=r"seed \d: remove .* and run the study again: "):
         summarise(study, lone, "val")
+    (tmp_path / "small.npz").write_bytes(whole[:middle])
+    with pytest.raises(DataError, match=r"seed \d: remove .* and run the study again: "):
+        summarise(study, lone, "val")
+    with pytest.raises(DataError, match=r"small.npz is damaged; remove it and run its study again"):
+        missing_runs(study, lone)
     (tmp_path / "cut.csv").write_text(ledger.path.read_text()[:-40])
-    with pytest.raises(DataError, match="line 7 has not"):
+    with pytest.raises(DataError, match="line 7 does not have"):
         Ledger(tmp_path / "cut.csv", tmp_path).rows()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="other columns"):
@@ -554,7 +650,7 @@ def test_a_recipe_can_be_studied() -> None:
         assert found[name] == DistillConfig.preset(name)
     every = dataclasses.asdict(found["masksd, every 4"])
     assert every["image"].pop("every") == every["text"].pop("every") == 4
-    with pytest.raises(ValueError, match="none of RefCOCO"):
+    with pytest.raises(ValueError, match="does not train on RefCOCO"):
         recipe_run("cm-masksd", Path("refcoco"))
 
 
@@ -646,7 +742,14 @@ def test_sweeps_of_two_values_are_drawn(study: Study, ledger: Ledger, tmp_path: 
         draw_sweeps(found, {"one": {0.5: "a", 1.0: "c"}}, path)
 
 
+@pytest.mark.parametrize("name", ["", "paired", "plan", "rows"])
+def test_examples_give_what_they_say(name: str) -> None:
+    module = importlib.import_module(f"benchmarks.study.{name}".rstrip("."))
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
+
+
 def test_curves_and_configs_are_kept(study: Study, ledger: Ledger) -> None:
     row = ledger.rows()[0]
-    config = json.loads((ledger.results / row["config_hash"] / "config.json").read_text())
-    assert config["steps"] == study.base.steps
+    assert ledger.config(row)["steps"] == study.base.steps

@@ -25,5 +25,5 @@ from benchmarks.study.plan import Variant as Variant
 from benchmarks.study.plan import host as host
 from benchmarks.study.rows import Ledger as Ledger
 from benchmarks.study.run import run_study as run_study
+from benchmarks.study.summary import study_table as study_table
 from benchmarks.study.summary import summarise as summarise
-from benchmarks.study.tables import study_table as study_table

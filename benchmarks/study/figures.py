@@ -1,4 +1,4 @@
-"""Pictures of a study: gain against cost, learning curves, sweeps."""
+"""Figures of a study: gain against cost, learning curves, sweeps; each returns its path."""
 
 from __future__ import annotations
 
@@ -10,43 +10,29 @@ import numpy as np
 
 from benchmarks.study.paired import SeedDifference
 from benchmarks.study.plan import COMPUTE, STEPS, Study
-from benchmarks.study.rows import Ledger, by_seed, choose
-from benchmarks.study.summary import Found, study_rows
+from benchmarks.study.rows import Ledger, Row, by_seed, choose
+from benchmarks.study.summary import Summary, study_rows
 from masksd.kit.figures import save_figure
 
 _STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
 _FEW = 8
 
 
-def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
+def draw_gain(found: Mapping[str, Summary], path: str | Path) -> Path:
     """Draw the gain in mIoU of every variant with its interval, ordered by cost.
 
-    Intervals that are far wider than the others go on beyond the picture.
-
-    Args:
-        found: of :func:`benchmarks.study.summary.summarise`.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
-
-    Raises:
-        ValueError: no variant has been compared.
+    Intervals far wider than the others run out of the figure.
     """
-    from matplotlib.figure import Figure
-
-    compared = sorted(
-        (each for each in found.values() if each.equal_steps), key=lambda each: each.cost
-    )
-    if not compared:
-        raise ValueError("no variant has been compared with its reference yet")
-    figure = Figure(figsize=(9, 1.3 + 0.33 * len(compared)), layout="constrained")
+    compared = sorted(_compared(found), key=lambda each: each.cost)
+    figure = _figure(9, 1.3 + 0.33 * len(compared))
     axes = figure.subplots()
     for place, each in enumerate(compared):
         for one, shift, colour in zip(
             _gains(each), (-0.13, 0.13), (_STEPS, _COMPUTE), strict=False
         ):
-            _interval(axes, one, place + shift, colour)
+            at = [place + shift] * 2
+            axes.plot([100 * one.low, 100 * one.high], at, color=colour, linewidth=1.5)
+            axes.plot(100 * one.difference, place + shift, "o", color=colour, markersize=4)
     labels = [f"{each.variant}  ×{each.cost:.2f}" for each in compared]
     axes.set_yticks(range(len(compared)), labels, fontsize=8)
     axes.set_ylim(len(compared) - 0.4, -0.6)
@@ -61,28 +47,14 @@ def draw_gain(found: Mapping[str, Found], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
-    """Draw the gain in mIoU at equal steps against what a run costs.
+def draw_scatter(found: Mapping[str, Summary], path: str | Path) -> Path:
+    """Draw the gain in mIoU at equal steps against cost.
 
-    Named are those that gain more than all that cost less, those whose interval excludes 0, and all
-    where they are few. Intervals that are far wider than the others go on beyond the picture.
-
-    Args:
-        found: of :func:`benchmarks.study.summary.summarise`.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
-
-    Raises:
-        ValueError: no variant has been compared.
+    Labelled are variants that gain more than all cheaper ones, those whose interval excludes 0, and
+    all if they are few. Intervals far wider than the others run out of the figure.
     """
-    from matplotlib.figure import Figure
-
-    compared = [each for each in found.values() if each.equal_steps]
-    if not compared:
-        raise ValueError("no variant has been compared with its reference yet")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    compared = _compared(found)
+    figure = _figure(8, 5)
     axes = figure.subplots()
     width = 0.025 * (max(each.cost for each in compared) - 1 or 1)
     middle = (min(each.cost for each in compared) + max(each.cost for each in compared)) / 2
@@ -99,7 +71,7 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
         axes.plot(at, 100 * one.difference, "o", color=_COMPUTE if shown else _STEPS, markersize=4)
         if shown or one.difference > best or len(compared) <= _FEW:
             best = max(best, one.difference)
-            right = at > middle  # what is named there is named towards the middle
+            right = at > middle  # labels run towards the middle
             text = axes.annotate(
                 each.variant,
                 (at, 100 * one.difference),
@@ -121,44 +93,28 @@ def draw_scatter(found: Mapping[str, Found], path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
+def draw_best(study: Study, ledger: Ledger, found: Mapping[str, Summary], path: str | Path) -> Path:
+    """Draw the learning curves of the five best variants and their references."""
+    best = sorted(found.values(), key=lambda each: each.mean["mIoU"])[-5:]
+    drawn = {name for each in best for name in (each.variant, each.reference)}
+    return draw_learning(study, ledger, [name for name in found if name in drawn], path)
+
+
 def draw_learning(study: Study, ledger: Ledger, variants: Sequence[str], path: str | Path) -> Path:
-    """Draw mIoU on the way over multiply-adds: a line a variant, a band from seed to seed.
+    """Draw mIoU during training over multiply-adds: a line per variant, a band over its seeds.
 
-    The longest run of a reference is dashed.
-
-    Args:
-        study: of the runs.
-        ledger: with rows and curves.
-        variants: names; those that have not been run are left out.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
-
-    Raises:
-        ValueError: none of them has been run.
+    The longest run of a reference is dashed. Variants that have not been run are left out.
     """
-    from matplotlib.figure import Figure
-
     rows = study_rows(study, ledger, study.splits[0])
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = _figure(7, 4.5)
     axes = figure.subplots()
     for number, variant in enumerate(variants):
         for budget in (STEPS, COMPUTE):
             own = choose(rows, variant=variant, budget=budget)
-            for steps in sorted({int(row["steps"]) for row in own})[-1:]:
-                of_steps = by_seed(choose(own, steps=str(steps)))
-                curves = [ledger.curve(row) for row in of_steps.values()]
-                work = int(next(iter(of_steps.values()))["multiply_adds"]) / steps
-                at = work * np.array([point["step"] for point in curves[0]]) / 1e12
-                scores = 100 * np.array([[point["mIoU"] for point in curve] for curve in curves])
-                style = "-" if budget == STEPS else "--"
-                label, colour = f"{variant}, {steps} steps", f"C{number}"
-                axes.plot(at, scores.mean(0), style, color=colour, label=label, marker=".")
-                if len(scores) > 1 and budget == STEPS:
-                    axes.fill_between(
-                        at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0
-                    )
+            if own:
+                steps = max(int(row["steps"]) for row in own)
+                longest = by_seed(choose(own, steps=str(steps)))
+                _learning(axes, ledger, list(longest.values()), f"C{number}")
     if not axes.lines:
         raise ValueError(f"none of the variants {', '.join(variants)} has been run yet")
     axes.set_xlabel("multiply-adds so far, T")
@@ -168,25 +124,28 @@ def draw_learning(study: Study, ledger: Ledger, variants: Sequence[str], path: s
     return save_figure(figure, path)
 
 
+def _learning(axes: Any, ledger: Ledger, rows: Sequence[Row], colour: str) -> None:
+    """Draw the curves of a variant's seeds."""
+    first = rows[0]
+    at_steps = first["budget"] == STEPS
+    curves = [ledger.curve(row) for row in rows]
+    work = int(first["multiply_adds"]) / int(first["steps"])
+    at = work * np.array([point["step"] for point in curves[0]]) / 1e12
+    scores = 100 * np.array([[point["mIoU"] for point in curve] for curve in curves])
+    label = f"{first['variant']}, {first['steps']} steps"
+    axes.plot(at, scores.mean(0), "-" if at_steps else "--", color=colour, label=label, marker=".")
+    if len(scores) > 1 and at_steps:
+        axes.fill_between(at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
 def draw_sweeps(
-    found: Mapping[str, Found], sweeps: Mapping[str, Mapping[float, str]], path: str | Path
+    found: Mapping[str, Summary], sweeps: Mapping[str, Mapping[float, str]], path: str | Path
 ) -> Path:
     """Draw the gain in mIoU over the values of hyper-parameters, a panel each.
 
-    Args:
-        found: of :func:`benchmarks.study.summary.summarise`.
-        sweeps: by title of the panel: the variant of each value; values that have not been compared
-            are left out, and so are panels with fewer than two.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
-
-    Raises:
-        ValueError: no two values of any have been compared.
+    ``sweeps`` names the variant of each value by title. Panels with fewer than two values that have
+    been compared are left out.
     """
-    from matplotlib.figure import Figure
-
     panels = {
         title: {
             value: found[name].equal_steps["mIoU"]
@@ -200,7 +159,7 @@ def draw_sweeps(
         raise ValueError("no two values of a sweep have been compared with their reference yet")
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
+    figure = _figure(3.4 * columns, 2.8 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes, (title, points) in zip(grid.flat, panels.items(), strict=False):
         gains = np.array([[p.difference, p.low, p.high] for p in points.values()])
@@ -217,24 +176,32 @@ def draw_sweeps(
     return save_figure(figure, path)
 
 
-def _gains(found: Found) -> list[SeedDifference]:
-    """Return the gain in mIoU at equal steps, and that at equal compute where there is one."""
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _compared(found: Mapping[str, Summary]) -> list[Summary]:
+    compared = [each for each in found.values() if each.equal_steps]
+    if not compared:
+        raise ValueError("no variant has been compared with its reference yet")
+    return compared
+
+
+def _gains(found: Summary) -> list[SeedDifference]:
+    """Return the gain in mIoU at equal steps, and at equal compute if there is one."""
     each = (found.equal_steps, found.equal_compute)
     return [differences["mIoU"] for differences in each if differences]
 
 
 def _span(gains: Sequence[SeedDifference]) -> tuple[float, float]:
-    """Return the part of the axis, in points, that all gains and all but odd intervals are in."""
+    """Return the range, in points, of all gains and of all but unusually wide intervals."""
     reach = 1.5 * float(np.median([one.high - one.low for one in gains]))
     low = min(0.0, *(max(one.low, one.difference - reach) for one in gains))
     high = max(0.0, *(min(one.high, one.difference + reach) for one in gains))
     margin = 0.03 * (high - low) or 0.001
     return 100 * (low - margin), 100 * (high + margin)
-
-
-def _interval(axes: Any, one: SeedDifference, place: float, colour: str) -> None:
-    axes.plot([100 * one.low, 100 * one.high], [place, place], color=colour, linewidth=1.5)
-    axes.plot(100 * one.difference, place, "o", color=colour, markersize=4)
 
 
 def _plain(axes: Any) -> None:

@@ -1,86 +1,154 @@
-"""What runs are called: hashes of all that their scores depend on."""
+"""Names that outlive changes of the code: hashes of runs and towers, and recorded defaults.
+
+A name leaves out what equals the default *as it was when the first rows were recorded*, in
+``defaults.json``. So a default that changes later changes neither the name nor the meaning of a
+row. A field that is added later belongs in ``defaults.json`` with the value that keeps the
+behaviour as it was; then it changes no name either.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks.study.plan import Study
-from masksd.kit.config import TrainConfig
+from masksd.config import DistillConfig
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.training.pretrain import PretrainConfig, pretrain
 
-SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
-"""Fields that change what is written, shown or kept, and never what comes out."""
-_SILENT = (*SILENT, "sheet_rows", "eval_batch_size", "encoder_weights")  # towers have a name
+Fields = dict[str, Any]
+RECORDED: dict[str, Fields] = json.loads(
+    (Path(__file__).parent / "defaults.json").read_text(encoding="utf-8")
+)
+_SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
+"""Fields that never change a score or a weight."""
+_SILENT_TRAIN = (*_SILENT, "sheet_rows", "eval_batch_size", "encoder_weights")  # towers have a name
+_SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")
+
+
+def recorded_train(**changes: Any) -> TrainConfig:
+    """Return a training run with the recorded defaults; ``data`` and ``distill`` take mappings."""
+    fields = _changed(RECORDED["train"], changes)
+    distill = DistillConfig.from_json(json.dumps(fields["distill"]))
+    return TrainConfig(**_built(fields, distill=distill))
+
+
+def recorded_towers(**changes: Any) -> PretrainConfig:
+    """Return a pretraining run with the recorded defaults; ``data`` takes a mapping."""
+    fields = _changed(RECORDED["pretrain"], changes)
+    return PretrainConfig(**_built(fields, output=Path(fields["output"])))
 
 
 def config_hash(study: Study, config: TrainConfig, towers: str) -> str:
-    """Name a run by all that its scores depend on: its config, the towers, what it is scored on.
+    """Name a run by all that its scores depend on: its config, its towers, what it is scored on.
 
-    Where files are written and what is shown is not in it, nor are the device and the versions,
-    which rows tell. Where data lies is in it, as nobody looks whether other data has the same
-    contents. Values that are the default are not: a field that is added later leaves it as it is.
-
-    Args:
-        study: whose splits and samples count.
-        config: of the run.
-        towers: as a row names them, see :func:`benchmarks.study.towers.towers_name`.
-
-    Returns:
-        16 hexadecimal digits.
-
-    Example:
-        >>> from benchmarks.study.plan import host
-        >>> study = Study("two", TrainConfig(), (host(),))
-        >>> one, two = TrainConfig(progress=False), TrainConfig(lr=0.1)
-        >>> names = [config_hash(study, each, "scratch") for each in (study.base, one, two)]
-        >>> names[0] == names[1] != names[2]
-        True
+    The name depends on where data lies (nobody compares contents), but not on the machine.
     """
-    return _digest(study, {**_spoken(config), "towers": towers}, 16)
+    return _digest(study, {**_differing_train(config), "towers": towers}, 16)
 
 
 def base_hash(study: Study) -> str:
-    """Name what all runs of a study share, for people who look for its rows.
-
-    The seed is not in it, nor are the towers, which rows name beside it.
-
-    Args:
-        study: whose base, splits and samples count.
-
-    Returns:
-        8 hexadecimal digits.
-
-    Example:
-        >>> from benchmarks.study.plan import host
-        >>> one, two = (Study("one", TrainConfig(lr=lr), (host(),)) for lr in (0.1, 0.2))
-        >>> base_hash(one) == base_hash(two)
-        False
-    """
+    """Name what all runs of a study share, except seed and towers; rows show it to readers."""
     distill = dataclasses.replace(study.base.distill, seed=0)
-    return _digest(study, _spoken(dataclasses.replace(study.base, seed=0, distill=distill)), 8)
+    return _digest(
+        study, _differing_train(dataclasses.replace(study.base, seed=0, distill=distill)), 8
+    )
 
 
-def _spoken(config: TrainConfig) -> dict[str, Any]:
-    """Return what differs from the default in the fields that scores and curve depend on."""
-    fields = _differing(json.loads(config.to_json()), json.loads(TrainConfig().to_json()))
-    return {name: value for name, value in fields.items() if name not in _SILENT}
+def with_towers(study: Study, results: Path) -> Study:
+    """Return the study with its towers' weights, pretraining them if ``results`` has none."""
+    if study.towers is None:
+        return study
+    base = study.base
+    # towers may see more images of the same kind: the scored splits stay the same
+    own = dataclasses.replace(base.data, pictures=study.towers.data.pictures)
+    wanted = {name: getattr(base, name) for name in ("model", "max_length", "image_size")}
+    for name, value in {**wanted, "data": own}.items():
+        if getattr(study.towers, name) != value:
+            raise ValueError(
+                f"study {study.name!r}: its towers have {name}={getattr(study.towers, name)!r} and "
+                f"its runs {value!r}; pretrain on what is trained"
+            )
+    path = towers_file(study.towers, results)
+    if not path.is_file():
+        pretrain(dataclasses.replace(study.towers, output=path))
+    return dataclasses.replace(study, base=dataclasses.replace(base, encoder_weights=path))
 
 
-def _differing(fields: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+def towers_file(towers: PretrainConfig, results: Path) -> Path:
+    """Return where the weights of towers are kept."""
+    now, recorded = _json(PretrainConfig()), RECORDED["pretrain"]
+    added = {**_without(now, recorded), "data": _without(now["data"], recorded["data"])}
+    fields = _differing(_json(towers), added)  # all recorded fields, added ones where they differ
+    fields = {name: each for name, each in fields.items() if name not in _SILENT_TOWERS}
+    text = json.dumps(fields, sort_keys=True)
+    return results / f"towers-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+
+
+def towers_name(study: Study) -> str:
+    """Return what a study's rows say of its towers, or how that starts while there are no weights.
+
+    The name ends with a hash of the weights: another machine may pretrain others.
+    """
+    own = study.base.encoder_weights
+    if own is not None:
+        return f"{own.stem}-{hashlib.sha256(own.read_bytes()).hexdigest()[:8]}"
+    return "scratch" if study.towers is None else towers_file(study.towers, Path()).stem
+
+
+def _digest(study: Study, fields: Fields, length: int) -> str:
+    text = json.dumps({**fields, "scored": [list(study.splits), study.samples]}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _differing_train(config: TrainConfig) -> Fields:
+    default = _changed(_json(TrainConfig()), RECORDED["train"])
+    fields = _differing(_json(config), default)
+    return {name: value for name, value in fields.items() if name not in _SILENT_TRAIN}
+
+
+def _differing(fields: Fields, default: Fields) -> Fields:
+    """Return the fields that ``default`` does not have, or has with another value."""
     found = {}
     for name, value in fields.items():
-        if isinstance(value, dict) and isinstance(default[name], dict):
+        if isinstance(value, dict) and isinstance(default.get(name), dict):
             value = _differing(value, default[name])
             if value:
                 found[name] = value
-        elif value != default[name]:
+        elif name not in default or value != default[name]:
             found[name] = value
     return found
 
 
-def _digest(study: Study, fields: dict[str, Any], length: int) -> str:
-    scored = [list(study.splits), study.samples]
-    text = json.dumps({**fields, "scored": scored}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+def _changed(fields: Fields, changes: Fields) -> Fields:
+    """Return the fields with changes, merged where both are mappings."""
+    both = {name: fields.get(name) for name in changes}
+    merged = {
+        name: _changed(both[name], value)
+        if isinstance(value, dict) and isinstance(both[name], dict)
+        else value
+        for name, value in changes.items()
+    }
+    return {**fields, **merged}
+
+
+def _without(fields: Fields, others: Fields) -> Fields:
+    return {name: value for name, value in fields.items() if name not in others}
+
+
+def _json(config: TrainConfig | PretrainConfig) -> Fields:
+    """Return a config's fields as JSON has them."""
+    if isinstance(config, TrainConfig):
+        fields: Fields = json.loads(config.to_json())
+    else:
+        fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return fields
+
+
+def _built(fields: Fields, **built: Any) -> Fields:
+    """Turn JSON's fields into a config's: its lists are tuples."""
+    tuples = {n: tuple(each) if isinstance(each, list) else each for n, each in fields.items()}
+    return {**tuples, "data": DataConfig(**fields["data"]), **built}

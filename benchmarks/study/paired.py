@@ -1,19 +1,20 @@
-"""Variants of a training run, each with several seeds: paired differences over seeds and pictures.
+"""Variants with several seeds each: paired differences over seeds and images.
 
-A gain has two sources of luck. Another seed trains another model, and other pictures would have
-been scored otherwise. With the seeds' gains g of variance s² (n - 1), the variance of their mean is
+A gain depends on chance twice: another seed trains another model, and other images would have been
+scored otherwise. If the seeds' gains have variance s² (n - 1), the variance of their mean is
 
     s² / n + c,
 
-where c is how far two seeds' gains go up and down together when the same pictures are drawn for
-both: every seed is scored on the same ones, so their luck does not average out, while that of a
-picture with one seed is in s² already. c comes from the cluster bootstrap over pictures. The
-interval is the mean ± Student's t with n - 1 degrees of freedom times the root: exact where
-pictures have no luck in common, a little wide where they have.
+where c is the covariance of two seeds' gains when the same images are drawn for both. Every seed is
+scored on the same images, so what these have in common does not average out, while the luck of an
+image with one seed is in s² already. c comes from the cluster bootstrap over images. The interval
+is the mean ± Student's t with n - 1 degrees of freedom times the root: exact where images add
+nothing, slightly wide where they do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -35,17 +36,7 @@ NO_DIFFERENCE = "no difference could be shown"
 
 
 class SeedDifference(NamedTuple):
-    """One score of two variants over the same seeds.
-
-    Attributes:
-        a: mean over seeds of the first, in [0, 1].
-        b: of the second.
-        difference: ``b - a``.
-        low: lower end of its 95 % interval.
-        high: upper end of it.
-        seeds: how many there are.
-        lower_is_better: of the score.
-    """
+    """One score of variants A and B over the same seeds: means, and B - A with a 95 % interval."""
 
     a: float
     b: float
@@ -57,7 +48,7 @@ class SeedDifference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say of the second.
+        """What the interval says of B.
 
         Example:
             >>> SeedDifference(0.5, 0.6, 0.1, 0.02, 0.2, seeds=3).verdict
@@ -79,35 +70,7 @@ def compare_seeds(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, SeedDifference]:
-    """Compare two variants, seed by seed and picture by picture.
-
-    Args:
-        a: by seed of the run: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds
-            them; at least two seeds.
-        b: the same seeds and samples.
-        protocol: whose Pr@X and empty IoU are taken.
-        names: of the two, for errors.
-        resamples: how often pictures are drawn, at least 100.
-        seed: of the draws, at least 0.
-
-    Returns:
-        By name of the score: mIoU, oIoU, Pr@X, mOver, mUnder; a score of a variant is the mean of
-        its seeds' scores.
-
-    Raises:
-        DataError: samples that are not the same in all runs.
-        ValueError: seeds that are not the same, fewer than two of them or two pictures.
-
-    Example:
-        >>> from masksd.kit.scores.protocols import get_protocol
-        >>> row = {"sent_id": 1, "intersection": 1, "union": 4, "predicted_area": 2,
-        ...        "truth_area": 3, "iou": 0.25}
-        >>> one = [{**row, "image_id": n, "ref_id": n} for n in range(9)]
-        >>> two = [{**each, "intersection": 2, "union": 3, "iou": 2 / 3} for each in one]
-        >>> found = compare_seeds({0: one, 1: one}, {0: two, 1: two}, get_protocol("original"))
-        >>> found["mIoU"].verdict, round(found["mIoU"].difference, 3)
-        ('better', 0.417)
-    """
+    """Compare two variants by score, paired by seed and image; inputs are samples by seed."""
     if resamples < 100:
         raise ValueError(f"resamples must be at least 100, got {resamples}")
     seeds = sorted(a)
@@ -122,11 +85,11 @@ def compare_seeds(
         labels = (f"{names[0]}, seed {one}", f"{names[1]}, seed {one}")
         sides += pair_rows(a[one], b[one], labels)
         pair_rows(first, a[one], (f"{names[0]}, seed {seeds[0]}", labels[0]))
-    sums, pictures = picture_sums(sides, protocol)
-    if pictures < 2:
-        raise DataError("an interval needs samples of at least two pictures")
+    sums, images = picture_sums(sides, protocol)
+    if images < 2:
+        raise DataError("an interval needs samples of at least two images")
     parts: list[list[Floats]] = [[] for _ in sums]
-    for weights in picture_draws(pictures, resamples, seed):
+    for weights in picture_draws(images, resamples, seed):
         for part, side in zip(parts, sums, strict=True):
             part.append(weights @ side)
     drawn = [scores_of_sums(np.concatenate(part), protocol) for part in parts]
@@ -151,7 +114,7 @@ def compare_seeds(
 
 
 def _standard_error(gains: Floats, drawn: Floats) -> float:
-    """Of the mean over seeds; gains ``(seeds,)``, with other pictures ``(seeds, resamples)``."""
+    """Of the mean over seeds, from gains ``(seeds,)`` and resampled ones ``(seeds, resamples)``."""
     seeds = len(gains)
     together = np.cov(drawn)
     shared = (together.sum() - np.trace(together)) / (seeds * (seeds - 1))
@@ -159,20 +122,23 @@ def _standard_error(gains: Floats, drawn: Floats) -> float:
 
 
 def student_t(freedom: int) -> float:
-    """Return the 97.5 % point of Student's t.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-
-    Example:
-        >>> [round(student_t(freedom), 3) for freedom in (1, 2, 4, 30)]
-        [12.706, 4.303, 2.776, 2.042]
-    """
+    """Return the 97.5 % point of Student's t, by bisection."""
     if freedom < 1:
         raise ValueError(f"freedom must be at least 1, got {freedom}")
-    # t = sqrt(freedom) tan(angle) turns the density into cos(angle) ** (freedom - 1)
-    angles = np.linspace(0.0, np.pi / 2, 200_001)
-    density = np.cos(angles) ** (freedom - 1)
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(0.95, mass / mass[-1], angles)
-    return float(np.sqrt(freedom) * np.tan(angle))
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(-t < T < t) for t = √freedom · tan(angle) (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

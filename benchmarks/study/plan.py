@@ -1,17 +1,19 @@
-"""What a study is: a host, its data, a table of variants and seeds; and the runs it asks for."""
+"""What a study is: a host, its data, variants and seeds; which runs it needs and what they cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from benchmarks.study.compute import matched_host, multiply_adds
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, unknown_name
 from masksd.kit.config import TrainConfig
+from masksd.kit.training.budget import measure_budget
 from masksd.kit.training.pretrain import PretrainConfig
 
 STEPS, COMPUTE = "steps", "compute"
@@ -21,18 +23,14 @@ _NO_BRANCHES: dict[str, Any] = {"image": None, "text": None}
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table of variants.
+    """One row of a study's table.
 
     Attributes:
         name: of the row.
         distill: what differs from the base's DistillConfig, as in its JSON: ``{"text": None}``,
             ``{"image": {"ratio": 0.5}}``.
-        train: what differs from the base's TrainConfig, ``{"dropout": 0.0}``.
-        reference: name of the variant that it is compared with; None where it is one itself.
-
-    Example:
-        >>> Variant("lmvsd", {"text": None}).reference
-        'host'
+        train: what differs from the base's TrainConfig: ``{"dropout": 0.0}``.
+        reference: the variant it is compared with; None if it is a reference itself.
     """
 
     name: str
@@ -41,7 +39,7 @@ class Variant:
     reference: str | None = HOST
 
     def __post_init__(self) -> None:
-        """Refuse what the study sets itself, which would be overridden without a word."""
+        """Refuse what the study sets itself."""
         for name, fields, own in (
             ("train", self.train, ("seed", "distill", "encoder_weights")),
             ("distill", self.distill, ("seed",)),
@@ -60,19 +58,7 @@ class Variant:
                 )
 
     def config(self, base: TrainConfig, seed: int) -> TrainConfig:
-        """Return the run of a seed; it keys weights, data order, sentences, dropout and masks.
-
-        Args:
-            base: of the study.
-            seed: of the run.
-
-        Raises:
-            ValueError: a field that there is not, or a value out of range.
-
-        Example:
-            >>> Variant("half", {"image": {"ratio": 0.5}}).config(TrainConfig(), 3).distill.seed
-            3
-        """
+        """Return the run of a seed, which keys weights, data order, dropout and masks."""
         fields = dataclasses.asdict(base.distill)
         for name, value in self.distill.items():
             inside = name in _NO_BRANCHES and value is not None
@@ -87,43 +73,25 @@ class Variant:
 
 
 def host(name: str = HOST, **train: Any) -> Variant:
-    """Return the variant without branches, which others are compared with.
-
-    Args:
-        name: of the row.
-        **train: what differs from the base's TrainConfig.
-
-    Example:
-        >>> host().config(TrainConfig(), 0).distill.image is None
-        True
-    """
+    """Return a variant without branches: a reference for others."""
     return Variant(name, _NO_BRANCHES, train, reference=None)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table of variants on one host and one data set.
+    """A table of variants of one training run.
 
     Attributes:
         name: of the study.
-        base: the run that all are variants of: model, data, steps and the rest. ``evaluate_every``
-            and ``eval_samples`` make the learning curves.
+        base: the run that all are variants of. Its ``evaluate_every`` and ``eval_samples`` make
+            the learning curves.
         variants: the table; a reference comes before those compared with it.
         seeds: of the runs, the same for all variants.
         splits: that a finished run is scored on.
         samples: expressions scored on each, evenly spread; 0 takes all.
         towers: pretrained once, for all runs; None starts from scratch.
-        budgets: ``"steps"``: all at the base's steps; ``"compute"``: references also longer, to
-            what each variant takes in multiply-adds.
-
-    Raises:
-        ValueError: names that come twice or that there are not, an empty table, training on what is
-            scored, or a warm-up as long as a run.
-
-    Example:
-        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0, 1))
-        >>> [variant.name for variant in study.variants]
-        ['host', 'both']
+        budgets: ``"steps"`` compares at the base's steps; ``"compute"`` also trains references for
+            longer, up to the multiply-adds of each variant.
     """
 
     name: str
@@ -140,6 +108,8 @@ class Study:
             raise ValueError(f"study {self.name!r} needs variants, seeds and splits")
         if isinstance(self.splits, str):
             raise ValueError(f"splits must be several names, as ({self.splits!r},), got one string")
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0, got {self.samples}")
         for what, values in (
             ("variant", [variant.name for variant in self.variants]),
             ("seed", list(self.seeds)),
@@ -147,20 +117,35 @@ class Study:
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"study {self.name!r} has a {what} twice: {values}")
+        self._check_references()
+        self._check_splits()
+        for budget in self.budgets:
+            check_choice("budget", budget, (STEPS, COMPUTE))
+        if STEPS not in self.budgets:
+            raise ValueError(f"study {self.name!r} needs the budget 'steps'")
+        if self.base.steps is None:
+            raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
+        if (self.base.warmup or 0) >= self.base.steps:
+            raise ValueError(
+                f"study {self.name!r} has a warm-up of {self.base.warmup} steps in runs of "
+                f"{self.base.steps}, so longer runs would reach another rate; lower base.warmup"
+            )
+
+    def _check_references(self) -> None:
         seen: list[str] = []
         for variant in self.variants:
-            if variant.reference is not None and variant.reference not in seen:
+            if variant.reference is None:
+                seen.append(variant.name)
+            elif variant.reference not in seen:
                 raise unknown_name(
                     f"reference of variant {variant.name!r}", variant.reference, seen
                 )
-            if variant.reference is None:
-                seen.append(variant.name)
-            if variant.reference is not None and "steps" in variant.train:
+            elif "steps" in variant.train:
                 raise ValueError(
-                    f"variant {variant.name!r} has steps of its own, and its reference has not"
+                    f"variant {variant.name!r} has steps of its own, and its reference does not"
                 )
-        if self.samples < 0:
-            raise ValueError(f"samples must be at least 0, got {self.samples}")
+
+    def _check_splits(self) -> None:
         trained = {
             f"variant {each.name!r}": each.train.get("train_split") for each in self.variants
         }
@@ -172,20 +157,9 @@ class Study:
                     f"study {self.name!r} has {what} trained on {split!r}, which is scored; choose "
                     "another split"
                 )
-        for budget in self.budgets:
-            check_choice("budget", budget, (STEPS, COMPUTE))
-        if STEPS not in self.budgets:
-            raise ValueError(f"study {self.name!r} needs the budget 'steps'")
-        if self.base.steps is None:
-            raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
-        if (self.base.warmup or 0) >= self.base.steps:
-            raise ValueError(
-                f"study {self.name!r} has a warm-up of {self.base.warmup} steps in runs of "
-                f"{self.base.steps}, and longer runs would have another rate; lower base.warmup"
-            )
 
     def data_name(self) -> str:
-        """Return what rows and tables call the data: with the number of pictures where it is set.
+        """Return what rows and tables call the data.
 
         Example:
             >>> from masksd.kit.config import DataConfig
@@ -199,14 +173,7 @@ class Study:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run of a study.
-
-    Attributes:
-        variant: name of the row.
-        budget: ``"steps"``, or ``"compute"`` for a reference that trains longer.
-        config: of the run.
-        multiply_adds: of the whole run, forward and backward.
-    """
+    """One training run of a study, with its cost in multiply-adds, forward and backward."""
 
     variant: str
     budget: str
@@ -215,22 +182,7 @@ class PlannedRun:
 
 
 def plan_runs(study: Study) -> list[PlannedRun]:
-    """List the runs of a study, those of one seed together.
-
-    An interruption then leaves whole seeds, which can be compared.
-
-    Steps of longer references are rounded up to whole fiftieths of the base's steps: the host has
-    no less than the variant, and variants of nearly the same cost share the host's run. A variant
-    that costs what its reference costs asks for no longer one.
-
-    Args:
-        study: whose variants are to be run.
-
-    Example:
-        >>> study = Study("two", TrainConfig(), (host(), Variant("both")), seeds=(0,))
-        >>> [(run.variant, run.budget, run.config.steps) for run in plan_runs(study)]
-        [('host', 'steps', 1000), ('both', 'steps', 1000), ('host', 'compute', 2560)]
-    """
+    """List the runs of a study, seed by seed, so that an interruption leaves whole seeds."""
     runs: dict[tuple[str, str, int, int], PlannedRun] = {}
     named = {variant.name: variant for variant in study.variants}
     for seed in study.seeds:
@@ -246,3 +198,65 @@ def plan_runs(study: Study) -> list[PlannedRun]:
                 key = (name, budget, config.steps or 0, seed)
                 runs.setdefault(key, PlannedRun(name, budget, config, multiply_adds(config)))
     return list(runs.values())
+
+
+def matched_host(reference: TrainConfig, variant: TrainConfig) -> TrainConfig:
+    """Return the reference, trained for at least the variant's multiply-adds."""
+    times = multiply_adds(variant) / multiply_adds(reference)
+    return dataclasses.replace(reference, steps=matched_steps(reference.steps or 0, times))
+
+
+def matched_steps(steps: int, times: float) -> int:
+    """Return how many steps cost ``times`` as much, rounded up to fiftieths.
+
+    So the reference gets no less than the variant, and variants of nearly one cost share its run.
+
+    Example:
+        >>> matched_steps(1000, 1.39), matched_steps(1000, 1.0)
+        (1400, 1000)
+    """
+    unit = max(1, steps // 50)
+    return math.ceil(round(times * steps / unit, 9)) * unit
+
+
+def multiply_adds(config: TrainConfig) -> int:
+    """Count a run's multiply-adds, forward and backward, each branch in the steps it runs in."""
+    if config.steps is None:
+        raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
+    distill = config.distill
+    plain = _step_cost(config, dataclasses.replace(distill, image=None, text=None, joint=False))
+    total = plain * config.steps
+    alone = [(distill.image, dataclasses.replace(distill, text=None, joint=False))]
+    alone.append((distill.text, dataclasses.replace(distill, image=None, joint=False)))
+    for masking, counted in [(distill.image, distill)] if distill.joint else alone:
+        if masking is not None:
+            runs = math.ceil(config.steps / masking.every)
+            total += (_step_cost(config, counted) - plain) * runs
+    return total * config.batch_size
+
+
+def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
+    """Count the multiply-adds per image of a step in which all enabled branches run."""
+    image, text = (
+        masking and dataclasses.replace(masking, every=1)
+        for masking in (distill.image, distill.text)
+    )
+    # only what the count depends on, so that equal ones are counted once
+    alike = TrainConfig(
+        model=config.model,
+        dropout=config.dropout,
+        tokenizer=config.tokenizer,
+        data=config.data,
+        max_length=config.max_length,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        class_weights=config.class_weights,
+        frozen=config.frozen,
+        distill=dataclasses.replace(distill, image=image, text=text, seed=0),
+    )
+    return _counted(alike)
+
+
+@cache
+def _counted(config: TrainConfig) -> int:
+    return measure_budget(config).step

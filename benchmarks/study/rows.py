@@ -1,24 +1,28 @@
-"""The table of a study's runs, and the samples of each: files that resume and regenerate."""
+"""What runs leave: a CSV of rows, and per study an archive of their samples and curves."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import dataclasses
-import gzip
+import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from masksd.errors import check_choice
 from masksd.kit.data.records import DataError
-from masksd.kit.files import verify_folder, write_files, write_folder
+from masksd.kit.files import write_files
 
 Row = dict[str, str]
+Samples = Sequence[Mapping[str, Any]]
 SCORES = {
     "mIoU": "mIoU",
     "oIoU": "oIoU",
@@ -28,51 +32,35 @@ SCORES = {
     "over": "mOver",
     "under": "mUnder",
 }
-"""Columns of scores, with the names that :mod:`masksd.kit.scores` gives them."""
+"""Score columns, with the names that :mod:`masksd.kit.scores` gives them."""
 MACHINE = ("device", "torch", "python", "masksd", "commit")
-"""Columns that say where and with what a run was done."""
+"""Columns that say where a run was done and with what."""
 COLUMNS = (
     *("study", "host", "data", "base", "towers", "variant", "seed", "budget", "split", "steps"),
     *("multiply_adds", *SCORES, "samples", "seconds", "peak_mb", "config_hash"),
     *("jobs", "threads", *MACHINE),
 )
-_SAMPLE = {
-    **dict.fromkeys(("ref_id", "sent_id", "image_id"), int),
-    **dict.fromkeys(("intersection", "union", "predicted_area", "truth_area"), int),
-    "iou": float,
-}
+_ITEM = ("ref_id", "sent_id", "image_id", "truth_area")  # the same for every run on a split
+_ANSWER = ("intersection", "predicted_area")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """A CSV file with one row a run and split, and a folder with the samples of each run.
+    """A CSV with one row per run and split, and a folder with one archive per study.
 
-    One process writes, see :meth:`writing`. Rows of a run are added together, by replacing the
-    file, after its samples are on the disk: a run that is interrupted leaves nothing, and is done
-    again.
+    One process writes, see :meth:`writing`. The rows of a run are added together, after its
+    samples: an interrupted run has no rows and is done again.
 
-    Attributes:
-        path: of the CSV.
-        results: the folder; a run has one in it, named by its config hash.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp())
-        >>> ledger = Ledger(place / "runs.csv", place / "results")
-        >>> ledger.add([dict.fromkeys(COLUMNS, "1")])
-        >>> ledger.rows()[0]["seed"]
-        '1'
+    An archive ``STUDY.npz`` opens with :func:`numpy.load`. Per run it holds ``HASH/run.json``
+    (config, curve, names of the items scored) and ``HASH/SPLIT.npy`` (its answers). The items are
+    stored once; unions and IoUs follow from the areas.
     """
 
     path: Path
     results: Path
 
     def rows(self) -> list[Row]:
-        """Return all rows; none where there is no file yet.
-
-        Raises:
-            DataError: other columns than :data:`COLUMNS`, or a row that is cut off.
-        """
+        """Return all rows; none where there is no file yet."""
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
@@ -85,15 +73,11 @@ class Ledger:
             rows = list(reader)
         for number, row in enumerate(rows, start=2):
             if None in row or None in row.values():
-                raise DataError(f"{self.path}: line {number} has not {len(COLUMNS)} cells")
+                raise DataError(f"{self.path}: line {number} does not have {len(COLUMNS)} cells")
         return rows
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows: all of them, or none.
-
-        Args:
-            rows: with :data:`COLUMNS`.
-        """
+        """Add rows: all of them, or none."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -103,42 +87,32 @@ class Ledger:
 
     def keep(
         self,
+        study: str,
         config_hash: str,
         config: str,
-        samples: Mapping[str, Iterable[Mapping[str, Any]]],
+        samples: Mapping[str, Samples],
         curve: Sequence[Mapping[str, float]],
     ) -> None:
-        """Keep what a run leaves beside its row.
-
-        Args:
-            config_hash: of the run.
-            config: as JSON text.
-            samples: by split, rows of :class:`masksd.kit.evaluation.scoring.Evaluation`.
-            curve: scores on the way, each with its ``step``.
-        """
-
-        def write(folder: Path) -> None:
-            (folder / "config.json").write_text(config, encoding="utf-8")
-            (folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
-            for split, rows in samples.items():
-                text = io.StringIO(newline="")
-                writer = csv.DictWriter(
-                    text, fieldnames=_SAMPLE, extrasaction="ignore", lineterminator="\n"
-                )
-                writer.writeheader()
-                writer.writerows(rows)
-                packed = gzip.compress(text.getvalue().encode(), mtime=0)
-                (folder / f"{split}.csv.gz").write_bytes(packed)
-
-        write_folder(self.results / config_hash, write)
+        """Keep a run's config (JSON), its samples by split and its curve in its study's archive."""
+        members: dict[str, bytes] = {}
+        items = {}
+        for split, rows in samples.items():
+            _check_derived(rows)
+            item = _npy(np.array([[row[name] for row in rows] for name in _ITEM], dtype=np.int64))
+            items[split] = f"items-{hashlib.sha256(item).hexdigest()[:12]}.npy"
+            members[items[split]] = item
+            answers = np.array([[row[name] for row in rows] for name in _ANSWER], dtype="<u4")
+            # a byte at a time, which compresses better
+            planes = answers.view(np.uint8).reshape(*answers.shape, 4).transpose(0, 2, 1)
+            members[f"{config_hash}/{split}.npy"] = _npy(planes)
+        run = {"config": json.loads(config), "curve": list(curve), "items": items}
+        members[f"{config_hash}/run.json"] = json.dumps(run).encode()
+        self.results.mkdir(parents=True, exist_ok=True)
+        _add_members(self.results / f"{study}.npz", members, replace=f"{config_hash}/")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep other processes of this machine from writing.
-
-        Raises:
-            ValueError: one of them does.
-        """
+        """Keep other processes on this machine from writing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         try:
@@ -149,62 +123,67 @@ class Ledger:
                 f"another study is writing to {self.path}; wait for it, or choose another folder"
             ) from None
 
-    def has(self, row: Row) -> bool:
-        """Say whether there are samples of a row; whether they are whole is seen when read.
-
-        Args:
-            row: of the CSV.
-        """
-        return (self.results / row["config_hash"]).is_dir()
-
-    def _folder(self, row: Row) -> Path:
-        folder = self.results / row["config_hash"]
-        what = f"samples of {row['variant']!r}, seed {row['seed']}"
-        if not self.has(row):
-            raise DataError(f"{what} are missing: no {folder}; run the study again")
-        try:
-            return verify_folder(folder)
-        except ValueError as error:
-            raise DataError(f"{what}: remove {folder} and run the study again: {error}") from None
+    def kept(self) -> set[str]:
+        """Return the config hashes of all runs with samples; those are checked when read."""
+        names = (name for path in self._archives() for name in _names(path))
+        return {name.partition("/")[0] for name in names if name.endswith("/run.json")}
 
     def samples(self, row: Row) -> list[dict[str, Any]]:
-        """Return the samples behind a row, as :func:`masksd.kit.scores.compare.compare_rows` takes.
-
-        Args:
-            row: of the CSV.
-
-        Raises:
-            ValueError: they are missing or have changed.
-        """
-        folder = self._folder(row)
-        with gzip.open(folder / f"{row['split']}.csv.gz", "rt", encoding="utf-8") as file:
-            return [
-                {name: kind(each[name]) for name, kind in _SAMPLE.items()}
-                for each in csv.DictReader(file)
-            ]
+        """Return the samples behind a row, as :mod:`masksd.kit.scores.compare` takes them."""
+        with self._reading(row) as archive:
+            items = _array(archive, _run(archive, row)["items"][row["split"]])
+            planes = _array(archive, f"{row['config_hash']}/{row['split']}.npy")
+            answers = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u4")[..., 0]
+        ref, sent, image, truth = items.tolist()
+        inter, predicted = answers.astype(np.int64).tolist()
+        fields = zip(ref, sent, image, inter, predicted, truth, strict=True)
+        return [
+            {
+                "ref_id": r,
+                "sent_id": s,
+                "image_id": i,
+                "intersection": n,
+                "union": p + t - n,
+                "predicted_area": p,
+                "truth_area": t,
+                "iou": _iou(n, p + t - n),
+            }
+            for r, s, i, n, p, t in fields
+        ]
 
     def curve(self, row: Row) -> list[dict[str, float]]:
-        """Return the scores on the way to a row.
-
-        Args:
-            row: of the CSV.
-
-        Raises:
-            ValueError: they are missing or have changed.
-        """
-        folder = self._folder(row)
-        points: list[dict[str, float]] = json.loads(
-            (folder / "curve.json").read_text(encoding="utf-8")
-        )
+        """Return the validation scores recorded while a row's run was training."""
+        with self._reading(row) as archive:
+            points: list[dict[str, float]] = _run(archive, row)["curve"]
         return points
+
+    def config(self, row: Row) -> dict[str, Any]:
+        """Return the training config of a row's run."""
+        with self._reading(row) as archive:
+            config: dict[str, Any] = _run(archive, row)["config"]
+        return config
+
+    def _archives(self) -> list[Path]:
+        return sorted(self.results.glob("*.npz"))
+
+    @contextlib.contextmanager
+    def _reading(self, row: Row) -> Iterator[zipfile.ZipFile]:
+        """Open the archive that holds a row's run, usually its own study's."""
+        what = f"samples of {row['variant']!r}, seed {row['seed']}"
+        own = self.results / f"{row['study']}.npz"
+        for path in sorted(self._archives(), key=lambda path: path != own):
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    if f"{row['config_hash']}/run.json" in archive.namelist():
+                        yield archive
+                        return
+            except Exception as error:  # damaged archives fail in many ways
+                raise DataError(f"{what}: remove {path} and run the study again: {error}") from None
+        raise DataError(f"{what} are missing from {self.results}; run the study again")
 
 
 def choose(rows: Iterable[Row], **wanted: str) -> list[Row]:
     """Return the rows that have these values.
-
-    Args:
-        rows: of a :class:`Ledger`.
-        **wanted: value by column.
 
     Example:
         >>> choose([{"study": "a", "seed": "0"}, {"study": "b", "seed": "0"}], study="b")
@@ -217,13 +196,65 @@ def choose(rows: Iterable[Row], **wanted: str) -> list[Row]:
 
 
 def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
-    """Return the rows by their seed; of several the last, which was run again.
-
-    Args:
-        rows: of one variant and budget.
+    """Return rows by seed; of several the last, which was run again.
 
     Example:
         >>> by_seed([{"seed": "0", "steps": "5"}, {"seed": "0", "steps": "6"}])[0]["steps"]
         '6'
     """
     return {int(row["seed"]): row for row in rows}
+
+
+def _iou(intersection: int, union: int) -> float:
+    return intersection / union if union else 1.0
+
+
+def _check_derived(rows: Samples) -> None:
+    """Raise unless unions and IoUs follow from the areas, since they are not stored."""
+    for row in rows:
+        union = row["predicted_area"] + row["truth_area"] - row["intersection"]
+        derived = (union, _iou(row["intersection"], union))
+        if derived != (row["union"], row["iou"]):
+            raise DataError(
+                f"ref {row['ref_id']} sentence {row['sent_id']}: union and IoU are "
+                f"{row['union']}, {row['iou']}; its areas give {derived[0]}, {derived[1]}"
+            )
+
+
+def _run(archive: zipfile.ZipFile, row: Row) -> Any:
+    return json.loads(archive.read(f"{row['config_hash']}/run.json"))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    found: NDArray[Any] = np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+    return found
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is damaged; remove it and run its study again: {error}") from None
+
+
+def _add_members(path: Path, members: Mapping[str, bytes], replace: str) -> None:
+    """Add what is new to an archive, and replace what starts with ``replace``: all or nothing."""
+    older = _names(path) if path.exists() else []
+    file = io.BytesIO(path.read_bytes() if older else b"")
+    if any(name.startswith(replace) for name in older):
+        with zipfile.ZipFile(file) as archive:
+            kept = {name: archive.read(name) for name in older if not name.startswith(replace)}
+        file, older, members = io.BytesIO(), [], {**kept, **members}
+    with zipfile.ZipFile(file, "a") as archive:
+        for name, data in members.items():
+            if name not in older:
+                # ZipInfo has a fixed date, so that equal contents are equal files
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_LZMA)
+    write_files({path: file.getvalue()})

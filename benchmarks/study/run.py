@@ -1,21 +1,21 @@
-"""Running a study: one run after another or a few at a time, resuming where it stopped."""
+"""Running a study: resuming where it stopped, a few runs at a time, and how long it will take."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.study.names import base_hash, config_hash
-from benchmarks.study.peak import peak_megabytes, reset_peak
+from benchmarks.study.names import base_hash, config_hash, towers_name
 from benchmarks.study.plan import PlannedRun, Study, plan_runs
-from benchmarks.study.rows import MACHINE, SCORES, Ledger, Row
-from benchmarks.study.towers import towers_name
+from benchmarks.study.rows import MACHINE, SCORES, Ledger, Row, Samples
 from benchmarks.study.workers import in_workers
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import TrainConfig
@@ -25,6 +25,17 @@ from masksd.kit.evaluation.scoring import score
 from masksd.kit.sources import open_split
 from masksd.kit.training.trainer import train
 
+_TIMED_STEPS = 8
+_TIMED_SAMPLES = 64
+
+
+class FinishedRun(NamedTuple):
+    """What a run leaves: the measured columns per split, and what the archive keeps."""
+
+    rows: list[dict[str, Any]]
+    samples: dict[str, Samples]
+    curve: list[dict[str, float]]
+
 
 def run_study(
     study: Study,
@@ -33,26 +44,16 @@ def run_study(
     report: Callable[[str], None] = print,
     jobs: int = 1,
 ) -> int:
-    """Do the runs of a study that are not in the ledger yet.
+    """Do the runs of a study that are not in the ledger yet; return how many that were.
 
-    A run that is there under another name (a reference of two studies, say) is not done again; its
-    row is written under this name too.
+    A run that another study has already done is not done again, only its row is written.
 
     Args:
-        study: with its towers, see :func:`benchmarks.study.towers.with_towers`.
+        study: with its towers, see :func:`benchmarks.study.names.with_towers`.
         ledger: where rows and samples go.
-        environment: ``device``, ``torch``, ``python``, ``masksd`` and ``commit`` for the rows; None
-            takes this machine's, without a commit.
-        report: is told a line a run.
-        jobs: runs at a time, each in a process with its share of torch's threads; small models
-            do more in all that way than one after another with all of them.
-
-    Returns:
-        How many runs were done.
-
-    Raises:
-        ValueError: jobs below 1, other fields of an environment, or another process that writes to
-            this ledger.
+        environment: the :data:`MACHINE` columns of the rows; None describes this machine.
+        report: called with a line per run.
+        jobs: runs at a time, each in a process with its share of torch's threads.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -79,12 +80,13 @@ def _run_missing(
                 ledger.add([{**row, **labels} for row in rows.values()])
     left = {digest: runs[0] for digest, runs in planned.items() if digest not in known}
     report(f"{len(planned) - len(left)} of {len(planned)} runs are there already")
-    calls = {digest: (study, run, digest, ledger) for digest, run in left.items()}
-    for number, (digest, measured) in enumerate(in_workers(run_one, calls, jobs), start=1):
-        named = [_labels(study, run) for run in planned[digest]]
-        constant = {**environment, "jobs": jobs}
-        ledger.add([{**labels, **row, **constant} for labels in named for row in measured])
-        run, first = left[digest], measured[0]
+    calls = {digest: (study, run) for digest, run in left.items()}
+    for number, (digest, done) in enumerate(in_workers(run_one, calls, jobs), start=1):
+        run, first = left[digest], done.rows[0]
+        ledger.keep(study.name, digest, run.config.to_json(), done.samples, done.curve)
+        constant = {**environment, "jobs": jobs, "config_hash": digest}
+        named = [_labels(study, each) for each in planned[digest]]
+        ledger.add([{**labels, **row, **constant} for labels in named for row in done.rows])
         report(
             f"{number}/{len(left)} {run.variant}, {run.budget}, seed {run.config.seed}: "
             f"mIoU {100 * first['mIoU']:.2f}, {first['seconds']:.0f} s"
@@ -93,18 +95,13 @@ def _run_missing(
 
 
 def missing_runs(study: Study, ledger: Ledger) -> list[PlannedRun]:
-    """Return the runs that :func:`run_study` would do; equal ones once.
-
-    Args:
-        study: with its towers.
-        ledger: with what there is.
-    """
+    """Return the runs that :func:`run_study` would do; equal ones once."""
     known = _known(study, ledger)
     return [runs[0] for digest, runs in _planned(study).items() if digest not in known]
 
 
 def _planned(study: Study) -> dict[str, list[PlannedRun]]:
-    """Return the runs of a study by config hash: those of one are equal but for their names."""
+    """Return a study's runs by config hash; those of one hash differ in name only."""
     towers = towers_name(study)
     planned: dict[str, list[PlannedRun]] = {}
     for run in plan_runs(study):
@@ -113,35 +110,26 @@ def _planned(study: Study) -> dict[str, list[PlannedRun]]:
 
 
 def _known(study: Study, ledger: Ledger) -> dict[str, list[Row]]:
-    """Return the rows by config hash, of runs with a row for every split and with samples."""
+    """Return rows by config hash, of runs that have samples and a row for every split."""
     known: dict[str, list[Row]] = {}
     for row in ledger.rows():
         known.setdefault(row["config_hash"], []).append(row)
+    kept = ledger.kept()
     return {
         digest: rows
         for digest, rows in known.items()
-        if {row["split"] for row in rows}.issuperset(study.splits) and ledger.has(rows[0])
+        if digest in kept and {row["split"] for row in rows}.issuperset(study.splits)
     }
 
 
-def run_one(study: Study, run: PlannedRun, digest: str, ledger: Ledger) -> list[dict[str, Any]]:
-    """Train and score one run, and keep its samples and its curve.
-
-    Args:
-        study: that says what it is scored on.
-        run: to be done.
-        digest: its config hash.
-        ledger: that keeps the samples.
-
-    Returns:
-        The measured columns, a row a split; memory is empty where the system cannot tell.
-    """
+def run_one(study: Study, run: PlannedRun) -> FinishedRun:
+    """Train and score one run."""
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(run.config, output=Path(folder) / "run")
         device = default_device(cpu=config.cpu)
-        start_peak = reset_peak(device)
+        measured = reset_peak(device)
         result = train(config)
-        peak = peak_megabytes(device) if start_peak else ""
+        peak = peak_megabytes(device) if measured else ""
         lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         checkpoint = load_checkpoint(result.checkpoint, device)
         found = {
@@ -155,38 +143,104 @@ def run_one(study: Study, run: PlannedRun, digest: str, ledger: Ledger) -> list[
             for split in study.splits
         }
     records = [json.loads(line) for line in lines]
-    curve = [{"step": r["step"], **r["scores"]["own"]} for r in records if "scores" in r]
-    samples = {split: each.rows for split, each in found.items()}
-    ledger.keep(digest, run.config.to_json(), samples, curve)
-    return [
+    rows = [
         {
             "split": split,
             **{column: round(each.scores["all"][name], 6) for column, name in SCORES.items()},
             "samples": int(each.scores["all"]["samples"]),
             "seconds": round(result.seconds, 1),
             "peak_mb": peak,
-            "config_hash": digest,
             "threads": torch.get_num_threads(),
         }
         for split, each in found.items()
     ]
+    curve = [{"step": r["step"], **r["scores"]["own"]} for r in records if "scores" in r]
+    return FinishedRun(rows, {split: each.rows for split, each in found.items()}, curve)
 
 
 def open_scored(config: TrainConfig, checkpoint: Checkpoint, split: str) -> ReferDataset:
-    """Open a split as a run's checkpoint is scored on it.
-
-    Args:
-        config: of the run.
-        checkpoint: it left.
-        split: to be scored.
-    """
+    """Open a split as the checkpoint of a run is scored on it."""
     size = checkpoint.config.image_size
     tokenizer, show = checkpoint.tokenizer, config.progress
     return open_split(config.data, split, tokenizer, size, fit=config.fit, progress=show)
 
 
+def expected_seconds(study: Study, runs: Sequence[PlannedRun]) -> float:
+    """Estimate training and scoring of runs from a few steps of the cheapest and the dearest.
+
+    Between the two a step's time is taken as linear in its multiply-adds. Drawing sheets and
+    generating data are not counted.
+    """
+    if not runs:
+        return 0.0
+    work = {run: run.multiply_adds / (run.config.steps or 1) for run in runs}
+    least, most = min(runs, key=work.__getitem__), max(runs, key=work.__getitem__)
+    step_low, sample, size = _time(study, least.config)
+    step_high = step_low if work[most] == work[least] else _time(study, most.config)[0]
+    slope = (step_high - step_low) / max(1.0, work[most] - work[least])
+    total = 0.0
+    for run in runs:
+        config, steps = run.config, run.config.steps or 1
+        total += steps * (step_low + slope * (work[run] - work[least]))
+        on_the_way = steps // config.evaluate_every if config.evaluate_every else 0
+        # the trainer scores with three kinds of sentences at the end
+        total += sample * (len(study.splits) * size + (on_the_way + 3) * config.eval_samples)
+    return total
+
+
+def _time(study: Study, config: TrainConfig) -> tuple[float, float, int]:
+    """Return the seconds of a step and of scoring a sample, and how many samples a split has."""
+    with tempfile.TemporaryDirectory() as folder:
+        short = dataclasses.replace(
+            config,
+            steps=_TIMED_STEPS,
+            warmup=0,
+            warmup_epochs=None,
+            log_every=_TIMED_STEPS // 2,  # the first line includes what happens only once
+            evaluate_every=0,
+            eval_samples=1,
+            sheet_rows=1,
+            output=Path(folder) / "run",
+            progress=False,
+        )
+        result = train(short)
+        lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        speed = [json.loads(line).get("pictures_per_second") for line in lines]
+        last = [value for value in speed if value is not None][-1]
+        checkpoint = load_checkpoint(result.checkpoint, default_device(cpu=config.cpu))
+        dataset = open_scored(config, checkpoint, study.splits[0])
+        start = time.perf_counter()
+        score(checkpoint, dataset, limit=_TIMED_SAMPLES, batch_size=config.eval_batch_size)
+        seconds = (time.perf_counter() - start) / min(_TIMED_SAMPLES, len(dataset))
+    size = min(study.samples or len(dataset), len(dataset))
+    return config.batch_size / last, seconds, size
+
+
+def reset_peak(device: torch.device) -> bool:
+    """Start measuring peak memory; return whether that is possible here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    if sys.platform != "linux":
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Return the peak since then: of the GPU's allocator, or of the whole process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return round(int(kilobytes) * 1024 / 1e6, 1)
+
+
 def _labels(study: Study, run: PlannedRun) -> dict[str, Any]:
-    """Return the columns that say which run of which table this is."""
+    """Return the columns that say which run of which study a row is of."""
     return {
         "study": study.name,
         "host": run.config.model,

@@ -17,15 +17,9 @@ Result = TypeVar("Result")
 def in_workers(
     function: Callable[..., Result], calls: Mapping[str, tuple[Any, ...]], jobs: int
 ) -> Iterator[tuple[str, Result]]:
-    """Yield the name and the result of each call as it ends.
+    """Yield the name and result of each call as it ends; one job makes the calls here, in order.
 
-    When a call fails, those under way are finished and yielded and no more are begun; then its
-    error is raised.
-
-    Args:
-        function: that is called; with its arguments and result to be pickled for several jobs.
-        calls: arguments by name.
-        jobs: calls at a time; 1 makes them here, one after another.
+    If a call fails, those under way are finished and yielded, and then its error is raised.
     """
     if jobs == 1:
         for name, arguments in calls.items():
@@ -55,17 +49,13 @@ def in_workers(
 
 
 def begin_worker(threads: int) -> None:
-    """Begin a process: it takes so many threads, and ends when its parent does.
-
-    Args:
-        threads: of torch.
-    """
+    """Set up a worker: its share of torch's threads, and an end when its parent ends."""
     torch.set_num_threads(threads)
 
     def watch() -> None:
         parent = parent_process()
         if parent is not None:
             parent.join()
-            os._exit(1)  # nobody is left to take what is under way
+            os._exit(1)  # nobody is left to take the result
 
     Thread(target=watch, daemon=True).start()

@@ -1,0 +1,1 @@
+"""The generated parts of ``benchmarks/README.md`` and ``benchmarks/evidence.md``."""

@@ -1,0 +1,215 @@
+"""The tables of ``benchmarks/README.md``, written from the CSV files in ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.measure import FOLDER
+from benchmarks.study.summary import markdown_table
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (FOLDER / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def newest(rows: list[dict[str, str]], *names: str) -> list[dict[str, str]]:
+    """Keep the last of the rows that agree in these columns."""
+    return list({tuple(row[name] for name in names): row for row in rows}.values())
+
+
+def step_cost() -> str:
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in read("step_cost"):
+        key = row["model"], row["image_size"], row["tokens"]
+        groups.setdefault(key, {})[row["provider"]] = row
+    tables = []
+    for (model, size, tokens), rows in groups.items():
+        share = float(rows["host"]["d"])
+        table = markdown_table(
+            ["provider", "forward, G", "× host", "forward and backward, G", "× host"],
+            [
+                [
+                    provider,
+                    f"{float(row['forward_gmac']):.2f}",
+                    f"{float(row['forward_ratio']):.3f}",
+                    f"{float(row['step_gmac']):.2f}",
+                    f"{float(row['step_ratio']):.3f}",
+                ]
+                for provider, row in rows.items()
+            ],
+        )
+        tables.append(
+            f"`{model}`, {size} px, {tokens} tokens, per image; d = {share:.3f}, "
+            f"2 + d = {2 + share:.3f}, torch {rows['host']['torch']}:\n\n{table}"
+        )
+    return "\n\n".join(tables)
+
+
+def train_step() -> str:
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in newest(read("train_step"), "model", "device", "provider"):
+        groups.setdefault((row["model"], row["device"]), []).append(row)
+    tables = []
+    for (model, device), rows in groups.items():
+        lines = [
+            [
+                row["provider"],
+                f"{float(row['seconds']):.4g}",
+                *(f"{float(row[n]):.3f}" if row[n] else "" for n in ("to_host", "to_naive")),
+                f"{float(row['kept_to_host']):.3f}" if row["kept_to_host"] else "",
+                f"{float(row['peak_mb']):,.0f}" if row["peak_mb"] else "",
+            ]
+            for row in rows
+        ]
+        first = rows[0]
+        head = ["provider", "s per step", "× host", "× naive", "kept × host's", "peak, MB"]
+        share = ""
+        if first["d"]:
+            d, kept = float(first["d"]), float(first["d_kept"])
+            share = f"; 2 + d = {2 + d:.3f} in multiply-adds, {2 + kept:.3f} in kept bytes"
+        tables.append(
+            f"`{model}`, {first['image_size']} px, batch {first['batch']}, {first['tokens']} "
+            f"tokens, {first['precision']}{share}; {first['rounds']} rounds on {device}, torch "
+            f"{first['torch']}:\n\n{markdown_table(head, lines)}"
+        )
+    return "\n\n".join(tables)
+
+
+def masking_rows() -> list[dict[str, str]]:
+    """The sizes that the page shows."""
+    rows = newest(read("masking"), "operation", "provider", "batch", "tokens", "width", "dtype")
+    return [
+        row for row in rows if (row["batch"], row["width"], row["dtype"]) == ("32", "768", "fp32")
+    ]
+
+
+def masking() -> str:
+    rows = masking_rows()
+    lines = [
+        [
+            row["operation"],
+            f"{row['batch']} x {row['tokens']} x {row['width']} {row['dtype']}",
+            row["provider"],
+            f"{float(row['milliseconds']):.3f}",
+            *(f"{float(row[n]):.2f}" if row[n] else "" for n in ("to_eager", "to_where")),
+            _share(row["gb_per_s"], row["copy_gb_per_s"]),
+        ]
+        for row in sorted(rows, key=lambda row: row["operation"] != "select")
+    ]
+    head = ["operation", "size", "provider", "ms", "× eager", "× where", "of copying's speed"]
+    return f"{markdown_table(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
+
+
+def _share(part: str, whole: str) -> str:
+    return f"{float(part) / float(whole):.0%}" if part else ""
+
+
+def joined_decode() -> str:
+    rows = newest(read("joined_decode"), "model", "batch", "provider")
+    lines = [
+        [
+            row["model"],
+            row["batch"],
+            f"{float(row['seconds']):.4f}",
+            f"{float(row['to_two_calls']):.3f}",
+        ]
+        for row in rows
+        if row["provider"] == "joined"
+    ]
+    head = ["model", "batch", "s, joined", "× two calls"]
+    return f"{markdown_table(head, lines)}\n\nOn {rows[0]['device']}, torch {rows[0]['torch']}."
+
+
+def default_run() -> str:
+    rows = newest(read("default_run"), "seed", "sentence")
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    kinds = {
+        "own": "the right sentence",
+        "other": "another object's sentence",
+        "none": "no sentence",
+    }
+    table = []
+    for kind, name in kinds.items():
+        of_kind = [row for row in rows if row["sentence"] == kind]
+        line = [name]
+        for metric in ("mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"):
+            line.append(" / ".join(f"{100 * float(row[metric]):.1f}" for row in of_kind))
+        table.append(line)
+    own = [row for row in rows if row["sentence"] == "own"]
+    seconds = [float(row["seconds"]) for row in own]
+    first = own[0]
+    return (
+        markdown_table(["sentence", "mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"], table)
+        + f"\n\nSeeds {', '.join(seeds)}; {first['steps']} steps; a whole run, with generating and "
+        f"drawing: {min(seconds):.0f} to {max(seconds):.0f} s, median "
+        f"{statistics.median(seconds):.0f} s, on {first['device']}, torch {first['torch']}."
+    )
+
+
+def index_cost() -> str:
+    rows = newest(read("index_cost"), "step")
+    base = next(float(row["peak_mb"]) for row in rows if row["step"] == "import")
+    lines = []
+    for row in rows:
+        peak = float(row["peak_mb"])
+        lines.append(
+            [row["step"], f"{float(row['seconds']):.3f}", f"{peak:.0f}", f"{peak - base:.0f}"]
+        )
+    head = ["step", "seconds", "peak memory, MB", "without the imports"]
+    table = markdown_table(head, lines)
+    last = rows[-1]
+    return (
+        f"{table}\n\n{int(last['refs']):,} refs, {int(last['sentences']):,} sentences; sources "
+        f"{last['sources_mb']} MB, index {last['index_mb']} MB, on {last['device']}, python "
+        f"{last['python']}, numpy {last['numpy']}."
+    )
+
+
+def loading() -> str:
+    rows = newest(read("loading"), "step")
+    lines = [
+        [
+            row["step"],
+            f"{float(row['milliseconds']):.2f}",
+            f"{float(row['pictures_per_second']):,.0f}",
+            f"{float(row['pictures_per_second_and_core']):,.0f}",
+            f"{float(row['waiting']):.1%}" if row["waiting"] else "",
+        ]
+        for row in rows
+    ]
+    head = ["step", "ms per image", "images/s", "images/s per core", "waiting for data"]
+    first = rows[0]
+    return (
+        f"{markdown_table(head, lines)}\n\nAt {first['image_size']} px (training: the small "
+        f"model's own size, on {rows[-1]['device']}), on {first['device']}, torch "
+        f"{first['torch']}, Pillow {first['pillow']}, python {first['python']}."
+    )
+
+
+def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Replace the text between ``<!-- NAME -->`` and ``<!-- end -->`` for each table."""
+    for name, table in tables.items():
+        body = f"<!-- {name} -->\n{table()}\n<!-- end -->"
+        text, blocks = re.subn(
+            rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=body: b, text, flags=re.DOTALL
+        )
+        if blocks != 1:
+            raise ValueError(f"the text must have one block <!-- {name} -->, found {blocks}")
+    return text
+
+
+TABLES = {
+    table.__name__: table
+    for table in (step_cost, train_step, masking, joined_decode, default_run, index_cost, loading)
+}
+
+
+def write() -> None:
+    README.write_text(render(README.read_text(), TABLES))
