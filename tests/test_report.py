@@ -124,7 +124,9 @@ def test_what_is_drawn_is_what_was_scored(small: Path, protocol: str) -> None:
     checkpoint = make_checkpoint()
     dataset = open_data(small, "letterbox" if protocol == "cris" else "squash")
     rows = score(checkpoint, dataset, protocol=protocol, sentences="other").rows[:4]
-    drawn = case_rows(checkpoint, dataset, rows, protocol=protocol, sentences="other")
+    rules = get_protocol(protocol)
+    threshold = choose_threshold(rules, None, checkpoint.config.threshold)
+    drawn = case_rows(checkpoint, dataset, rows, rules, threshold, "other")
     for row, case in zip(rows, drawn, strict=True):
         assert case.sentence == row["sentence"] == dataset.other_sentence(row["index"])
         assert case.truth.shape == case.prediction.shape == case.image.size[::-1]
@@ -141,7 +143,7 @@ def test_a_sheet_without_cases_is_refused_and_an_uneven_one_drawn(
     assert list(tmp_path.iterdir()) == []
     checkpoint, dataset = make_checkpoint(), open_data(small)
     rows = score(checkpoint, dataset, limit=3).rows
-    cases = case_rows(checkpoint, dataset, rows, protocol="original")
+    cases = case_rows(checkpoint, dataset, rows, get_protocol("original"), 0.4)
     dollars = cases[0]._replace(sentence="the $5 bill \\frac{ of $")
     draw_cases([dollars, *cases[1:]], cases[:1], tmp_path / "uneven.png")
     with Image.open(tmp_path / "uneven.png") as picture:

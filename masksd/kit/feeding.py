@@ -10,16 +10,9 @@ from masksd.kit.scores.resampling import resize, unletterbox
 
 
 def model_inputs(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Prepare what ``checkpoint.model`` takes, in the order in which it takes it.
+    """Prepare what ``checkpoint.model`` takes: images, tokens and, for some, an attention mask.
 
-    Args:
-        checkpoint: the model with its tokenizer, mean and std.
-        images: uint8 ``(B, 3, S, S)`` on the model's device.
-        tokens: int64 ``(B, L)`` there.
-
-    Returns:
-        Normalised images float32 ``(B, 3, S, S)``, the tokens and, where the model's
-        ``takes_attention_mask`` says so, the attention mask int64 ``(B, L)``.
+    Images are uint8 ``(B, 3, S, S)`` and tokens int64 ``(B, L)``, on the model's device.
 
     Example:
         >>> import torch
@@ -61,11 +54,7 @@ def foreground_logits(logits: Tensor) -> Tensor:
 
 
 def probabilities_of(config: CheckpointConfig, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring the logits ``(1, h, w)`` of one sample to probabilities at its image's own size.
-
-    Logits are resized bilinearly, a letterbox's from the part that the image covers. Returns
-    float32 ``(H, W)``.
-    """
+    """Resize logits ``(1, h, w)`` bilinearly to the image's own size; probabilities ``(H, W)``."""
     if config.fit == "letterbox":
         resized = unletterbox(logits, size, config.image_size)
     else:

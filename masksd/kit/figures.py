@@ -25,25 +25,15 @@ _STRIP = 256  # rows
 
 
 class SheetRow(NamedTuple):
-    """One example on a sheet.
-
-    Attributes:
-        image: RGB, ``(H, W)`` pixels.
-        sentence: the expression.
-        truth: bool ``(H, W)``.
-        prediction: bool ``(H, W)``.
-        relevance: float ``(h, w)``, the score of each patch; None where no branch ranked patches.
-        masked: bool ``(h, w)``, the patches replaced by the mask token; None likewise.
-        score: IoU of the prediction, in [0, 1].
-    """
+    """One example on a sheet, an RGB image of (H, W) pixels."""
 
     image: Image.Image
     sentence: str
-    truth: BoolArray
-    prediction: BoolArray
-    relevance: NDArray[np.float32] | None
-    masked: BoolArray | None
-    score: float
+    truth: BoolArray  # (H, W)
+    prediction: BoolArray  # (H, W)
+    relevance: NDArray[np.float32] | None  # (h, w), of each patch, if a branch ranked patches
+    masked: BoolArray | None  # (h, w), the patches replaced by the mask token
+    score: float  # IoU of the prediction
 
     def panels(self) -> list[Image.Image]:
         """Return what is drawn of it: image, truth, prediction and, if known, patches."""

@@ -22,21 +22,11 @@ if TYPE_CHECKING:
 def retrieval_accuracy(
     checkpoint: Checkpoint, views: ObjectViews, *, limit: int = 0, candidates: int = 64
 ) -> dict[str, float]:
-    """Let each view choose its sentence among several, and each sentence its view.
+    """Let each view choose its sentence among ``candidates``, and each sentence its view.
 
-    Sentences equal to the right one are not among the candidates.
-
-    Args:
-        checkpoint: a model with two towers.
-        views: what to choose from.
-        limit: how many views, evenly spread; 0 takes all. Those that fill no group are left out.
-        candidates: how many there are to choose from.
-
-    Returns:
-        ``sentence`` and ``view``: the shares of right choices; ``chance``; ``views``: how many.
-
-    Raises:
-        ValueError: fewer views than candidates.
+    Sentences equal to the right one are not among the candidates; views that fill no group are left
+    out. Returns the shares of right choices ``sentence`` and ``view``, ``chance``, and ``views``:
+    how many.
     """
     indices = spread_indices(len(views), limit)
     groups = len(indices) // candidates
@@ -60,11 +50,7 @@ def retrieval_accuracy(
 
 
 def similarities(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine of each image with each sentence, of its pooled vector and nearest patch.
-
-    Takes uint8 images ``(B, 3, S, S)`` and tokens ``(B, L)``, returns two of ``(B, B)``, an image a
-    row.
-    """
+    """Return the cosines ``(B, B)``, an image a row, of pooled vectors and of the nearest patch."""
     image, sentence = _encode(checkpoint, images, tokens)
     sentences = F.normalize(sentence, dim=1)
     pooled = F.normalize(image.pooled, dim=1)
@@ -78,23 +64,10 @@ def dot_relevance(
     """Measure whether the dot product of sentence and patches (Eq. 3) finds the object's patches.
 
     The area under the ROC curve of one image is the chance that a patch inside the truth (half of
-    it or more) scores above a patch outside (no pixel of it); 0.5 is a guess. Towers that tell
-    objects from background but ignore the sentence score high with any: compare ``own`` with
-    ``other``.
-
-    Args:
-        checkpoint: a model with two towers.
-        dataset: every sentence of a split an item: whole images.
-        limit: how many samples, evenly spread; 0 takes all.
-        batch_size: images a forward pass.
-
-    Returns:
-        ``own``: mean over samples with the right sentence, of those that have patches of both
-        kinds; ``other``: with that of another object of the image, left out where no image has
-        another; ``samples``: of ``own``.
-
-    Raises:
-        ValueError: no sample has patches inside and outside.
+    it or more) scores above a patch outside (no pixel of it); 0.5 is a guess. Returns means over
+    samples with patches of both kinds, ``own`` with the right sentence and ``other`` with that of
+    another object, and ``samples``. Towers that tell objects from background but ignore the
+    sentence score high on both.
     """
     device = next(checkpoint.model.parameters()).device
     indices = spread_indices(len(dataset), limit)

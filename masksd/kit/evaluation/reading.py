@@ -25,21 +25,13 @@ SENTENCES = {
 
 
 class ScoringBatch(NamedTuple):
-    """Samples to score, on the CPU.
+    """B samples to score, on the CPU, with S the side of the model's square."""
 
-    Attributes:
-        indices: of the items in the data set.
-        images: uint8 ``(B, 3, S, S)``.
-        tokens: int64 ``(B, L)``.
-        targets: the truths in the model's square, uint8 ``(B, S, S)`` of 0 and 1.
-        truths: those at the images' own sizes, B of uint8 ``(H, W)``.
-    """
-
-    indices: list[int]
-    images: Tensor
-    tokens: Tensor
-    targets: Tensor
-    truths: list[NDArray[np.uint8]]
+    indices: list[int]  # of the items in the data set
+    images: Tensor  # uint8 (B, 3, S, S)
+    tokens: Tensor  # int64 (B, L)
+    targets: Tensor  # uint8 (B, S, S), the truths in the square, 0 or 1
+    truths: list[NDArray[np.uint8]]  # those at the images' own sizes (H, W)
 
 
 def spread_indices(total: int, limit: int) -> list[int]:
@@ -71,11 +63,7 @@ def scoring_batches(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Iterator[ScoringBatch]:
-    """Read items in order, with one of the :data:`SENTENCES`; 0 workers read in this process.
-
-    Raises:
-        DataError: an image or an object that is damaged; one line, from a worker too.
-    """
+    """Read items in order, with one of the :data:`SENTENCES`; 0 workers read in this process."""
     loader: Any = DataLoader(
         _Items(dataset, indices, sentences),
         batch_size=batch_size,

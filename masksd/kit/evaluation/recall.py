@@ -12,7 +12,7 @@ from torch import Tensor
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.reading import scoring_batches, spread_indices
-from masksd.kit.evaluation.scoring import check_scoring
+from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.wrapping import wrap_model
 from masksd.masking import select_tokens
@@ -32,24 +32,9 @@ def relevance_recall(
 ) -> dict[str, float]:
     """Measure the share of the truth that lies in the top K patches of the relevance (Eq. 3).
 
-    The checkpoint's own config says who ranks and what K is. A relevance that knows nothing has a
-    recall of about K. Runs in one process and leaves the model as it was.
-
-    Args:
-        checkpoint: trained with an image branch.
-        dataset: every sentence of a split an item.
-        limit: how many samples, evenly spread; 0 takes all.
-        batch_size: images a forward pass.
-        workers: processes that read images; 0 reads in this one.
-        progress: show a bar.
-
-    Returns:
-        ``recall``: the mean over samples; ``overall``: of the sums of pixels; ``chance``: the share
-        of the patches that is kept, K rounded up to whole patches; ``samples``: those with a truth.
-
-    Raises:
-        ValueError: a checkpoint without an image branch or with a learned projection, which
-            checkpoints do not hold; options out of range; no sample with a truth.
+    The checkpoint's own config says who ranks and what K is. Returns ``recall``: the mean over
+    samples; ``overall``: of the sums of pixels; ``chance``: the share of patches that is kept;
+    ``samples``: those with a truth. Runs in one process and leaves the model as it was.
     """
     from tqdm import tqdm
 

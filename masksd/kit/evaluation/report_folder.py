@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,10 +13,11 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
 from masksd.kit.evaluation.recall import relevance_recall
-from masksd.kit.evaluation.scoring import Evaluation, check_scoring, score, scored_masks
+from masksd.kit.evaluation.scoring import Evaluation, score, scored_masks
+from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.files import StagedFolder, check_place, write_files
-from masksd.kit.scores.protocols import choose_threshold, get_protocol
+from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
 from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
 from masksd.kit.sources import open_split
 
@@ -26,7 +28,7 @@ CASES = "worst-and-best.png"
 
 
 class Evaluated(NamedTuple):
-    """What :func:`evaluate_checkpoint` returns: evaluations by kind of sentence, and the rest."""
+    """What :func:`evaluate_checkpoint` found, by kind of sentence, and at which input size."""
 
     results: dict[str, Evaluation]
     relevance: dict[str, float] | None
@@ -34,97 +36,53 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_checkpoint(
-    folder: Path,
-    data: DataConfig,
-    split: str = "val",
-    *,
-    title: str,
-    protocol: str = "original",
-    sentences: Sequence[str] = tuple(SENTENCES),
-    threshold: float | None = None,
-    limit: int = 0,
-    batch_size: int = 64,
-    workers: int = 0,
-    relevance: bool = False,
-    output: Path | None = None,
-    overwrite: bool = False,
-    device: str = "cpu",
-    progress: bool = False,
+    config: EvaluateConfig, data: DataConfig, *, title: str, device: str = "cpu"
 ) -> Evaluated:
-    """Score a checkpoint with several kinds of sentence and write a report, or nothing.
-
-    Args:
-        folder: of the checkpoint.
-        data: to score on.
-        split: of it.
-        title: the data in words, for the report.
-        protocol: as in :func:`score`, like the options up to ``workers``.
-        sentences: the kinds of sentence.
-        threshold: None takes the protocol's or the checkpoint's.
-        limit: how many samples; 0 takes all.
-        batch_size: images a forward pass.
-        workers: processes that read images.
-        relevance: whether to measure :func:`relevance_recall`, too.
-        output: folder for the report, written whole or not at all.
-        overwrite: whether an older report may be replaced.
-        device: that the model runs on.
-        progress: show bars.
-    """
-    rules = get_protocol(protocol)
-    check_scoring(threshold, limit, batch_size, workers)
+    """Score a checkpoint and, if asked for, write a report of that title, whole or not at all."""
     staged = None
-    if output is not None:
-        staged = StagedFolder(output, lambda: check_report_place(output, overwrite))
+    if config.output is not None:
+        check = partial(check_report_place, config.output, config.overwrite)
+        staged = StagedFolder(config.output, check)
     with staged or contextlib.nullcontext():
-        checkpoint = load_checkpoint(folder, device)
-        config = checkpoint.config
-        threshold = choose_threshold(rules, threshold, config.threshold)
+        checkpoint = load_checkpoint(config.checkpoint, device)
+        trained, rules = checkpoint.config, config.rules
+        threshold = choose_threshold(rules, config.threshold, trained.threshold)
         dataset = open_split(
             data,
-            split,
+            config.split,
             checkpoint.tokenizer,
-            config.image_size,
-            fit=rules.fit or config.fit,
-            cache=data.data_root is None and not workers,
-            progress=progress,
+            trained.image_size,
+            fit=rules.fit or trained.fit,
+            cache=data.data_root is None and not config.workers,
+            progress=config.progress,
         )
-        reading: dict[str, Any] = {
-            "limit": limit,
-            "batch_size": batch_size,
-            "workers": workers,
-            "progress": progress,
-        }
+        names = ("limit", "batch_size", "workers", "progress")
+        options: dict[str, Any] = {name: getattr(config, name) for name in names}
+        recipe = {"protocol": rules.name, "threshold": threshold}
         results = {
-            kind: score(
-                checkpoint,
-                dataset,
-                protocol=protocol,
-                sentences=kind,
-                threshold=threshold,
-                **reading,
-            )
-            for kind in sentences
+            kind: score(checkpoint, dataset, sentences=kind, **recipe, **options)
+            for kind in config.kinds
         }
-        recall = relevance_recall(checkpoint, dataset, **reading) if relevance else None
+        recall = relevance_recall(checkpoint, dataset, **options) if config.relevance else None
         if staged is not None:
             report = Report(
                 title=title,
-                protocol=protocol,
-                input_size=config.image_size,
+                protocol=rules.name,
+                input_size=trained.image_size,
                 fit=dataset.fit,
-                trained_fit=config.fit,
+                trained_fit=trained.fit,
                 threshold=threshold,
-                checkpoint=str(folder),
+                checkpoint=str(config.checkpoint),
                 data=data.to_dict(),
-                split=split,
-                limit=limit,
+                split=config.split,
+                limit=config.limit,
                 version=version("masksd"),
                 scores={kind: result.scores for kind, result in results.items()},
                 relevance=recall,
             )
             write_report(staged.path, report, checkpoint, dataset, results)
             staged.publish()
-    return Evaluated(results, recall, config.image_size)
+    return Evaluated(results, recall, trained.image_size)
 
 
 def write_report(
@@ -142,17 +100,11 @@ def write_report(
     files = report_files(report, {kind: result.rows for kind, result in results.items()})
     write_files({folder / name: content for name, content in files.items()})
     kind, shown = next(iter(results.items()))
-    options = {
-        "protocol": report.protocol,
-        "sentences": kind,
-        "threshold": report.threshold,
-    }
-    worst, best = pick_cases(shown.rows, cases)
-    draw_cases(
-        case_rows(checkpoint, dataset, worst, **options),
-        case_rows(checkpoint, dataset, best, **options),
-        folder / CASES,
+    worst, best = (
+        case_rows(checkpoint, dataset, rows, get_protocol(report.protocol), report.threshold, kind)
+        for rows in pick_cases(shown.rows, cases)
     )
+    draw_cases(worst, best, folder / CASES)
 
 
 def check_report_place(folder: Path, overwrite: bool) -> None:
@@ -184,23 +136,20 @@ def case_rows(
     checkpoint: Checkpoint,
     dataset: ReferDataset,
     rows: Sequence[Mapping[str, Any]],
-    *,
-    protocol: str,
+    protocol: Protocol,
+    threshold: float,
     sentences: str = "own",
-    threshold: float | None = None,
 ) -> list[SheetRow]:
     """Predict scored samples once more, to draw them as they were scored."""
     from PIL import Image
 
-    rules = get_protocol(protocol)
-    threshold = choose_threshold(rules, threshold, checkpoint.config.threshold)
     indices = [row["index"] for row in rows]
     batches = scoring_batches(dataset, indices, sentences=sentences, batch_size=1)
     drawn = []
     for batch, row in zip(batches, rows, strict=True):
-        [(prediction, truth)] = scored_masks(checkpoint, dataset, batch, rules, threshold)
+        [(prediction, truth)] = scored_masks(checkpoint, dataset, batch, protocol, threshold)
         image = dataset.picture(row["index"])
-        if rules.scored_at == "input":
+        if protocol.scored_at == "input":
             image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
         masks = truth.cpu().numpy(), prediction.cpu().numpy()
         drawn.append(SheetRow(image, row["sentence"], *masks, None, None, row["iou"]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from masksd.errors import check_choice, check_fraction
+from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.reading import (
     SENTENCES,
@@ -17,6 +17,7 @@ from masksd.kit.evaluation.reading import (
     scoring_batches,
     spread_indices,
 )
+from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import predict_logits
 from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headline, sample_iou
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
@@ -161,19 +162,6 @@ def scored_masks(
         original = protocol.scored_at == "original"
         truth = torch.as_tensor(drawn) if original else batch.targets[row]
         yield prediction, truth.to(device) > 0
-
-
-def check_scoring(threshold: float | None, limit: int, batch_size: int, workers: int = 0) -> None:
-    """Raise a ``ValueError`` unless these options of :func:`score` are in range."""
-    if threshold is not None:
-        check_fraction("threshold", threshold)
-    for name, value, least in (
-        ("limit", limit, 0),
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-    ):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _check_fit(protocol: Protocol, fit: str, own: str) -> None:

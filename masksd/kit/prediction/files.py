@@ -40,21 +40,9 @@ def predict_to_files(
     rle: Path | None = None,
     threshold: float | None = None,
 ) -> tuple[Path, int, float]:
-    """Predict one expression on one image; write the overlay and, beside it, the mask.
+    """Write the overlay of one prediction and, beside it, the mask; the run lengths if asked for.
 
-    Args:
-        predictor: with its model.
-        image: a file.
-        expression: what to find.
-        output: the overlay, a PNG; the mask is ``...-mask.png``.
-        rle: a JSON file for the mask as :func:`coco_rle`; None writes none.
-        threshold: as in :meth:`Predictor.predict`.
-
-    Returns:
-        Where the mask is, how many pixels were found, and their share of the image.
-
-    Raises:
-        ValueError: an image, expression or place that cannot be used; nothing is written then.
+    Returns where the mask is, how many pixels were found, and their share of the image.
     """
     check_files(image, output, rle)
     predictor.set_image(image)
@@ -79,29 +67,13 @@ def predict_to_folder(
     skip_bad: bool = False,
     progress: bool = False,
 ) -> int:
-    """Predict every expression on every image; write a folder of overlays and masks.
+    """Predict every expression on every image; write a folder and return how many were read.
 
-    They are ``overlays/NAME.png`` and ``masks/NAME.png``, where NAME is the image's without its
-    suffix, and ``-1``, ``-2``, ... behind it if there are several expressions.
-
-    Args:
-        predictor: with its model.
-        images: files of different stems.
-        expressions: what to find in each.
-        output: the folder, which must not exist or be empty.
-        rle: a JSON file for all masks, in ``output`` or elsewhere: a list of objects with ``image``
-            (file name), ``expression``, ``segmentation`` (:func:`coco_rle`) and ``area`` in pixels;
-            None writes none.
-        threshold: as in :meth:`Predictor.predict`.
-        skip_bad: leave out images that cannot be read; their number and the first reasons are a
-            ``UserWarning`` at the end. Otherwise the first one is an error.
-        progress: show a bar.
-
-    Returns:
-        How many images were read.
-
-    Raises:
-        ValueError: an image, expression or place that cannot be used; nothing is written then.
+    It has ``overlays/NAME.png`` and ``masks/NAME.png``, where NAME is the image's without suffix,
+    with ``-1``, ``-2``, ... behind it if there are several expressions. The JSON file ``rle`` lists
+    objects with ``image`` (file name), ``expression``, ``segmentation`` (:func:`coco_rle`) and
+    ``area`` in pixels. With ``skip_bad``, images that cannot be read are a ``UserWarning`` at the
+    end, else the first one is an error.
     """
     from tqdm import tqdm
 

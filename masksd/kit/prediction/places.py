@@ -18,16 +18,9 @@ PARTS = ("overlays", "masks")
 def plan_output(
     image: Path, expressions: Sequence[str], output: Path | None, rle: Path | None
 ) -> tuple[list[Path], Path]:
-    """Choose the images and the place of their predictions: a PNG for one, else a folder.
+    """Choose the images, and the place of their predictions: a PNG for one, else a folder.
 
-    Args:
-        image: a file, or a folder of images.
-        expressions: to find in each.
-        output: the PNG or the folder; None takes a name after the image in the working folder.
-        rle: the run lengths, if they are wanted.
-
-    Raises:
-        ValueError: nothing to find, or a place that may not be written.
+    Without ``output`` it is named after the image, in the working folder.
     """
     if not expressions:
         raise ValueError("no expression; say what to find, as in 'the red circle'")
@@ -51,12 +44,7 @@ def plan_output(
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the images directly in a folder, sorted by name.
-
-    Raises:
-        ValueError: there is none, or two differ in their suffix only, so that their masks would
-            share a name.
-    """
+    """List the images directly in a folder, sorted by name; no two may have one stem."""
     found = sorted(
         path
         for path in folder.iterdir()

@@ -31,14 +31,7 @@ def bootstrap(
 ) -> Resampled:
     """Score evaluations as a whole and on resampled images, the same ones for every side.
 
-    Args:
-        sides: one row a sample each; the same samples in the same order (:func:`pair_rows`).
-        protocol: whose Pr@X and empty IoU are taken.
-        resamples: how often as many images as there are are drawn, at least 100.
-        seed: of the draws, at least 0.
-
-    Raises:
-        ValueError: options out of range, or fewer than two images.
+    Sides hold the same samples in the same order (:func:`pair_rows`), one row each.
 
     Example:
         >>> from masksd.kit.scores.protocols import get_protocol
@@ -67,10 +60,7 @@ def bootstrap(
 
 
 def pair_rows(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list[Any]]:
-    """Sort two evaluations by sample.
-
-    Raises:
-        DataError: a sample that comes twice, is on one side only, or has another truth.
+    """Sort two evaluations by sample; a ``DataError`` names samples that do not pair.
 
     Example:
         >>> row = {"ref_id": 1, "sent_id": 2, "image_id": 3, "truth_area": 9}

@@ -33,23 +33,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
-
-    Attributes:
-        differences: by name of the score.
-        samples: how many were paired.
-        images: how many they are on.
-        resamples: how often images were drawn.
-        checkpoints: folders of the two models, as the reports name them.
-        notes: how the settings of the reports differ, a line each.
-    """
+    """The differences by score, and what was compared."""
 
     differences: dict[str, Difference]
     samples: int
     images: int
     resamples: int
     checkpoints: tuple[str, str] = ("", "")
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # how the settings of the reports differ, a line each
 
     def verdict(self, name: str) -> str:
         """Say what the interval of a score allows to say.
@@ -68,12 +59,7 @@ class Comparison:
 def compare_reports(
     a: str | Path, b: str | Path, *, sentences: str = "own", resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Compare two folders of ``masksd evaluate --output`` on one kind of sentence.
-
-    Raises:
-        DataError: a folder that is no report or is damaged; reports by different protocols or,
-            where that matters, at different sizes; samples that are not the same.
-    """
+    """Compare two folders of ``masksd evaluate --output`` on one kind of sentence."""
     first, second = read_report(a), read_report(b)
     protocol = get_protocol(first["protocol"])
     for field in ("protocol", "input_size") if protocol.scored_at == "input" else ("protocol",):
@@ -102,19 +88,7 @@ def compare_rows(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the samples of two evaluations, in any order.
-
-    Args:
-        a: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds them.
-        b: the same samples, scored with another model.
-        protocol: whose Pr@X and empty IoU are taken.
-        names: of the two, for errors.
-        resamples: how often images are drawn, at least 100.
-        seed: of the draws, at least 0; equal seeds give equal intervals.
-
-    Raises:
-        DataError: samples that are not the same.
-        ValueError: fewer than two images, or options out of range.
+    """Compare the samples of two evaluations, in any order; ``names`` are for errors.
 
     Example:
         >>> sample = {"sent_id": 1, "ref_id": 1, "sentence": "cat", "intersection": 1, "union": 4,

@@ -100,17 +100,10 @@ def sample_columns(rows: Rows, protocol: Protocol) -> SampleColumns:
 def group_scores(
     rows: Rows, words: Sequence[int], protocol: Protocol
 ) -> dict[str, dict[str, float]]:
-    """Score all samples, and those of each size of object and length of expression.
+    """Score all samples, and those of each size of object and length of expression in words.
 
-    All sums are of whole numbers, so that the order of the rows does not matter.
-
-    Args:
-        rows: with :data:`COUNTS`, ``iou`` and ``object_area``.
-        words: how many the expression of each row has; 0 is in no group of lengths.
-        protocol: whose Pr@X and empty IoU are taken.
-
-    Returns:
-        By group, ``"all"`` first, the scores in [0, 1] and ``samples``. Empty groups are left out.
+    All sums are of whole numbers, so that the order of the rows does not matter. Empty groups are
+    left out; 0 words are in no group.
 
     Example:
         >>> from masksd.kit.scores.protocols import get_protocol

@@ -19,59 +19,33 @@ PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Resample:
-    """One step of what a model returns on its way to where it is scored.
+    """One step of what a model returns on its way to where it is scored."""
 
-    Attributes:
-        to: ``"input"`` (the model's square) or ``"original"`` (the image's own size).
-        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75, no antialiasing).
-        align_corners: as in ``torch.nn.functional.interpolate``; a letterbox is undone by its own
-            map of pixel centres instead.
-        border: what lies beyond a letterbox's map: ``"zero"`` or its ``"edge"``.
-    """
-
-    to: str
-    mode: str
-    align_corners: bool = False
-    border: str = "edge"
+    to: str  # the "input" square, or the image's "original" size
+    mode: str  # "bilinear" or "bicubic" (a = -0.75, no antialiasing)
+    align_corners: bool = False  # of torch's interpolate; a letterbox has its own map
+    border: str = "edge"  # beyond a letterbox's map: its "edge" or "zero"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a model is fed and scored.
-
-    Attributes:
-        name: of the protocol.
-        input_size: side of its authors' square input, in pixels; a model runs at its own. None
-            where every model has its own.
-        fit: how an image becomes a square, ``"squash"`` or ``"letterbox"``; None leaves it to the
-            checkpoint.
-        resampled: what goes through the steps: ``"logits"`` or ``"probabilities"``.
-        steps: from the model's output to the size it is scored at.
-        rule: ``"threshold"`` of the probability, or ``"argmax"`` of background and foreground
-            (for a model with one channel: a probability above 0.5, which is the same).
-        threshold: probability above which a pixel is foreground; None takes the checkpoint's.
-        scored_at: ``"original"`` size, with the truth as drawn, or ``"input"`` size, with the truth
-            resized nearest.
-        epsilon: added to the union, ``I / (U + epsilon)``.
-        empty_iou: IoU of an empty prediction of an empty truth.
-        thresholds: the X of Pr@X.
-        comparisons: ``">"`` or ``">="`` of Pr@X; the first one counts where one is shown.
-        reported: what its authors report; the other scores are extra.
-    """
+    """How a model is fed and scored."""
 
     name: str
-    input_size: int | None = None
-    fit: str | None = None
-    resampled: str = "logits"
-    steps: tuple[Resample, ...]
+    input_size: int | None = None  # of its authors' square, pixels; a model runs at its own
+    fit: str | None = None  # how an image becomes a square; None: as in training
+    resampled: str = "logits"  # what goes through the steps, or "probabilities"
+    steps: tuple[Resample, ...]  # from the model's output to the size that is scored
+    # "threshold" of the probability, or "argmax" of background and foreground, which is a
+    # probability above 0.5 where a model has one channel
     rule: str = "threshold"
-    threshold: float | None = None
-    scored_at: str = "original"
-    epsilon: float = 0.0
-    empty_iou: float = 0.0
-    thresholds: tuple[float, ...] = PRECISION_THRESHOLDS
-    comparisons: tuple[str, ...] = (">",)
-    reported: tuple[str, ...] = ("mIoU", "oIoU", "Pr")
+    threshold: float | None = None  # None: the checkpoint's
+    scored_at: str = "original"  # with the truth as drawn; "input": with the truth resized nearest
+    epsilon: float = 0.0  # I / (U + epsilon)
+    empty_iou: float = 0.0  # of an empty prediction of an empty truth
+    thresholds: tuple[float, ...] = PRECISION_THRESHOLDS  # the X of Pr@X
+    comparisons: tuple[str, ...] = (">",)  # of Pr@X; the first counts where one is shown
+    reported: tuple[str, ...] = ("mIoU", "oIoU", "Pr")  # by its authors; other scores are extra
 
     def __post_init__(self) -> None:
         if not self.comparisons or not set(self.comparisons) <= {">", ">="}:
@@ -150,9 +124,6 @@ def get_protocol(name: str) -> Protocol:
 def choose_threshold(protocol: Protocol, asked: float | None, own: float) -> float:
     """Decide the threshold: the protocol's, else the one asked for, else the checkpoint's own.
 
-    Raises:
-        ValueError: asked for against the protocol's, or outside [0, 1].
-
     Example:
         >>> choose_threshold(PROTOCOLS["original"], None, 0.35)
         0.35
@@ -178,18 +149,10 @@ def predict_mask(
     fit: str,
     threshold: float,
 ) -> Tensor:
-    """Turn a model's logits for one sample into the mask that is scored.
+    """Turn foreground logits ``(1, h, w)`` of one sample into the bool mask that is scored.
 
-    Args:
-        protocol: how.
-        logits: of the foreground, ``(1, h, w)``.
-        size: height H and width W of the image, in pixels.
-        input_size: side S of the model's square input, in pixels.
-        fit: how the image was put into it, ``"squash"`` or ``"letterbox"``.
-        threshold: probability above which a pixel is foreground (:func:`choose_threshold`).
-
-    Returns:
-        bool ``(H, W)``, or ``(S, S)`` where the protocol scores at the input size.
+    ``size`` is the image's own (H, W), ``input_size`` and ``fit`` say how it became a square. The
+    mask has that size, or the input's where the protocol scores there.
 
     Example:
         >>> import torch

@@ -34,37 +34,21 @@ _REPORT_FIELDS: Fields = {
 
 @dataclass(frozen=True)
 class Report:
-    """What was scored, how, and what came out.
+    """What was scored, how, and what came out."""
 
-    Attributes:
-        title: the data in words.
-        protocol: name of the protocol.
-        input_size: side of the model's square input, in pixels.
-        fit: how images became squares, ``"squash"`` or ``"letterbox"``.
-        trained_fit: how they did in training.
-        threshold: probability above which a pixel was foreground.
-        checkpoint: the folder of the model, as it was named.
-        data: ``DataConfig`` as a dict.
-        split: of the data.
-        limit: how many samples were asked for; 0 is all.
-        version: of masksd.
-        scores: by kind of sentence, then by group, then by name.
-        relevance: what ``relevance_recall`` returns, or None.
-    """
-
-    title: str
+    title: str  # the data in words
     protocol: str
     input_size: int
     fit: str
-    trained_fit: str
+    trained_fit: str  # how images became squares in training
     threshold: float
-    checkpoint: str
-    data: dict[str, Any]
+    checkpoint: str  # the folder, as it was named
+    data: dict[str, Any]  # a DataConfig
     split: str
     limit: int
     version: str
-    scores: dict[str, dict[str, dict[str, float]]]
-    relevance: dict[str, float] | None = None
+    scores: dict[str, dict[str, dict[str, float]]]  # by kind of sentence, group and name
+    relevance: dict[str, float] | None = None  # what relevance_recall returns
 
     def to_json(self) -> str:
         """Return the report, with every field of its protocol, as JSON text."""
@@ -161,12 +145,7 @@ def report_files(report: Report, rows: Mapping[str, Rows]) -> dict[str, bytes]:
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
-    """Read ``report.json``; its ``"protocol"`` becomes the name.
-
-    Raises:
-        DataError: no such folder, another kind of folder, a damaged file, or a protocol that has
-            been redefined since.
-    """
+    """Read ``report.json``; its ``"protocol"`` becomes the name."""
     root = Path(folder)
     path = root / REPORT
     if not path.is_file():
@@ -198,11 +177,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
 
 
 def read_samples(folder: str | Path, sentences: str = "own") -> list[dict[str, Any]]:
-    """Read the samples of a report for one kind of sentence.
-
-    Raises:
-        DataError: no such file, or a line that is damaged or whose numbers no two masks have.
-    """
+    """Read the samples of a report for one kind of sentence."""
     path = Path(folder) / samples_name(sentences)
     if not path.is_file():
         raise DataError(f"{path} is missing; score with --sentences {sentences} or all")

@@ -28,22 +28,12 @@ def unletterbox(
     mode: str = "bilinear",
     border: str = "edge",
 ) -> Tensor:
-    """Cut the image out of a letterbox's map and resize it to the image's own size.
+    """Cut the image, at its own size, out of a letterbox's map ``(1, h, w)``.
 
     The pixel ``(x, y)`` of the image takes the map's value at ``(scale * x + left,
     scale * y + top)`` (:func:`masksd.kit.data.transforms.letterbox_geometry`), as OpenCV's
     ``warpAffine`` defines it. OpenCV 4 rounds these positions to 1/32 pixel; here they are exact.
-
-    Args:
-        values: ``(1, h, w)`` over the whole input; where ``h`` is not ``input_size``, positions are
-            scaled with the outer corners aligned.
-        size: height H and width W of the image, in pixels.
-        input_size: side S of the model's square input, in pixels.
-        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75).
-        border: what lies outside the map: its ``"edge"``, or ``"zero"`` (OpenCV's default).
-
-    Returns:
-        float32 ``(1, H, W)``.
+    In a map smaller than the input they are scaled with the outer corners aligned.
 
     Example:
         >>> values = torch.zeros(1, 4, 4)
