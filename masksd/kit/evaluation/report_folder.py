@@ -58,10 +58,9 @@ def evaluate_checkpoint(
         )
         names = ("limit", "batch_size", "workers", "progress")
         options: dict[str, Any] = {name: getattr(config, name) for name in names}
-        recipe = {"protocol": rules.name, "threshold": threshold}
+        recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
         results = {
-            kind: score(checkpoint, dataset, sentences=kind, **recipe, **options)
-            for kind in config.kinds
+            kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in config.kinds
         }
         recall = relevance_recall(checkpoint, dataset, **options) if config.relevance else None
         if staged is not None:

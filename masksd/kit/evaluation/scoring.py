@@ -176,7 +176,7 @@ def _check_fit(protocol: Protocol, fit: str, own: str) -> None:
 
 
 def _row(
-    dataset: ReferDataset, sentences: str, protocol: Protocol, index: int, area: int, *pixels: int
+    dataset: ReferDataset, sentences: str, protocol: Protocol, index: int, area: int, *counts: int
 ) -> dict[str, Any]:
     record = dataset.record(index)
     return {
@@ -186,8 +186,8 @@ def _row(
         "height": record["height"],
         "width": record["width"],
         "object_area": area,
-        **dict(zip(COUNTS, pixels, strict=True)),
-        "iou": sample_iou(*pixels[:2], protocol),
+        **dict(zip(COUNTS, counts, strict=True)),
+        "iou": sample_iou(counts[0], counts[1], protocol),
     }
 
 

@@ -92,8 +92,10 @@ class Predictor:
             raise ValueError(
                 f"image must be a path or a PIL image, got {type(image).__name__}{hint}"
             )
-        read = to_rgb if isinstance(image, Image.Image) else read_picture
-        upright = read(image, upright=True)
+        if isinstance(image, Image.Image):
+            upright = to_rgb(image, upright=True)
+        else:
+            upright = read_picture(image, upright=True)
         config, model = self.checkpoint.config, self.checkpoint.model
         fitted = fit_picture(upright, config.image_size, config.fit)[None]
         fitted = fitted.to(next(model.parameters()).device)
