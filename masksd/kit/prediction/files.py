@@ -48,7 +48,7 @@ def predict_to_files(
     predictor.set_image(image)
     mask = predictor.predict(expression, threshold).mask
     mask_output = mask_beside(output)
-    shown, alone = _pictures(predictor, mask)
+    shown, alone = _pngs(predictor, mask)
     files = {output: shown, mask_output: alone}
     if rle is not None:
         files[rle] = _json([_record(image, expression, mask)])
@@ -96,7 +96,7 @@ def predict_to_folder(
             for number, expression in enumerate(expressions, start=1):
                 mask = predictor.predict(expression, threshold).mask
                 name = f"{image.stem}-{number}.png" if len(expressions) > 1 else f"{image.stem}.png"
-                for part, png in zip(PARTS, _pictures(predictor, mask), strict=True):
+                for part, png in zip(PARTS, _pngs(predictor, mask), strict=True):
                     (staged.path / part / name).write_bytes(png)
                 if rle is not None:
                     records.append(_record(image, expression, mask))
@@ -117,7 +117,7 @@ def predict_to_folder(
     return len(images) - len(bad)
 
 
-def _pictures(predictor: Predictor, mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
+def _pngs(predictor: Predictor, mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
     """Return the overlay and the mask as PNG."""
     from PIL import Image
 

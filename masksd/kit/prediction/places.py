@@ -1,8 +1,8 @@
 """Which images are predicted on, and where predictions may be written.
 
 One prediction is an overlay, a PNG, with its mask beside it; they replace older files, but never
-the image itself. Several predictions are a folder that must be new or empty. The run lengths, a
-JSON file, go beside what is in that folder or outside it, and replace nothing else of ours.
+the image itself. Several predictions are a folder, which must be new or empty. The run lengths are
+a JSON file, directly in that folder or outside it.
 """
 
 from __future__ import annotations
