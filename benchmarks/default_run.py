@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.measure import append, environment
 from masksd.kit.config import TrainConfig
-from masksd.kit.evaluation.tables import format_table
+from masksd.kit.evaluation.scoring import format_table
 from masksd.kit.training.trainer import train
 
 

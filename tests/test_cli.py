@@ -172,14 +172,14 @@ ERRORS = {
     ),
     "picture as mask": (
         ("predict", "a-mask.png", "red", "--output", "a.png"),
-        "output a-mask.png is the picture itself",
+        "output a-mask.png is the image itself",
     ),
     "folder as output": (("predict", "picture.png", "red", "--output", "b.png"), "is a folder"),
     "folder as mask": (("predict", "picture.png", "red", "--output", "c.png"), "c-mask.png is a"),
     "several in one file": ((*PREDICT, "picture.png", "red", "blue"), "name a folder, as in out"),
     "a folder in one file": ((*PREDICT, "data/images", "red"), "name a folder, as in out"),
     "no expression": ((*PREDICT, "picture.png"), "no expression; say what to find"),
-    "no picture in a folder": ((*PREDICT, "runs", "red"), "folder runs has no picture"),
+    "no picture in a folder": ((*PREDICT, "runs", "red"), "folder runs has no image"),
     "another ending": (("predict", "picture.png", "red", "--output", "a.jpg"), "must end in .png"),
     "folder that is full": (
         ("predict", "data/images", "red", "--output", "data"),
@@ -375,10 +375,10 @@ def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
     options = ("--skip-bad", "--rle", "masks.json")
     done = masksd(tmp_path, "predict", "pictures", *texts, *checkpoint, *options)
     assert done.returncode == 0, done.stderr
-    assert "masksd: warning: 1 of 3 pictures were left out: pictures/c.png: " in done.stderr
+    assert "masksd: warning: 1 of 3 images were left out: pictures/c.png: " in done.stderr
     assert "3/3" in done.stderr
     first, *numbered = done.stdout.splitlines()
-    assert first == "pictures-predictions: overlays and masks of 2 pictures"
+    assert first == "pictures-predictions: overlays and masks of 2 images"
     assert numbered == ["  -1: the red circle", "  -2: the star"]
     found = sorted(path.name for path in (tmp_path / "pictures-predictions/masks").iterdir())
     assert found == ["a-1.png", "a-2.png", "b-1.png", "b-2.png"]

@@ -76,7 +76,7 @@ def plain_scores(rows: list[Row], name: str) -> dict[str, float]:
 def test_intervals_equal_a_loop_over_draws(name: str) -> None:
     a, b = made_rows([1], pictures=9, shift=0.1)
     found = compare_rows(a, b[::-1], get_protocol(name), resamples=200, seed=5)
-    assert (found.samples, found.pictures, found.resamples) == (len(a), 9, 200)
+    assert (found.samples, found.images, found.resamples) == (len(a), 9, 200)
     random = np.random.default_rng([5, 9])
     draws = random.integers(9, size=(200, 9))  # the pictures of each resample
     differences: dict[str, list[float]] = {}
@@ -101,7 +101,7 @@ def test_intervals_equal_a_loop_over_draws(name: str) -> None:
 def test_draws_in_chunks_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = made_rows([2], pictures=12)
     whole = compare_rows(a, b, get_protocol("cris"), resamples=500)
-    monkeypatch.setattr("masksd.kit.scores.clusters._CHUNK", 12 * 7)
+    monkeypatch.setattr("masksd.kit.scores.bootstrap._CHUNK", 12 * 7)
     assert compare_rows(a, b, get_protocol("cris"), resamples=500) == whole
     assert compare_rows(a, b, get_protocol("cris"), resamples=500, seed=1) != whole
 
@@ -153,7 +153,7 @@ def test_rows_that_do_not_pair_are_named() -> None:
     wrong = [{**b[0], "truth_area": 1}, *b[1:]]
     with pytest.raises(DataError, match=r"'truth_area' is \d+ in A and 1 in B; the data are not"):
         compare_rows(a, wrong, lavt)
-    with pytest.raises(ValueError, match="at least two pictures"):
+    with pytest.raises(ValueError, match="at least two images"):
         compare_rows(a[:1], b[:1], lavt)
     with pytest.raises(ValueError, match="resamples must be a whole number of at least 100"):
         compare_rows(a, b, lavt, resamples=10)
@@ -235,10 +235,10 @@ def test_folders_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
     compare_reports(tmp_path / "o64", tmp_path / "o96", resamples=100)
     with pytest.raises(DataError, match=r"samples-none\.jsonl is missing; score with --sent"):
         compare_reports(one, one, sentences="none")
-    with pytest.raises(DataError, match="nowhere is no folder; name a folder that"):
+    with pytest.raises(DataError, match="nowhere is not a folder; name a folder that"):
         compare_reports(one, tmp_path / "nowhere")
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
-    with pytest.raises(DataError, match="is a checkpoint or a run, a report is wanted: score it"):
+    with pytest.raises(DataError, match="is a checkpoint or a run, not a report; score it"):
         compare_reports(tmp_path / "run", one)
 
 
@@ -246,7 +246,7 @@ def test_folders_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
     ("name", "change", "message"),
     [
         (REPORT, lambda text: text[:30], "report.json is damaged"),
-        (REPORT, lambda text: "[]", "an object is wanted"),
+        (REPORT, lambda text: "[]", "expected a JSON object"),
         (REPORT, lambda text: text.replace('"format": 1', '"format": 7'), "has format 7"),
         (REPORT, lambda text: text.replace('"lavt"', '"lavd"'), "did you mean 'lavt'"),
         (REPORT, lambda text: text.replace('"input_size": 64', '"input_size": "x"'), "input_size"),
@@ -261,7 +261,7 @@ def test_folders_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
         ("samples-own.jsonl", lambda text: text[:-20], "is empty or cut off"),
         ("samples-own.jsonl", lambda text: text.replace("{", "", 1), "line 1 is damaged"),
         ("samples-own.jsonl", lambda text: text.replace('"union"', '"u"', 1), "1: field 'union'"),
-        ("samples-own.jsonl", lambda text: text + '{"iou": NaN}\n', "NaN is no number"),
+        ("samples-own.jsonl", lambda text: text + '{"iou": NaN}\n', "NaN is not a number"),
     ],
 )
 def test_damaged_reports_are_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
@@ -286,11 +286,11 @@ def test_damaged_reports_are_named(tmp_path: Path, name: str, change: Any, messa
         ({"intersection": 1.0}, "'intersection' is 1.0"),
         (
             {"intersection": 4, "predicted_area": 3, "truth_area": 9, "union": 8},
-            "'intersection' 4 is more than an area",
+            "'intersection' 4 is larger than an area",
         ),
         (
             {"intersection": 3, "predicted_area": 4, "truth_area": 5, "union": 7},
-            "'union' is 7, areas and intersection make it 6",
+            "'union' is 7, but the areas and the intersection make 6",
         ),
     ],
 )

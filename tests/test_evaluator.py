@@ -15,14 +15,9 @@ from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
-from masksd.kit.evaluation.scoring import score
-from masksd.kit.evaluation.tables import (
-    evaluate,
-    evaluate_all,
-    format_table,
-    spread_indices,
-)
-from masksd.kit.feeding import resize_probabilities
+from masksd.kit.evaluation.reading import spread_indices
+from masksd.kit.evaluation.scoring import _gather, evaluate, evaluate_all, format_table, score
+from masksd.kit.feeding import probabilities_of
 from masksd.kit.sources import build_model, open_split
 from tests.processes import leave
 from tests.scored import make_checkpoint, open_data, write_data
@@ -217,9 +212,16 @@ def test_spread_indices_are_distinct_and_cover_the_split() -> None:
 
 
 def test_probabilities_of_a_constant_are_constant() -> None:
-    probabilities = resize_probabilities(torch.full((1, 4, 4), 2.0), (7, 9))
+    config = make_checkpoint().config
+    probabilities = probabilities_of(config, torch.full((1, 4, 4), 2.0), (7, 9))
     assert probabilities.shape == (7, 9)
     assert torch.allclose(probabilities, torch.tensor(2.0).sigmoid())
+
+
+def test_a_sample_that_comes_twice_counts_once() -> None:
+    first, second = [2, 9, 1, 4, 2, 3], [7, 9, 1, 4, 2, 3]
+    gathered = _gather([second, first, second], 3, torch.device("cpu"))
+    assert gathered == [first, second]
 
 
 def _evaluate_share(rank: int, folder: str, root: str) -> None:

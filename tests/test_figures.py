@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from masksd.kit.figures import SheetRow, draw_curves, draw_sheet, overlay, save_pictures
+from masksd.kit.figures import SheetRow, draw_curves, draw_sheet, overlay, png_bytes
+from masksd.kit.files import write_files
 
 
 def picture_and_mask() -> tuple[Image.Image, np.ndarray]:
@@ -43,13 +44,13 @@ def test_overlay_tints_inside_draws_the_edge_and_lightens_outside() -> None:
 
 def test_overlay_refuses_another_size() -> None:
     picture, mask = picture_and_mask()
-    with pytest.raises(ValueError, match=r"mask is \(90, 96\) and picture \(96, 96\)"):
+    with pytest.raises(ValueError, match=r"mask is \(90, 96\) and image \(96, 96\)"):
         overlay(picture, mask[:90])
 
 
 def test_pictures_are_written_all_or_none(tmp_path: Path) -> None:
     picture, _ = picture_and_mask()
-    save_pictures({tmp_path / "a.png": picture})
+    write_files({tmp_path / "a.png": png_bytes(picture)})
     with Image.open(tmp_path / "a.png") as read:
         assert read.size == (96, 96)
         assert np.asarray(read).tolist() == np.asarray(picture).tolist()
@@ -58,7 +59,7 @@ def test_pictures_are_written_all_or_none(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for wrong in (tmp_path / "missing" / "a.png", tmp_path / "folder.png"):
         with pytest.raises(OSError, match=r"missing|is a folder"):
-            save_pictures({tmp_path / "a.png": Image.new("RGB", (2, 2)), wrong: picture})
+            write_files({tmp_path / "a.png": b"another", wrong: png_bytes(picture)})
         assert (tmp_path / "a.png").read_bytes() == before
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.png", "folder.png"]
 

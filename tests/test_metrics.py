@@ -1,8 +1,10 @@
-"""The scores equal plain Python over fractions, for any batching (processes: test_evaluator)."""
+"""The scores equal plain Python over fractions in any order (processes: test_evaluator)."""
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksd.kit.scores.metrics import (
+    COUNTS,
     GROUPS,
-    PRECISION_THRESHOLDS,
-    SegmentationScores,
     count_pixels,
+    group_scores,
     headline,
+    sample_iou,
 )
+from masksd.kit.scores.protocols import PRECISION_THRESHOLDS, Protocol, get_protocol
 
 TENTHS = {threshold: Fraction(round(threshold * 10), 10) for threshold in PRECISION_THRESHOLDS}
 Sample = tuple[list[bool], list[bool], int, int]
@@ -72,16 +76,32 @@ def oracle(samples: list[Sample], empty: Fraction = Fraction(1)) -> dict[str, Fr
     return scores
 
 
-def add(scores: SegmentationScores, samples: list[Sample]) -> None:
+def rules(empty_iou: float = 1.0, **changes: Any) -> Protocol:
+    """By default Pr@X is strict and not."""
+    return dataclasses.replace(get_protocol("original"), empty_iou=empty_iou, **changes)
+
+
+def scores_of(
+    counts: torch.Tensor,
+    protocol: Protocol,
+    areas: list[int] | None = None,
+    words: list[int] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Score pixels counted as (4, B)."""
+    rows = [
+        {**dict(zip(COUNTS, pixels, strict=True)), "iou": sample_iou(*pixels[:2], protocol)}
+        for pixels in counts.T.tolist()
+    ]
+    areas = [row["truth_area"] for row in rows] if areas is None else areas
+    rows = [{**row, "object_area": area} for row, area in zip(rows, areas, strict=True)]
+    return group_scores(rows, [0] * len(rows) if words is None else words, protocol)
+
+
+def scores_of_samples(samples: list[Sample], protocol: Protocol) -> dict[str, dict[str, float]]:
     prediction = torch.tensor([p for p, _, _, _ in samples]).reshape(len(samples), 2, 5)
     truth = torch.tensor([t for _, t, _, _ in samples]).reshape(len(samples), 2, 5)
-    areas = torch.tensor([area for _, _, area, _ in samples])
-    words = torch.tensor([words for _, _, _, words in samples])
-    scores.update(count_pixels(prediction, truth), areas, words)
-
-
-def strict_and_not(empty_iou: float = 1.0) -> SegmentationScores:
-    return SegmentationScores(comparisons=(">", ">="), empty_iou=empty_iou)
+    areas, words = [area for _, _, area, _ in samples], [words for _, _, _, words in samples]
+    return scores_of(count_pixels(prediction, truth), protocol, areas, words)
 
 
 pixels = st.lists(st.booleans(), min_size=10, max_size=10)
@@ -91,17 +111,12 @@ many = st.lists(st.tuples(pixels, pixels, areas, st.integers(0, 14)), min_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(samples=many, cut=st.integers(0, 12), empty=st.integers(0, 1))
-def test_scores_of_every_group_equal_the_oracle_for_any_batching(
+def test_scores_of_every_group_equal_the_oracle_in_any_order(
     samples: list[Sample], cut: int, empty: int
 ) -> None:
-    whole, parts = strict_and_not(float(empty)), strict_and_not(float(empty))
-    add(whole, samples)
-    for part in (samples[cut:], samples[:cut]):  # another order too; one of them may be empty
-        if part:
-            add(parts, part)
-    scores = whole.compute()
-    assert torch.equal(whole.sums, parts.sums)
-    assert scores == parts.compute()
+    protocol = rules(float(empty))
+    scores = scores_of_samples(samples, protocol)
+    assert scores == scores_of_samples(samples[cut:] + samples[:cut], protocol)
     members = {g: [s for s in samples if g in group_names(s[2], s[3])] for g in GROUPS}
     assert list(scores) == [group for group in GROUPS if members[group]]
     for group, found in scores.items():
@@ -115,9 +130,7 @@ def test_iou_of_exactly_the_threshold_is_not_above_it() -> None:
     truth = torch.ones(1, 1, 10, dtype=torch.bool)
     for threshold in PRECISION_THRESHOLDS:
         prediction = torch.arange(10).reshape(1, 1, 10) < round(threshold * 10)
-        scores = strict_and_not()
-        scores.update(count_pixels(prediction, truth))
-        found = scores.compute()["all"]
+        found = scores_of(count_pixels(prediction, truth), rules())["all"]
         for other in PRECISION_THRESHOLDS:
             assert found[f"Pr@{other}"] == float(threshold > other)
             assert found[f"Pr@{other} (>=)"] == float(threshold >= other)
@@ -127,9 +140,8 @@ def test_epsilon_in_the_union_keeps_an_exact_half_below_its_threshold() -> None:
     counts = torch.tensor([[5], [10], [5], [10]])
     found = {}
     for epsilon in (0.0, 1e-6):
-        scores = SegmentationScores(comparisons=(">=",), epsilon=epsilon, empty_iou=0.0)
-        scores.update(counts)
-        found[epsilon] = scores.compute()["all"]
+        protocol = rules(0.0, comparisons=(">=",), epsilon=epsilon)
+        found[epsilon] = scores_of(counts, protocol)["all"]
     assert (found[0.0]["Pr@0.5"], found[1e-6]["Pr@0.5"]) == (1.0, 0.0)
     assert found[1e-6]["mIoU"] == pytest.approx(5 / (10 + 1e-6), abs=1e-11)
 
@@ -143,9 +155,7 @@ def test_what_empty_masks_score() -> None:
         "prediction": (nothing, something),
         "truth": (something, nothing),
     }.items():
-        scores = SegmentationScores()
-        scores.update(count_pixels(*pair))
-        row = scores.compute()["all"]
+        row = scores_of(count_pixels(*pair), rules())["all"]
         found[name] = [row[key] for key in ("mIoU", "oIoU", "mOver", "oOver", "mUnder", "oUnder")]
     assert found["both"] == [1, 1, 0, 0, 0, 0]
     assert found["prediction"] == [0, 0, 0, 0, 1, 1]
@@ -153,9 +163,7 @@ def test_what_empty_masks_score() -> None:
 
 
 def test_headline_is_the_short_table() -> None:
-    scores = strict_and_not()
-    scores.update(torch.tensor([[5], [10], [5], [10]]))
-    short = headline(scores.compute()["all"])
+    short = headline(scores_of(torch.tensor([[5], [10], [5], [10]]), rules())["all"])
     assert list(short) == ["mIoU", "oIoU", *(f"Pr@{t}" for t in PRECISION_THRESHOLDS), "samples"]
 
 
@@ -167,11 +175,7 @@ def test_wrong_masks_and_counts_are_refused() -> None:
         count_pixels(mask, mask[0])
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3, 3\) and \(1, 3, 3\)"):
         count_pixels(mask, mask[:1])
-    scores = SegmentationScores()
-    with pytest.raises(ValueError, match=r"counts must be int64 \(4, B\).*got torch.bool"):
-        scores.update(mask)
-    scores.update(count_pixels(mask[:0], mask[:0]))
     with pytest.raises(ValueError, match="no sample was scored"):
-        scores.compute()
-    with pytest.raises(ValueError, match="comparisons must be of '>' and '>='"):
-        SegmentationScores(comparisons=("<",))
+        scores_of(count_pixels(mask[:0], mask[:0]), rules())
+    with pytest.raises(ValueError, match="comparisons must be '>' or '>='"):
+        rules(comparisons=("<",))

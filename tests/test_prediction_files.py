@@ -21,7 +21,7 @@ from masksd.kit.prediction.files import (
     predict_to_files,
     predict_to_folder,
 )
-from masksd.kit.prediction.places import list_pictures
+from masksd.kit.prediction.places import list_images
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.sources import build_model
 
@@ -46,7 +46,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     for name, (width, height) in {"a.png": (50, 70), "b.jpg": (64, 64), "c.bmp": (33, 20)}.items():
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    return list_pictures(folder)
+    return list_images(folder)
 
 
 def mask_of(path: Path) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_a_folder_holds_every_prediction(
             assert np.array_equal(coco.decode(record["segmentation"]).astype(bool), answer.mask)
             assert record["area"] == answer.mask.sum()
             with Image.open(output / "overlays" / name) as shown:
-                expected = overlay(predictor.picture, answer.mask)  # type: ignore[arg-type]
+                expected = overlay(predictor.image, answer.mask)  # type: ignore[arg-type]
                 assert np.array_equal(np.asarray(shown), np.asarray(expected))
     assert len(list(output.rglob("*.png"))) == 12
 
@@ -94,7 +94,7 @@ def test_one_expression_has_no_number_and_run_lengths_may_lie_inside(
         predictor, pictures, EXPRESSIONS[:1], output=output, rle=output / "masks.json"
     )
     assert sorted(path.name for path in output.iterdir()) == ["masks", "masks.json", "overlays"]
-    assert [path.name for path in list_pictures(output / "masks")] == ["a.png", "b.png", "c.png"]
+    assert [path.name for path in list_images(output / "masks")] == ["a.png", "b.png", "c.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pictures"]
 
 
@@ -128,7 +128,7 @@ def test_pictures_that_cannot_be_read_are_counted(
 ) -> None:
     pictures[1].write_bytes(b"no picture")
     output, rle = tmp_path / "out", tmp_path / "out.json"
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures were left out: .*b\.jpg: not a read"):
+    with pytest.warns(UserWarning, match=r"1 of 3 images were left out: .*b\.jpg: not a read"):
         read = predict_to_folder(
             predictor, pictures, EXPRESSIONS, output=output, rle=rle, skip_bad=True
         )
@@ -137,7 +137,7 @@ def test_pictures_that_cannot_be_read_are_counted(
     assert len(list(output.rglob("*.png"))) == 8
     for path in pictures:
         path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 3 pictures can be read"):
+    with pytest.raises(DataError, match="none of the 3 images can be read"):
         predict_to_folder(predictor, pictures, EXPRESSIONS, output=tmp_path / "two", skip_bad=True)
     assert not (tmp_path / "two").exists()
 
@@ -159,7 +159,7 @@ def test_wrong_expressions_and_places_are_refused_before_the_first_picture(
         (EXPRESSIONS, "out", "nowhere/a.json", "there is no folder"),
         (EXPRESSIONS, "out", "folder.json", "is a folder; choose another --rle"),
         (EXPRESSIONS, "out", "pictures/a.png", r"a\.png must end in \.json; choose another --rle"),
-        (EXPRESSIONS, "out", "link.json", "is the picture itself; choose another --rle"),
+        (EXPRESSIONS, "out", "link.json", "is the image itself; choose another --rle"),
         (EXPRESSIONS, "out", "out", "must be a file beside overlays and masks in the output"),
         (EXPRESSIONS, "out", "out/masks", "must be a file beside overlays and masks"),
         (EXPRESSIONS, "out", "out/masks/a.json", r"as in .*out.masks\.json, or lie outside it"),
@@ -181,7 +181,7 @@ def test_wrong_expressions_and_places_are_refused_before_the_first_picture(
         ("one.png", "is what --output writes; choose another --rle"),
         ("sub/../one-mask.png", "is what --output writes; choose another --rle"),
         ("other.png", r"other\.png must end in \.json"),
-        ("link.json", "is the picture itself; choose another --rle"),
+        ("link.json", "is the image itself; choose another --rle"),
         ("nowhere/a.json", "there is no folder"),
     ],
 )
@@ -203,11 +203,11 @@ def test_run_lengths_take_nobody_elses_place(
 
 
 def test_folders_are_listed_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no picture \(\.jpg, "):
-        list_pictures(tmp_path)
+    with pytest.raises(ValueError, match=r"has no image \(\.jpg, "):
+        list_images(tmp_path)
     for name in ("b.PNG", "a.jpeg", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_pictures(tmp_path)] == ["a.jpeg", "b.PNG"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG"]
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=r"a\.jpeg and a\.png in .* rename one of them"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)

@@ -15,8 +15,8 @@ from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.transforms import fit_picture
-from masksd.kit.feeding import predict_logits
-from masksd.kit.prediction.predictor import Predictor, probabilities_of
+from masksd.kit.feeding import predict_logits, probabilities_of
+from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.sources import build_model
 from masksd.models.base import CrisModel
 
@@ -67,7 +67,7 @@ def test_expressions_that_say_nothing_are_refused(
     checkpoint: Checkpoint, picture: Image.Image
 ) -> None:
     predictor = Predictor(checkpoint)
-    with pytest.raises(ValueError, match="no picture was set; call set_image first"):
+    with pytest.raises(ValueError, match="no image was set; call set_image first"):
         predictor.predict("the red circle")
     predictor.set_image(picture)
     for empty in ("", "  \n"):
@@ -129,15 +129,15 @@ def test_a_picture_in_memory_is_treated_as_its_file(
     layer.save(tmp_path / "layer.png", exif=exif)
     predictor = Predictor(checkpoint)
     predictor.set_image(tmp_path / "layer.png")
-    assert predictor.picture is not None
-    expected = np.asarray(predictor.picture)
+    assert predictor.image is not None
+    expected = np.asarray(predictor.image)
     with Image.open(tmp_path / "layer.png") as opened:
         predictor.set_image(opened)
-    assert np.array_equal(np.asarray(predictor.picture), expected)
+    assert np.array_equal(np.asarray(predictor.image), expected)
     for mode in ("I;16", "F"):
         with pytest.raises(DataError, match=r"picture: .* has more than 8 bits a channel"):
             predictor.set_image(Image.new(mode, (4, 3)))
-    assert np.array_equal(np.asarray(predictor.picture), expected)
+    assert np.array_equal(np.asarray(predictor.image), expected)
 
 
 def test_words_that_do_not_fit_are_a_warning_and_not_judged(
@@ -199,10 +199,10 @@ def test_what_is_no_picture_is_named_and_the_one_before_stays(
 ) -> None:
     predictor = Predictor(checkpoint)
     predictor.set_image(picture)
-    before = predictor.picture
-    with pytest.raises(ValueError, match=f"image must be a path or a PIL picture, {expected}"):
+    before = predictor.image
+    with pytest.raises(ValueError, match=f"image must be a path or a PIL image, {expected}"):
         predictor.set_image(image)
-    assert predictor.picture is before
+    assert predictor.image is before
 
 
 def test_a_letterbox_is_undone_where_the_picture_lies() -> None:

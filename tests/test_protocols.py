@@ -95,7 +95,7 @@ def test_a_smaller_map_of_a_letterbox_lies_where_the_input_does() -> None:
     # a map of half the size, whose left half is on: so is the left half of the picture
     values = torch.zeros(1, 8, 8)
     values[..., :4] = 1
-    found = unletterbox(values, (10, 20), 16, "bilinear", "edge")
+    found = unletterbox(values, (10, 20), 16)
     assert found.shape == (1, 10, 20)
     assert (found[0, :, :9] > 0.5).all()
     assert (found[0, :, 11:] < 0.5).all()

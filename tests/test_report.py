@@ -15,11 +15,20 @@ from masksd.kit.checkpoints import save_checkpoint
 from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-from masksd.kit.evaluation.cases import case_rows, draw_cases, pick_cases
-from masksd.kit.evaluation.reports import CASES, write_report
+from masksd.kit.evaluation.report_folder import CASES, case_rows, pick_cases, write_report
 from masksd.kit.evaluation.scoring import score
-from masksd.kit.scores.report import REPORT, TABLES, markdown_table, read_report, read_samples
+from masksd.kit.figures import draw_cases
+from masksd.kit.scores.protocols import choose_threshold, get_protocol
+from masksd.kit.scores.report import (
+    REPORT,
+    TABLES,
+    Report,
+    read_report,
+    read_samples,
+    score_cells,
+)
 from masksd.kit.sources import build_model
+from masksd.kit.text_tables import markdown_table
 from tests.scored import make_checkpoint, open_data, write_data
 
 
@@ -57,18 +66,22 @@ def test_a_report_says_what_was_scored(small: Path, tmp_path: Path, protocol: st
         kind: score(checkpoint, dataset, protocol=protocol, sentences=kind)
         for kind in ("own", "none")
     }
-    written = write_report(
-        tmp_path,
-        checkpoint,
-        dataset,
-        results,
+    written = Report(
         title="small, val",
         protocol=protocol,
-        source="runs/x",
+        input_size=dataset.image_size,
+        fit=dataset.fit,
+        trained_fit=checkpoint.config.fit,
+        threshold=choose_threshold(get_protocol(protocol), None, checkpoint.config.threshold),
+        checkpoint="runs/x",
         data={"name": "small"},
         split="val",
+        limit=0,
+        version="0",
+        scores={kind: result.scores for kind, result in results.items()},
         relevance={"recall": 0.5, "overall": 0.4, "chance": 0.3, "samples": 7},
     )
+    write_report(tmp_path, written, checkpoint, dataset, results)
     names = {REPORT, TABLES, CASES, "samples-own.jsonl", "samples-none.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
     fields = read_report(tmp_path)
@@ -89,7 +102,8 @@ def test_a_report_says_what_was_scored(small: Path, tmp_path: Path, protocol: st
 
 
 def test_markdown_tables_have_a_cell_for_every_score(small: Path) -> None:
-    lines = markdown_table(score(make_checkpoint(), open_data(small)).scores).splitlines()
+    scores = score(make_checkpoint(), open_data(small)).scores
+    lines = markdown_table(*score_cells(scores)).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:4]] == ["all", "small object"]
 
@@ -110,10 +124,12 @@ def test_what_is_drawn_is_what_was_scored(small: Path, protocol: str) -> None:
     checkpoint = make_checkpoint()
     dataset = open_data(small, "letterbox" if protocol == "cris" else "squash")
     rows = score(checkpoint, dataset, protocol=protocol, sentences="other").rows[:4]
-    drawn = case_rows(checkpoint, dataset, rows, protocol=protocol, sentences="other")
+    rules = get_protocol(protocol)
+    threshold = choose_threshold(rules, None, checkpoint.config.threshold)
+    drawn = case_rows(checkpoint, dataset, rows, rules, threshold, "other")
     for row, case in zip(rows, drawn, strict=True):
         assert case.sentence == row["sentence"] == dataset.other_sentence(row["index"])
-        assert case.truth.shape == case.prediction.shape == case.picture.size[::-1]
+        assert case.truth.shape == case.prediction.shape == case.image.size[::-1]
         assert int(case.truth.sum()) == row["truth_area"]
         assert int(case.prediction.sum()) == row["predicted_area"]
         assert int((case.truth & case.prediction).sum()) == row["intersection"]
@@ -127,7 +143,7 @@ def test_a_sheet_without_cases_is_refused_and_an_uneven_one_drawn(
     assert list(tmp_path.iterdir()) == []
     checkpoint, dataset = make_checkpoint(), open_data(small)
     rows = score(checkpoint, dataset, limit=3).rows
-    cases = case_rows(checkpoint, dataset, rows, protocol="original")
+    cases = case_rows(checkpoint, dataset, rows, get_protocol("original"), 0.4)
     dollars = cases[0]._replace(sentence="the $5 bill \\frac{ of $")
     draw_cases([dollars, *cases[1:]], cases[:1], tmp_path / "uneven.png")
     with Image.open(tmp_path / "uneven.png") as picture:
@@ -233,7 +249,7 @@ def test_json_reports_are_plain_json(place: Path, tmp_path: Path) -> None:
     fields = json.loads((tmp_path / "report" / REPORT).read_text())
     assert fields["fit"] == "letterbox"
     text = (tmp_path / "report" / TABLES).read_text()
-    assert "Pictures: letterbox (trained with squash); foreground: probability above 0.35" in text
+    assert "Images: letterbox (trained with squash); foreground: probability above 0.35" in text
     assert fields["protocol"]["steps"][1] == {
         "to": "original",
         "mode": "bicubic",

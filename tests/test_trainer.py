@@ -25,7 +25,7 @@ from masksd.kit.checkpoints import load_checkpoint, load_training_state
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError, cache_folder
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-from masksd.kit.evaluation.tables import evaluate_all
+from masksd.kit.evaluation.scoring import evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.files import StagedFolder
 from masksd.kit.partial import partial_folder

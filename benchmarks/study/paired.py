@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from masksd.kit.data.records import DataError
-from masksd.kit.scores.clusters import (
+from masksd.kit.scores.bootstrap import (
     LOWER_IS_BETTER,
     Floats,
     Rows,

@@ -1,25 +1,18 @@
-"""From 8-bit pictures and tokens to what a model takes, and from its logits to probabilities."""
+"""From 8-bit images and tokens to what a model takes, and from its logits to probabilities."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.data.transforms import normalize
+from masksd.kit.scores.resampling import resize, unletterbox
 
 
 def model_inputs(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Prepare what ``checkpoint.model`` takes, in the order in which it takes it.
+    """Prepare what ``checkpoint.model`` takes: images, tokens and, for some, an attention mask.
 
-    Args:
-        checkpoint: the model with its tokenizer, mean and std.
-        images: uint8 ``(B, 3, S, S)`` on the model's device.
-        tokens: int64 ``(B, L)`` there.
-
-    Returns:
-        Normalised images float32 ``(B, 3, S, S)``, the tokens and, where the model's
-        ``takes_attention_mask`` says so, the attention mask int64 ``(B, L)``.
+    Images are uint8 ``(B, 3, S, S)`` and tokens int64 ``(B, L)``, on the model's device.
 
     Example:
         >>> import torch
@@ -39,34 +32,15 @@ def model_inputs(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tupl
 
 
 def predict_logits(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> Tensor:
-    """Run the model on 8-bit pictures and tokens.
-
-    Of a model with two channels (background and foreground) it is their difference: the sigmoid of
-    that is the softmax of the two.
-
-    Args:
-        checkpoint: the model with its tokenizer, mean and std.
-        images: uint8 ``(B, 3, S, S)`` on the model's device.
-        tokens: int64 ``(B, L)`` there.
-
-    Returns:
-        Logits ``(B, 1, h, w)``; positive is foreground.
-    """
+    """Run the model on what :func:`model_inputs` takes; foreground logits ``(B, 1, h, w)``."""
     logits: Tensor = checkpoint.model(*model_inputs(checkpoint, images, tokens))
     return foreground_logits(logits)
 
 
 def foreground_logits(logits: Tensor) -> Tensor:
-    """Turn logits of one or two classes into those of the foreground.
+    """Turn logits of one or two channels into ``(B, 1, h, w)``, positive in the foreground.
 
-    Args:
-        logits: ``(B, 1, h, w)``, or ``(B, 2, h, w)`` of background and foreground.
-
-    Returns:
-        ``(B, 1, h, w)``; foreground minus background where there are two.
-
-    Raises:
-        ValueError: another number of channels.
+    Of two (background, foreground) it is the difference, whose sigmoid is their softmax.
 
     Example:
         >>> import torch
@@ -79,20 +53,10 @@ def foreground_logits(logits: Tensor) -> Tensor:
     return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
 
 
-def resize_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize logits bilinearly to a picture's own size, then take the sigmoid.
-
-    Args:
-        logits: ``(1, h, w)`` of one sample.
-        size: height and width of the picture in pixels.
-
-    Returns:
-        float32 ``(H, W)`` in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> resize_probabilities(torch.zeros(1, 2, 2), (3, 5)).shape
-        torch.Size([3, 5])
-    """
-    resized = F.interpolate(logits.float()[None], size=size, mode="bilinear", align_corners=False)
-    return resized[0, 0].sigmoid_()  # in place: a picture may have 64 Mi pixels
+def probabilities_of(config: CheckpointConfig, logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize logits ``(1, h, w)`` bilinearly to the image's own size; probabilities ``(H, W)``."""
+    if config.fit == "letterbox":
+        resized = unletterbox(logits, size, config.image_size)
+    else:
+        resized = resize(logits, size)
+    return resized[0].sigmoid_()  # in place: an image may have 64 Mi pixels

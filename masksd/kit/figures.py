@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves, overlays of masks, and the sheet of examples."""
+"""Figures of a run: loss curves, overlays of masks, and sheets of examples."""
 
 from __future__ import annotations
 
@@ -25,42 +25,32 @@ _STRIP = 256  # rows
 
 
 class SheetRow(NamedTuple):
-    """One example on the sheet.
+    """One example on a sheet, an RGB image of (H, W) pixels."""
 
-    Attributes:
-        picture: RGB, ``(H, W)`` pixels.
-        sentence: the expression.
-        truth: bool ``(H, W)``.
-        prediction: bool ``(H, W)``.
-        relevance: float ``(h, w)``, the score of each patch; None where no branch ranked patches.
-        masked: bool ``(h, w)``, the patches replaced by the mask token; None as above.
-        score: IoU of the prediction, in [0, 1].
-    """
-
-    picture: Image.Image
+    image: Image.Image
     sentence: str
-    truth: BoolArray
-    prediction: BoolArray
-    relevance: NDArray[np.float32] | None
-    masked: BoolArray | None
-    score: float
+    truth: BoolArray  # (H, W)
+    prediction: BoolArray  # (H, W)
+    relevance: NDArray[np.float32] | None  # (h, w), of each patch, if a branch ranked patches
+    masked: BoolArray | None  # (h, w), the patches replaced by the mask token
+    score: float  # IoU of the prediction
+
+    def panels(self) -> list[Image.Image]:
+        """Return what is drawn of it: image, truth, prediction and, if known, patches."""
+        shown = [
+            self.image,
+            overlay(self.image, self.truth, TRUTH_COLOUR),
+            overlay(self.image, self.prediction),
+        ]
+        if self.relevance is not None and self.masked is not None:
+            shown += [_heat(self.image, self.relevance), _covered(self.image, self.masked)]
+        return shown
 
 
 def overlay(
-    picture: Image.Image, mask: BoolArray, colour: tuple[int, int, int] = PREDICTION_COLOUR
+    image: Image.Image, mask: BoolArray, colour: tuple[int, int, int] = PREDICTION_COLOUR
 ) -> Image.Image:
-    """Tint the masked pixels of a picture and draw the edge of the mask.
-
-    Args:
-        picture: RGB, ``(H, W)`` pixels.
-        mask: bool ``(H, W)``.
-        colour: red, green, blue in 0..255.
-
-    Returns:
-        A new RGB picture of the same size.
-
-    Raises:
-        ValueError: if the sizes differ.
+    """Tint the masked pixels of an RGB image, draw the mask's edge and lighten the rest.
 
     Example:
         >>> import numpy as np
@@ -71,56 +61,29 @@ def overlay(
     """
     from PIL import Image
 
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
     if mask.shape != pixels.shape[:2]:
         raise ValueError(
-            f"mask is {mask.shape} and picture {pixels.shape[:2]} (H, W); resize the mask"
+            f"mask is {mask.shape} and image {pixels.shape[:2]} (H, W); resize the mask"
         )
     tint = np.asarray(colour, dtype=np.float32)
     shown = np.empty_like(pixels)
-    for start in range(0, len(mask), _STRIP):  # a whole picture in floats may fill the memory
+    for start in range(0, len(mask), _STRIP):  # a whole image in floats may fill the memory
         rows = slice(start, start + _STRIP)
         inside, light = mask[rows, :, None], pixels[rows].astype(np.float32)
         light = np.where(inside, 0.7 * light + 0.3 * tint, 0.5 * light + 0.5 * 255)
         shown[rows] = light.round().astype(np.uint8)
-    shown[_edge(mask)] = np.asarray(colour, dtype=np.uint8)
+    padded = np.pad(mask, 1)
+    surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    shown[mask & ~surrounded] = np.asarray(colour, dtype=np.uint8)
     return Image.fromarray(shown)
 
 
-def _edge(mask: BoolArray) -> BoolArray:
-    """Return the mask's pixels that have a neighbour outside it, ``(H, W)``."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
-def save_pictures(pictures: Mapping[Path, Image.Image]) -> None:
-    """Write PNG files: all of them whole, or none.
-
-    Args:
-        pictures: by path.
-
-    Raises:
-        OSError: if one of the places cannot be written; then nothing has changed.
-    """
-    files = {}
-    for path, picture in pictures.items():
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        files[path] = buffer.getvalue()
-    write_files(files)
-
-
 def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the losses and the learning rate over steps.
+    """Draw the losses and the learning rate over steps as PNG.
 
-    Args:
-        records: the training lines of ``metrics.jsonl``: ``step``, ``loss``, ``lr`` and
-            ``losses`` (unweighted, by name); None where a value was not finite.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
+    ``records`` are the training lines of ``metrics.jsonl``: ``step``, ``loss``, ``lr`` and
+    ``losses`` (unweighted, by name); None where a value was not finite.
     """
     from matplotlib.figure import Figure
 
@@ -147,68 +110,81 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
 
 def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
-    """Draw one example a row: expression, picture, truth, prediction, relevance, masked patches.
-
-    Args:
-        rows: the examples; the last two columns are left out where no row has them.
-        path: of the PNG.
-
-    Returns:
-        ``path`` as a path.
-
-    Raises:
-        ValueError: if there is no row.
-    """
+    """Draw one example a row as PNG; relevance and masked patches only if some row has them."""
     from matplotlib.figure import Figure
 
     if not rows:
         raise ValueError("a sheet needs at least one row")
-    titles = ["picture", "truth", "prediction"]
+    titles = ["image", "truth", "prediction"]
     if any(row.masked is not None for row in rows):
         titles += ["relevance (LMVSD)", "masked patches"]
     columns = 1 + len(titles)
     figure = Figure(figsize=(1.75 * columns, 1.8 * len(rows) + 0.3), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    _fill(grid, rows, titles, width=18, lines=6, y=0.5, fontsize=11, va="center")
+    return save_figure(figure, path)
+
+
+def draw_cases(worst: Sequence[SheetRow], best: Sequence[SheetRow], path: str | Path) -> Path:
+    """Draw the worst samples on the left and the best on the right of a PNG."""
+    from matplotlib.figure import Figure
+
+    count = max(len(worst), len(best))
+    if count == 0:
+        raise ValueError("a sheet of cases needs at least one sample")
+    figure = Figure(figsize=(13, 2.0 * count + 0.5), layout="constrained")
+    sides: Any = figure.subfigures(1, 2, wspace=0.03)
+    for side, title, rows in zip(sides, ("worst", "best"), (worst, best), strict=True):
+        side.suptitle(title, fontsize=13, fontweight="bold")
+        grid = side.subplots(count, 4, squeeze=False, width_ratios=[1.0, 1.3, 1.3, 1.3])
+        titles = ["image", "truth", "prediction"]
+        _fill(grid, rows, titles, width=17, lines=7, y=0.95, fontsize=10, va="top")
+    return save_figure(figure, path)
+
+
+def _fill(
+    grid: Any, rows: Sequence[SheetRow], titles: Sequence[str], width: int, lines: int, **style: Any
+) -> None:
+    """Fill a grid of axes: the expression in the first column, the panels in the others."""
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, title in zip(grid[0, 1:], titles, strict=True):
         axes.set_title(title, fontsize=10)
-    for cells, row in zip(grid, rows, strict=True):
-        caption = "\n".join(textwrap.wrap(row.sentence or "(no sentence)", 18)[:6])
-        # a sentence may hold a dollar sign, which is not mathematics
-        cells[0].text(0.0, 0.5, caption, fontsize=11, va="center", ha="left", parse_math=False)
+    for cells, row in zip(grid, rows, strict=False):
+        caption = "\n".join(textwrap.wrap(row.sentence or "(no sentence)", width)[:lines])
+        # a dollar sign in a sentence does not start mathematics
+        cells[0].text(x=0.0, s=caption, parse_math=False, **style)
         cells[0].text(0.0, 0.02, f"IoU {row.score:.2f}", fontsize=9, color="0.4")
-        panels = [
-            row.picture,
-            overlay(row.picture, row.truth, TRUTH_COLOUR),
-            overlay(row.picture, row.prediction),
-        ]
-        if row.relevance is not None and row.masked is not None:
-            panels += [_heat(row.picture, row.relevance), _covered(row.picture, row.masked)]
-        for axes, panel in zip(cells[1:], panels, strict=False):
+        for axes, panel in zip(cells[1:], row.panels(), strict=False):
             axes.imshow(np.asarray(panel))
-    return save_figure(figure, path)
 
 
-def _heat(picture: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
-    """Blend the patches' scores, ``(h, w)``, over a grey picture: dark is low, yellow is high."""
+def _heat(image: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
+    """Blend the patches' scores, ``(h, w)``, over the image in grey: dark is low, yellow high."""
     from matplotlib import colormaps
     from PIL import Image
 
     low, high = float(scores.min()), float(scores.max())
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
     colours = (colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
-    heat = Image.fromarray(colours).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.blend(picture.convert("L").convert("RGB"), heat, 0.65)
+    heat = Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST)
+    return Image.blend(image.convert("L").convert("RGB"), heat, 0.65)
 
 
-def _covered(picture: Image.Image, masked: BoolArray) -> Image.Image:
+def _covered(image: Image.Image, masked: BoolArray) -> Image.Image:
     """Paint the masked patches, ``(h, w)``, grey."""
     from PIL import Image
 
     stencil = Image.fromarray(masked.astype(np.uint8) * 255)
-    stencil = stencil.resize(picture.size, Image.Resampling.NEAREST)
-    return Image.composite(Image.new("RGB", picture.size, (110, 110, 110)), picture, stencil)
+    stencil = stencil.resize(image.size, Image.Resampling.NEAREST)
+    return Image.composite(Image.new("RGB", image.size, (110, 110, 110)), image, stencil)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Encode an image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

@@ -66,7 +66,7 @@ def _train(options: Any) -> None:
         dry_run: print every value of the run with parameters, multiply-adds, memory and steps, and
             stop there.
     """
-    from masksd.kit.evaluation.tables import format_table
+    from masksd.kit.evaluation.scoring import format_table
     from masksd.kit.training.trainer import train
 
     config = checked(get_recipe(options.preset), options.config)

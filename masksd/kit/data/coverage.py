@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from masksd.kit.data.tokenizers import Tokenizer
-from masksd.kit.evaluation.scoring import spread_indices
+from masksd.kit.evaluation.reading import spread_indices
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

@@ -1,1 +1,1 @@
-"""Evaluation: a trained model scored on a split."""
+"""Evaluation of a trained model on a split."""

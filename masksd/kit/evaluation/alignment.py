@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.evaluation.reading import scoring_batches
-from masksd.kit.evaluation.scoring import spread_indices
+from masksd.kit.evaluation.reading import scoring_batches, spread_indices
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.views import ObjectViews, equal_sentences
 from masksd.masking import correlate
@@ -23,21 +22,11 @@ if TYPE_CHECKING:
 def retrieval_accuracy(
     checkpoint: Checkpoint, views: ObjectViews, *, limit: int = 0, candidates: int = 64
 ) -> dict[str, float]:
-    """Let every view choose its sentence among some, and every sentence its view.
+    """Let each view choose its sentence among ``candidates``, and each sentence its view.
 
-    Sentences equal to the right one are not among those to choose from.
-
-    Args:
-        checkpoint: a model with two towers, with its tokenizer.
-        views: what to choose from.
-        limit: how many views, evenly spread; 0 takes all. Those that fill no group are left out.
-        candidates: how many there are to choose from.
-
-    Returns:
-        ``sentence`` and ``view``: the shares of right choices; ``chance``; ``views``: how many.
-
-    Raises:
-        ValueError: fewer views than candidates.
+    Sentences equal to the right one are not among the candidates; views that fill no group are left
+    out. Returns the shares of right choices ``sentence`` and ``view``, ``chance``, and ``views``:
+    how many.
     """
     indices = spread_indices(len(views), limit)
     groups = len(indices) // candidates
@@ -47,7 +36,7 @@ def retrieval_accuracy(
     right = torch.zeros(2, dtype=torch.int64)
     with evaluating(checkpoint.model), torch.inference_mode():
         for group in range(groups):
-            # from all over the split: neighbours in it share their picture
+            # from all over the split, where neighbours share their image
             items = [views[index] for index in indices[group::groups][:candidates]]
             images = torch.stack([item["image"] for item in items]).to(device)
             tokens = torch.stack([item["tokens"] for item in items]).to(device)
@@ -61,20 +50,9 @@ def retrieval_accuracy(
 
 
 def similarities(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosine of every picture with every sentence.
-
-    Args:
-        checkpoint: a model with two towers, with its tokenizer.
-        images: uint8 ``(B, 3, S, S)``.
-        tokens: int64 ``(B, L)``.
-
-    Returns:
-        Two of ``(B, B)``, a picture a row: of the pooled vector, and of the nearest patch.
-    """
-    encoder: Any = checkpoint.model.encoder
-    normalized, words = model_inputs(checkpoint, images, tokens)
-    image = encoder.encode_image(normalized)
-    sentences = F.normalize(encoder.encode_text(words).pooled, dim=1)
+    """Return the cosines ``(B, B)``, an image a row, of pooled vectors and of the nearest patch."""
+    image, sentence = _encode(checkpoint, images, tokens)
+    sentences = F.normalize(sentence, dim=1)
     pooled = F.normalize(image.pooled, dim=1)
     patches = F.normalize(image.local, dim=2)  # (B, N, C)
     return pooled @ sentences.T, (patches @ sentences.T).amax(dim=1)
@@ -83,39 +61,25 @@ def similarities(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tupl
 def dot_relevance(
     checkpoint: Checkpoint, dataset: ReferDataset, *, limit: int = 0, batch_size: int = 64
 ) -> dict[str, float]:
-    """Measure whether the dot product of sentence and patches (Eq. 3) tells the object's patches.
+    """Measure whether the dot product of sentence and patches (Eq. 3) finds the object's patches.
 
-    The area under the ROC curve of one picture is the chance that a patch inside the truth (half of
-    it or more) scores above a patch outside (no pixel of it); knowing nothing gives 0.5. Towers
-    that know objects from background, and do not listen, have a high one with any sentence:
-    compare ``own`` with ``other``.
-
-    Args:
-        checkpoint: a model with two towers, with its tokenizer.
-        dataset: every sentence of a split an item: whole pictures.
-        limit: how many samples, evenly spread; 0 takes all.
-        batch_size: pictures a forward pass.
-
-    Returns:
-        ``own``: mean over samples with the right sentence, of those that have patches of both
-        kinds; ``other``: with that of another object of the picture, left out where no picture has
-        another; ``samples``: of ``own``.
-
-    Raises:
-        ValueError: no sample has patches inside and outside.
+    The area under the ROC curve of one image is the chance that a patch inside the truth (half of
+    it or more) scores above a patch outside (no pixel of it); 0.5 is a guess. Returns means over
+    samples with patches of both kinds, ``own`` with the right sentence and ``other`` with that of
+    another object, and ``samples``. Towers that tell objects from background but ignore the
+    sentence score high on both.
     """
     device = next(checkpoint.model.parameters()).device
-    encoder: Any = checkpoint.model.encoder
     indices = spread_indices(len(dataset), limit)
     found: dict[str, list[float]] = {"own": [], "other": []}
     with evaluating(checkpoint.model), torch.inference_mode():
         for kind, areas in found.items():
             chosen = [i for i in indices if kind == "own" or dataset.other_sentence(i) is not None]
             for batch in scoring_batches(dataset, chosen, sentences=kind, batch_size=batch_size):
-                images, tokens = batch.images.to(device), batch.tokens.to(device)
-                normalized, words = model_inputs(checkpoint, images, tokens)
-                image = encoder.encode_image(normalized)
-                scores = correlate(image.local, encoder.encode_text(words).pooled).cpu()
+                image, sentence = _encode(
+                    checkpoint, batch.images.to(device), batch.tokens.to(device)
+                )
+                scores = correlate(image.local, sentence).cpu()
                 cover = F.adaptive_avg_pool2d(batch.targets.float()[:, None], image.grid).flatten(1)
                 for row, share in zip(scores, cover, strict=True):
                     area = area_under_curve(row[share >= 0.5], row[share == 0])
@@ -129,12 +93,7 @@ def dot_relevance(
 def area_under_curve(inside: Tensor, outside: Tensor) -> float | None:
     """Return the chance that one of ``inside`` is above one of ``outside``; ties count half.
 
-    Args:
-        inside: scores ``(n,)``.
-        outside: scores ``(m,)``.
-
-    Returns:
-        In [0, 1] (Mann and Whitney's U over n m), or None where one of the two is empty.
+    This is Mann and Whitney's U over n m; None where one of the two is empty.
 
     Example:
         >>> area_under_curve(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
@@ -144,3 +103,10 @@ def area_under_curve(inside: Tensor, outside: Tensor) -> float | None:
         return None
     above = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside).double()
     return float(above.mean())
+
+
+def _encode(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Any, Tensor]:
+    """Return the image features and the pooled vector of each sentence."""
+    encoder: Any = checkpoint.model.encoder
+    normalized, words = model_inputs(checkpoint, images, tokens)
+    return encoder.encode_image(normalized), encoder.encode_text(words).pooled

@@ -1,4 +1,4 @@
-"""Reading what is scored, in this process or in workers of a data loader."""
+"""The samples to score, read in this process or in workers of a data loader."""
 
 from __future__ import annotations
 
@@ -16,33 +16,40 @@ from masksd.kit.data.records import DataError
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
 
+SENTENCES = {
+    "own": "the right sentence",
+    "other": "another object's sentence",
+    "none": "no sentence",
+}
+"""The kinds of sentence that a model may be given, in the words of the tables."""
+
 
 class ScoringBatch(NamedTuple):
-    """Samples to score.
+    """B samples to score, on the CPU, with S the side of the model's square."""
 
-    Attributes:
-        indices: of the items in the data set.
-        images: uint8 ``(B, 3, S, S)``.
-        tokens: int64 ``(B, L)``.
-        targets: the truths in the model's square, uint8 ``(B, S, S)`` of 0 and 1.
-        truths: those at the pictures' own sizes, B of uint8 ``(H, W)``.
+    indices: list[int]  # of the items in the data set
+    images: Tensor  # uint8 (B, 3, S, S)
+    tokens: Tensor  # int64 (B, L)
+    targets: Tensor  # uint8 (B, S, S), the truths in the square, 0 or 1
+    truths: list[NDArray[np.uint8]]  # those at the images' own sizes (H, W)
+
+
+def spread_indices(total: int, limit: int) -> list[int]:
+    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all.
+
+    Example:
+        >>> spread_indices(10, 4)
+        [0, 2, 5, 7]
+        >>> spread_indices(3, 0)
+        [0, 1, 2]
     """
-
-    indices: list[int]
-    images: Tensor
-    tokens: Tensor
-    targets: Tensor
-    truths: list[NDArray[np.uint8]]
+    if not limit or limit >= total:
+        return list(range(total))
+    return [index * total // limit for index in range(limit)]
 
 
-def told_sentence(dataset: ReferDataset, index: int, sentences: str) -> str:
-    """Return what a model is told about an item: its own sentence, another object's, or nothing.
-
-    Args:
-        dataset: of every sentence.
-        index: of the item.
-        sentences: ``"own"``, ``"other"`` or ``"none"``.
-    """
+def given_sentence(dataset: ReferDataset, index: int, sentences: str) -> str:
+    """Return the sentence that a model is given with an item, by kind."""
     if sentences == "own":
         return dataset.sentence(index)
     return (dataset.other_sentence(index) or "") if sentences == "other" else ""
@@ -56,21 +63,7 @@ def scoring_batches(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Iterator[ScoringBatch]:
-    """Read items in order.
-
-    Args:
-        dataset: every sentence of a split an item; its tokenizer encodes what is told.
-        indices: of the items.
-        sentences: as in :func:`told_sentence`.
-        batch_size: items a batch; the last one may be smaller.
-        workers: processes that read; 0 reads here.
-
-    Yields:
-        :class:`ScoringBatch` on the CPU, whatever the number of workers.
-
-    Raises:
-        DataError: a picture or an object that is damaged, in one line from a worker too.
-    """
+    """Read items in order, with one of the :data:`SENTENCES`; 0 workers read in this process."""
     loader: Any = DataLoader(
         _Items(dataset, indices, sentences),
         batch_size=batch_size,
@@ -85,16 +78,11 @@ def scoring_batches(
 
 
 def without_traceback(error: DataError) -> DataError:
-    """Return an error of a data loader in one line.
-
-    A worker's has the traceback of the worker for a text, which ends with its own.
-
-    Args:
-        error: of a worker, or of this process, whose text stays as it is.
+    """Reduce a worker's error, whose text is a traceback, to its last line.
 
     Example:
-        >>> text = "Caught DataError in a worker.\\n ...\\nmasksd.data.bad.DataError: a.png"
-        >>> str(without_traceback(DataError(text)))
+        >>> name = f"{DataError.__module__}.DataError"
+        >>> str(without_traceback(DataError(f"Caught DataError in a worker.\\n{name}: a.png")))
         'a.png'
     """
     return DataError(str(error).rpartition(f"\n{DataError.__module__}.DataError: ")[2].strip())
@@ -111,8 +99,8 @@ class _Items(Dataset[tuple[dict[str, Any], NDArray[np.uint8]]]):
         dataset, index = self.dataset, self.indices[position]
         item = dataset[index]
         if self.sentences != "own":
-            told = told_sentence(dataset, index, self.sentences)
-            item = {**item, "tokens": dataset.tokenizer.encode(told)}
+            sentence = given_sentence(dataset, index, self.sentences)
+            item = {**item, "tokens": dataset.tokenizer.encode(sentence)}
         return item, dataset.truth(index)
 
 

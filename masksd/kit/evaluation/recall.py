@@ -1,4 +1,4 @@
-"""Relevance recall: whether the patches that the method ranks highest hold the object."""
+"""Relevance recall: do the patches that the method ranks highest hold the object?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.evaluation.reading import scoring_batches
-from masksd.kit.evaluation.scoring import check_scoring, spread_indices
+from masksd.kit.evaluation.reading import scoring_batches, spread_indices
+from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.wrapping import wrap_model
 from masksd.masking import select_tokens
@@ -32,24 +32,9 @@ def relevance_recall(
 ) -> dict[str, float]:
     """Measure the share of the truth that lies in the top K patches of the relevance (Eq. 3).
 
-    The checkpoint's own config says who ranks and what K is. A relevance that knows nothing has a
-    recall of about K. Runs in one process; the model is as it was afterwards.
-
-    Args:
-        checkpoint: trained with an image branch.
-        dataset: every sentence of a split an item.
-        limit: how many samples, evenly spread; 0 takes all.
-        batch_size: pictures a forward pass.
-        workers: processes that read pictures; 0 reads in this one.
-        progress: show a bar.
-
-    Returns:
-        ``recall``: the mean over samples; ``overall``: of the sums of pixels; ``chance``: the share
-        of the patches that is kept, K rounded up to whole patches; ``samples``: those with a truth.
-
-    Raises:
-        ValueError: a checkpoint without an image branch, or with a learned projection, which
-            checkpoints do not hold; options out of range; no sample with a truth.
+    The checkpoint's own config says who ranks and what K is. Returns ``recall``: the mean over
+    samples; ``overall``: of the sums of pixels; ``chance``: the share of patches that is kept;
+    ``samples``: those with a truth. Runs in one process and leaves the model as it was.
     """
     from tqdm import tqdm
 
@@ -86,14 +71,7 @@ def relevance_recall(
 
 
 def top_patches(relevance: Tensor, config: DistillConfig) -> Tensor:
-    """Choose the top K patches, as the correlation filter does.
-
-    Args:
-        relevance: scores ``(B, N)``.
-        config: with an image branch.
-
-    Returns:
-        bool ``(B, N)``.
+    """Choose the top K patches of scores ``(B, N)``, as the correlation filter does.
 
     Example:
         >>> top_patches(torch.tensor([[0.1, 0.9, 0.8, 0.2]]), DistillConfig())
@@ -106,14 +84,7 @@ def top_patches(relevance: Tensor, config: DistillConfig) -> Tensor:
 
 
 def on_pixels(patches: Tensor, size: int) -> Tensor:
-    """Spread patches over the pixels of the input, nearest.
-
-    Args:
-        patches: bool ``(N,)`` of a square grid.
-        size: side S of the input in pixels.
-
-    Returns:
-        bool ``(S, S)``.
+    """Spread bool patches ``(N,)`` of a square grid over ``(size, size)`` pixels, nearest.
 
     Example:
         >>> on_pixels(torch.tensor([True, False, False, False]), 4)[:2]
@@ -129,11 +100,11 @@ def _image_config(checkpoint: Checkpoint) -> DistillConfig:
     fields = checkpoint.config.distill
     if fields is None or fields["image"] is None:
         raise ValueError(
-            "the checkpoint was trained without an image branch: nothing ranks patches"
+            "the checkpoint was trained without an image branch, so nothing ranks patches"
         )
     config = DistillConfig.from_json(json.dumps({**fields, "text": None}))
     if config.image is not None and config.image.relevance == "projection":
         raise ValueError(
-            "relevance: the checkpoint's is a learned projection, which checkpoints do not hold"
+            "the checkpoint's relevance is a learned projection, which checkpoints do not hold"
         )
     return config

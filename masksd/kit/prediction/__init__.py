@@ -1,1 +1,1 @@
-"""Prediction on pictures with a trained checkpoint."""
+"""Prediction on images with a trained checkpoint."""

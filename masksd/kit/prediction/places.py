@@ -1,4 +1,9 @@
-"""Which pictures are predicted on, and where predictions may be written."""
+"""Which images are predicted on, and where predictions may be written.
+
+One prediction is an overlay, a PNG, with its mask beside it; they replace older files, but never
+the image itself. Several predictions are a folder, which must be new or empty. The run lengths are
+a JSON file, directly in that folder or outside it.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +15,51 @@ PARTS = ("overlays", "masks")
 """Folders in a folder of predictions."""
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """List the pictures of a folder, sorted by name; folders in it are not looked into.
+def plan_output(
+    image: Path, expressions: Sequence[str], output: Path | None, rle: Path | None
+) -> tuple[list[Path], Path]:
+    """Choose the images, and the place of their predictions: a PNG for one, else a folder.
 
-    Args:
-        folder: with JPEG, PNG, WEBP or BMP files.
-
-    Raises:
-        ValueError: there is none, or two differ in their suffix only, so that their masks would
-            have one name.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / "b.PNG").touch(), (folder / "a.jpg").touch(), (folder / "notes.txt").touch()
-        (None, None, None)
-        >>> [path.name for path in list_pictures(folder)]
-        ['a.jpg', 'b.PNG']
+    Without ``output`` it is named after the image, in the working folder.
     """
+    if not expressions:
+        raise ValueError("no expression; say what to find, as in 'the red circle'")
+    images = list_images(image) if image.is_dir() else [image]
+    several = image.is_dir() or len(expressions) > 1
+    if output is None:
+        name = image.resolve().name if image.is_dir() else image.stem
+        output = Path(f"{name}-predictions" if several else f"{name}-prediction.png")
+    if output.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"output {output} must end in .png, or be a folder without an ending")
+    if several and output.suffix:
+        raise ValueError(
+            f"output {output} is one file, and there are several predictions; name a folder, "
+            f"as in {output.with_suffix('')}"
+        )
+    if output.suffix:
+        check_files(image, output, rle)
+    else:
+        check_folder(output, rle, images)
+    return images, output
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the images directly in a folder, sorted by name; no two may have one stem."""
     found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
     if not found:
-        raise ValueError(f"folder {folder} has no picture ({', '.join(SUFFIXES)})")
+        raise ValueError(f"folder {folder} has no image ({', '.join(SUFFIXES)})")
     by_stem: dict[str, Path] = {}
     for path in found:
-        if path.stem in by_stem:
+        other = by_stem.setdefault(path.stem, path)
+        if other is not path:
             raise ValueError(
-                f"{by_stem[path.stem].name} and {path.name} in {folder} would have masks of one "
-                "name; rename one of them"
+                f"the masks of {other.name} and {path.name} in {folder} would have the same name; "
+                "rename one of them"
             )
-        by_stem[path.stem] = path
     return found
 
 
@@ -56,38 +73,19 @@ def mask_beside(output: Path) -> Path:
     return output.with_name(f"{output.stem}-mask.png")
 
 
-def check_files(picture: Path, output: Path, rle: Path | None = None) -> None:
-    """Raise a ``ValueError`` unless the files of one prediction may be written.
-
-    Args:
-        picture: which shall not be overwritten.
-        output: the overlay.
-        rle: the run lengths, a JSON file.
-
-    Example:
-        >>> check_files(Path("dog.jpg"), Path("dog.png"))
-    """
-    targets = {output: "output", mask_beside(output): "output"}
+def check_files(image: Path, output: Path, rle: Path | None = None) -> None:
+    """Raise a ``ValueError`` unless the files of one prediction may be written."""
+    ours = (output, mask_beside(output))
     if rle is not None:
-        if rle.resolve() in {path.resolve() for path in targets}:
+        if rle.resolve() in {path.resolve() for path in ours}:
             raise ValueError(f"rle {rle} is what --output writes; choose another --rle")
-        _check_ending(rle)
-        targets[rle] = "rle"
-    for path, option in targets.items():
-        _check_place(path, option, [picture])
+        _check_rle(rle, [image])
+    for path in ours:
+        _check_file("output", path, [image])
 
 
-def check_folder(output: Path, rle: Path | None = None, pictures: Sequence[Path] = ()) -> None:
-    """Raise a ``ValueError`` unless a folder of predictions may be written.
-
-    Args:
-        output: the folder.
-        rle: the run lengths, a JSON file directly in it or elsewhere.
-        pictures: which shall not be overwritten.
-
-    Example:
-        >>> check_folder(Path("nothing"))
-    """
+def check_folder(output: Path, rle: Path | None, images: Sequence[Path]) -> None:
+    """Raise a ``ValueError`` unless a folder of predictions may be written."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file; choose another --output")
     if output.is_dir() and any(output.iterdir()):
@@ -95,25 +93,20 @@ def check_folder(output: Path, rle: Path | None = None, pictures: Sequence[Path]
     if rle is None:
         return
     place, folder = rle.resolve(), output.resolve()
-    inside = lies_in(rle, output) and place.name not in PARTS
-    if place == folder or (folder in place.parents and not inside):
+    if place.parent == folder and place.name not in PARTS:
+        _check_ending(rle)
+    elif place == folder or folder in place.parents:
         raise ValueError(
             f"rle {rle} must be a file beside {' and '.join(PARTS)} in the output folder, as in "
             f"{output / 'masks.json'}, or lie outside it"
         )
+    else:
+        _check_rle(rle, images)
+
+
+def _check_rle(rle: Path, images: Sequence[Path]) -> None:
     _check_ending(rle)
-    if not inside:
-        _check_place(rle, "rle", pictures)
-
-
-def lies_in(path: Path, folder: Path) -> bool:
-    """Say whether a file is directly in a folder; neither need exist.
-
-    Example:
-        >>> lies_in(Path("a/b.json"), Path("a")), lies_in(Path("b.json"), Path("a"))
-        (True, False)
-    """
-    return path.resolve().parent == folder.resolve()
+    _check_file("rle", rle, images)
 
 
 def _check_ending(rle: Path) -> None:
@@ -121,10 +114,10 @@ def _check_ending(rle: Path) -> None:
         raise ValueError(f"rle {rle} must end in .json; choose another --rle")
 
 
-def _check_place(path: Path, option: str, pictures: Sequence[Path]) -> None:
+def _check_file(option: str, path: Path, images: Sequence[Path]) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder; choose another --{option}")
-    if path.exists() and any(each.exists() and path.samefile(each) for each in pictures):
-        raise ValueError(f"{option} {path} is the picture itself; choose another --{option}")
+    if path.exists() and any(each.exists() and path.samefile(each) for each in images):
+        raise ValueError(f"{option} {path} is the image itself; choose another --{option}")

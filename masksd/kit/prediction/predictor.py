@@ -1,8 +1,4 @@
-"""Prediction on one picture: load a checkpoint, set a picture, ask for expressions.
-
-The picture is encoded once where the model allows it: that of a CRIS goes to neck and decoder with
-each sentence, while a LAVT fuses the sentence inside its image encoder and runs as a whole.
-"""
+"""Prediction on one image: load a checkpoint, set an image, ask for expressions."""
 
 from __future__ import annotations
 
@@ -16,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksd.errors import check_fraction
-from masksd.kit.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint
+from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.data.pictures import read_picture, to_rgb
 from masksd.kit.data.transforms import fit_picture, normalize
-from masksd.kit.feeding import foreground_logits, predict_logits, resize_probabilities
-from masksd.kit.scores.resampling import unletterbox
+from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
 from masksd.models.base import CrisModel
 from masksd.segmenter import evaluating
 
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """What the model finds, at the picture's own size.
+    """What the model finds, at the image's own size.
 
     Attributes:
         mask: bool ``(H, W)``.
@@ -45,12 +40,15 @@ class Prediction(NamedTuple):
 class Predictor:
     """Finds what an expression refers to.
 
+    An image is encoded once where the model encodes it without the sentence, as CRIS does; LAVT
+    fuses the sentence inside its image encoder and runs as a whole for each expression.
+
     Args:
         checkpoint: the model with its tokenizer and config.
 
     Attributes:
         checkpoint: as given.
-        picture: the picture set last, upright RGB; None before.
+        image: the image set last, upright RGB; None before.
 
     Example:
         >>> from PIL import Image
@@ -66,55 +64,46 @@ class Predictor:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.picture: Image.Image | None = None
-        self._image: Tensor | None = None
+        self.image: Image.Image | None = None
+        self._input: Tensor | None = None
         self._encoded: ImageFeatures | None = None
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
-        """Load a checkpoint that training wrote.
-
-        Args:
-            folder: as in ``runs/NAME/checkpoint``.
-            device: where the model runs.
-
-        Raises:
-            ValueError: the checkpoint is missing or damaged.
-        """
+        """Load a checkpoint that training wrote, as in ``runs/NAME/checkpoint``."""
         return cls(load_checkpoint(folder, device))
 
     def set_image(self, image: str | Path | Image.Image) -> None:
-        """Choose the picture, and encode it where the model encodes it without a sentence.
+        """Choose the image, and encode it where the model encodes it without a sentence.
 
         Args:
-            image: a JPEG, PNG, WEBP or BMP file, or a picture of any mode of 8 bits; it is turned
-                upright as its EXIF says and laid onto white where it is transparent.
+            image: a JPEG, PNG, WEBP or BMP file, or a PIL image with 8 bits a channel; it is turned
+                upright as its EXIF says, and laid onto white where it is transparent.
 
         Raises:
-            ValueError: neither a path nor a picture.
-            DataError: a file that is missing, or a picture that is damaged, too large or of 16
-                bits; the picture before stays.
+            ValueError: neither a path nor an image.
+            DataError: a file that is missing, damaged, too large or has more than 8 bits a channel;
+                the image set before stays.
         """
         from PIL import Image
 
         if not isinstance(image, str | Path | Image.Image):
             hint = "; use Image.fromarray(array)" if isinstance(image, np.ndarray) else ""
             raise ValueError(
-                f"image must be a path or a PIL picture, got {type(image).__name__}{hint}"
+                f"image must be a path or a PIL image, got {type(image).__name__}{hint}"
             )
-        picture = (
-            to_rgb(image, upright=True)
-            if isinstance(image, Image.Image)
-            else read_picture(image, upright=True)
-        )
+        if isinstance(image, Image.Image):
+            upright = to_rgb(image, upright=True)
+        else:
+            upright = read_picture(image, upright=True)
         config, model = self.checkpoint.config, self.checkpoint.model
-        resized = fit_picture(picture, config.image_size, config.fit)[None]
-        resized = resized.to(next(model.parameters()).device)
+        fitted = fit_picture(upright, config.image_size, config.fit)[None]
+        fitted = fitted.to(next(model.parameters()).device)
         encoded = None
         if isinstance(model, CrisModel):
             with evaluating(model), torch.inference_mode():
-                encoded = model.encoder.encode_image(normalize(resized, config.mean, config.std))
-        self.picture, self._image, self._encoded = picture, resized, encoded
+                encoded = model.encoder.encode_image(normalize(fitted, config.mean, config.std))
+        self.image, self._input, self._encoded = upright, fitted, encoded
 
     @overload
     def predict(self, expression: str, threshold: float | None = None) -> Prediction: ...
@@ -130,71 +119,47 @@ class Predictor:
         """Find what an expression refers to.
 
         Args:
-            expression: words, or several expressions; unknown words, and that not all fit in, are
-                a ``UserWarning``.
+            expression: words, or several expressions. Unknown words, and words that do not fit in,
+                are a ``UserWarning``.
             threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes
                 the checkpoint's (the paper's is 0.35).
 
         Returns:
-            The mask and the probabilities; for several expressions a list of them.
+            The mask and the probabilities; a list of them for several expressions.
 
         Raises:
-            ValueError: no picture was set, an empty expression, one of unknown words only, or a
+            ValueError: no image was set, an empty expression, one of unknown words only, or a
                 threshold outside [0, 1].
         """
-        if self.picture is None or self._image is None:
-            raise ValueError("no picture was set; call set_image first")
-        threshold = self.checkpoint.config.threshold if threshold is None else threshold
+        if self.image is None or self._input is None:
+            raise ValueError("no image was set; call set_image first")
+        config, model = self.checkpoint.config, self.checkpoint.model
+        threshold = config.threshold if threshold is None else threshold
         check_fraction("threshold", threshold)
+        width, height = self.image.size
         found = []
         for each in [expression] if isinstance(expression, str) else expression:
-            tokens = encode_expression(self.checkpoint, each)[None].to(self._image.device)
-            with evaluating(self.checkpoint.model), torch.inference_mode():
-                logits = self._logits(self._image, tokens)[0]
-                width, height = self.picture.size
-                at_size = probabilities_of(self.checkpoint.config, logits, (height, width))
+            tokens = encode_expression(self.checkpoint, each)[None].to(self._input.device)
+            with evaluating(model), torch.inference_mode():
+                if isinstance(model, CrisModel) and self._encoded is not None:
+                    logits = foreground_logits(model.segment(self._encoded, tokens))
+                else:
+                    logits = predict_logits(self.checkpoint, self._input, tokens)
+                at_size = probabilities_of(config, logits[0], (height, width))
             probabilities = at_size.cpu().numpy()
             found.append(Prediction(probabilities > threshold, probabilities))
         return found[0] if isinstance(expression, str) else found
 
-    def _logits(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """Return ``(1, 1, h, w)`` for one sentence ``(1, L)``."""
-        model = self.checkpoint.model
-        if isinstance(model, CrisModel) and self._encoded is not None:
-            return foreground_logits(model.segment(self._encoded, tokens))
-        return predict_logits(self.checkpoint, image, tokens)
-
-
-def probabilities_of(config: CheckpointConfig, logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a model's answer to a picture's own size.
-
-    Args:
-        config: says how the picture became the model's square.
-        logits: ``(1, h, w)`` of one sample.
-        size: height and width of the picture, in pixels.
-
-    Returns:
-        float32 ``(H, W)`` in [0, 1]. Logits are resized bilinearly, those of a letterbox from the
-        part that the picture covers.
-    """
-    if config.fit == "squash":
-        return resize_probabilities(logits, size)
-    inside = unletterbox(logits, size, config.image_size, mode="bilinear", border="edge")
-    return inside[0].sigmoid_()
-
 
 def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
-    """Turn what a user typed into tokens ``(L,)`` int64.
-
-    Raises:
-        ValueError: nothing in it that the model knows.
-    """
+    """Turn what a user typed into tokens ``(L,)``; a ``ValueError`` if the model knows no word."""
     if not expression.strip():
         raise ValueError("the expression is empty; say what to find, as in 'the red circle'")
     tokenizer = checkpoint.tokenizer
+    tokens = tokenizer.encode(expression)
     kept = tokenizer.kept(expression)
     unknown = tokenizer.unknown_words(kept)
-    words = int((tokenizer.encode(expression) == tokenizer.end_token).long().argmax()) - 1
+    words = int((tokens == tokenizer.end_token).long().argmax()) - 1
     listed = ", ".join(map(repr, dict.fromkeys(unknown)))
     if words <= 0:
         raise ValueError(f"the expression {expression!r} holds no word")
@@ -211,4 +176,4 @@ def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
         )
     if unknown:
         warnings.warn(f"the model does not know {listed}", UserWarning, stacklevel=3)
-    return tokenizer.encode(expression)
+    return tokens

@@ -1,1 +1,1 @@
-"""Scores: :mod:`masksd.kit.scores.metrics` (import it late: torchmetrics takes 2-3 s)."""
+"""Scores of masks: protocols, metrics, reports and comparisons, without a model."""

@@ -1,7 +1,6 @@
 """Two reports on the same samples: paired differences with bootstrap intervals.
 
-Several expressions share a picture and stand or fall together, so pictures are drawn, not samples
-(the cluster bootstrap; percentile intervals, Efron and Tibshirani 1993, chapter 13).
+Percentile intervals of the cluster bootstrap over images (Efron and Tibshirani 1993, chapter 13).
 """
 
 from __future__ import annotations
@@ -14,15 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masksd.kit.data.records import DataError
-from masksd.kit.scores.clusters import (
-    LOWER_IS_BETTER,
-    Floats,
-    Rows,
-    pair_rows,
-    picture_draws,
-    picture_sums,
-    scores_of_sums,
-)
+from masksd.kit.scores.bootstrap import LOWER_IS_BETTER, bootstrap, pair_rows
+from masksd.kit.scores.metrics import Rows
 from masksd.kit.scores.protocols import Protocol, get_protocol
 from masksd.kit.scores.report import read_report, read_samples
 
@@ -30,15 +22,7 @@ _SETTINGS = ("threshold", "fit", "split", "limit", "version")
 
 
 class Difference(NamedTuple):
-    """One score of two models.
-
-    Attributes:
-        a: score of the first, in [0, 1].
-        b: score of the second.
-        difference: ``b - a``.
-        low: lower end of its 95 % interval.
-        high: upper end of it.
-    """
+    """One score of models A and B, ``b - a``, and its 95 % interval."""
 
     a: float
     b: float
@@ -49,29 +33,17 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare_rows` finds.
-
-    Attributes:
-        differences: by name of the score.
-        samples: how many were paired.
-        pictures: how many they are on.
-        resamples: how often pictures were drawn.
-        checkpoints: folders of the two models, as the reports name them; "" of rows.
-        notes: how the reports differ in what was scored and how, a line each.
-    """
+    """The differences by score, and what was compared."""
 
     differences: dict[str, Difference]
     samples: int
-    pictures: int
+    images: int
     resamples: int
     checkpoints: tuple[str, str] = ("", "")
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # how the settings of the reports differ, a line each
 
     def verdict(self, name: str) -> str:
-        """Say in words what an interval allows to say.
-
-        Args:
-            name: of the score.
+        """Say what the interval of a score allows to say.
 
         Example:
             >>> found = Comparison({"mIoU": Difference(0.5, 0.6, 0.1, 0.02, 0.2)}, 8, 4, 1000)
@@ -87,41 +59,23 @@ class Comparison:
 def compare_reports(
     a: str | Path, b: str | Path, *, sentences: str = "own", resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Compare two reports sample by sample.
-
-    Args:
-        a: folder that ``masksd evaluate --output`` wrote.
-        b: another one, of the same data, split, protocol and input size.
-        sentences: the kind of sentence that is compared.
-        resamples: how often pictures are drawn.
-        seed: of the draws.
-
-    Raises:
-        DataError: a folder that is no report or is damaged, reports by different protocols, by an
-            older definition of one or at different sizes, or samples that are in one of them only,
-            by name.
-    """
-    reports = [read_report(folder) for folder in (a, b)]
-    for field in ("protocol", "input_size") if _at_input(reports[0]) else ("protocol",):
-        first, second = (report[field] for report in reports)
-        if first != second:
+    """Compare two folders of ``masksd evaluate --output`` on one kind of sentence."""
+    first, second = read_report(a), read_report(b)
+    protocol = get_protocol(first["protocol"])
+    for field in ("protocol", "input_size") if protocol.scored_at == "input" else ("protocol",):
+        if first[field] != second[field]:
             raise DataError(
-                f"{a} has {field} {first!r} and {b} has {second!r}: these scores are not "
-                "comparable; score both models alike"
+                f"{a} has {field} {first[field]!r} and {b} has {second[field]!r}: these scores "
+                "are not comparable; score both models alike"
             )
-    rows = [read_samples(folder, sentences) for folder in (a, b)]
+    rows_a, rows_b = read_samples(a, sentences), read_samples(b, sentences)
     found = compare_rows(
-        rows[0],
-        rows[1],
-        get_protocol(reports[0]["protocol"]),
-        names=(str(a), str(b)),
-        resamples=resamples,
-        seed=seed,
+        rows_a, rows_b, protocol, names=(str(a), str(b)), resamples=resamples, seed=seed
     )
     return replace(
         found,
-        checkpoints=(reports[0]["checkpoint"], reports[1]["checkpoint"]),
-        notes=(*_settings_notes(reports[0], reports[1]), *_sentence_notes(rows[0], rows[1])),
+        checkpoints=(first["checkpoint"], second["checkpoint"]),
+        notes=(*_settings_notes(first, second), *_sentence_notes(rows_a, rows_b)),
     )
 
 
@@ -134,23 +88,7 @@ def compare_rows(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the samples of two evaluations.
-
-    Args:
-        a: one row a sample, as :class:`masksd.kit.evaluation.scoring.Evaluation` holds them.
-        b: the same samples in any order.
-        protocol: whose Pr@X and empty IoU are taken.
-        names: of the two, for errors.
-        resamples: how often pictures are drawn, at least 100.
-        seed: of the draws, at least 0; equal seeds give equal intervals.
-
-    Returns:
-        mIoU, oIoU, Pr@X, mOver and mUnder (:class:`masksd.kit.scores.metrics.SegmentationScores`)
-        of both with the difference and its interval.
-
-    Raises:
-        DataError: a sample that comes twice, is in one of them only, or has another truth.
-        ValueError: fewer than two pictures, or options out of range.
+    """Compare the samples of two evaluations, in any order; ``names`` are for errors.
 
     Example:
         >>> sample = {"sent_id": 1, "ref_id": 1, "sentence": "cat", "intersection": 1, "union": 4,
@@ -158,28 +96,17 @@ def compare_rows(
         >>> one = [{**sample, "image_id": n, "ref_id": n} for n in range(9)]
         >>> two = [{**row, "intersection": 2, "union": 3, "iou": 2 / 3} for row in one]
         >>> found = compare_rows(one, two, get_protocol("original"), resamples=100)
-        >>> found.verdict("mIoU"), found.pictures
+        >>> found.verdict("mIoU"), found.images
         ('B is better', 9)
     """
-    for name, value, least in (("resamples", resamples, 100), ("seed", seed, 0)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     rows = pair_rows(a, b, names)
-    sums, pictures = picture_sums(rows, protocol)
-    if pictures < 2:
-        raise ValueError("an interval needs samples of at least two pictures")
-    parts: list[list[Floats]] = [[], []]
-    for weights in picture_draws(pictures, resamples, seed):
-        for part, side in zip(parts, sums, strict=True):
-            part.append(weights @ side)  # both models on the same pictures: the pairs stay pairs
-    drawn = [scores_of_sums(np.concatenate(part), protocol) for part in parts]
-    whole = [scores_of_sums(side.sum(axis=0)[None], protocol) for side in sums]
+    scores, drawn, images = bootstrap(rows, protocol, resamples=resamples, seed=seed)
     differences = {}
-    for name in whole[0]:
-        first, second = (float(side[name][0]) for side in whole)
+    for name, first in scores[0].items():
+        second = scores[1][name]
         low, high = np.percentile(drawn[1][name] - drawn[0][name], [2.5, 97.5])
         differences[name] = Difference(first, second, second - first, float(low), float(high))
-    return Comparison(differences, len(rows[0]), pictures, resamples)
+    return Comparison(differences, len(rows[0]), images, resamples)
 
 
 def format_comparison(found: Comparison) -> list[list[str]]:
@@ -198,28 +125,23 @@ def format_comparison(found: Comparison) -> list[list[str]]:
     return lines
 
 
-def _at_input(report: Mapping[str, Any]) -> bool:
-    return get_protocol(report["protocol"]).scored_at == "input"
-
-
 def _settings_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each setting of two reports that differs; the data field by field."""
-    for field in _SETTINGS:
-        if a[field] != b[field]:
-            yield f"{field}: A {a[field]}, B {b[field]}"
+    """Yield a line for each setting that differs; those of the data field by field."""
+    pairs = {field: (a[field], b[field]) for field in _SETTINGS}
     for field in sorted(a["data"].keys() | b["data"].keys()):
-        first, second = a["data"].get(field), b["data"].get(field)
+        pairs[f"data, {field}"] = (a["data"].get(field), b["data"].get(field))
+    for field, (first, second) in pairs.items():
         if first != second:
-            yield f"data, {field}: A {first}, B {second}"
+            yield f"{field}: A {first}, B {second}"
 
 
 def _sentence_notes(a: Rows, b: Rows) -> Iterator[str]:
-    """Yield a line where samples of one name were told other sentences."""
-    told = {(row["ref_id"], row["sent_id"]): row["sentence"] for row in a}
-    other = [row for row in b if told[row["ref_id"], row["sent_id"]] != row["sentence"]]
+    """Yield a line if the models were given different sentences for the same samples."""
+    given = {(row["ref_id"], row["sent_id"]): row["sentence"] for row in a}
+    other = [row for row in b if given[row["ref_id"], row["sent_id"]] != row["sentence"]]
     if other:
         ref, sentence = other[0]["ref_id"], other[0]["sent_id"]
         yield (
             f"sentence: of {len(other)} samples, as of ref {ref} sentence {sentence}: "
-            f"A {told[ref, sentence]!r}, B {other[0]['sentence']!r}"
+            f"A {given[ref, sentence]!r}, B {other[0]['sentence']!r}"
         )

@@ -1,81 +1,64 @@
 """Evaluation protocols in use: numbers are only comparable within one.
 
-A protocol is data; :func:`predict_mask` and :class:`masksd.kit.scores.metrics.SegmentationScores`
-carry it out. Read from the public code of CRIS (``engine/engine.py``), LAVT (``test.py``) and CARIS
-(``eval.py``, ``model/models/caris.py``).
+A protocol is data; :func:`predict_mask` and :mod:`masksd.kit.scores.metrics` carry it out. Read
+from the public code of CRIS (``engine/engine.py``), LAVT (``test.py``) and CARIS (``eval.py``,
+``model/models/caris.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from masksd.errors import check_choice, check_fraction
 from masksd.kit.scores.resampling import resize, unletterbox
 
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
 
 @dataclass(frozen=True)
 class Resample:
-    """One step of what a model returns on its way to where it is scored.
+    """One step of what a model returns on its way to where it is scored."""
 
-    Attributes:
-        to: ``"input"`` (the model's square) or ``"original"`` (the picture's own size).
-        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75, no antialiasing).
-        align_corners: as in ``torch.nn.functional.interpolate``. A letterbox is undone by its own
-            map of pixel centres instead.
-        border: beyond a letterbox's map: ``"zero"`` or ``"edge"``.
-    """
-
-    to: str
-    mode: str
-    align_corners: bool = False
-    border: str = "edge"
+    to: str  # the "input" square, or the image's "original" size
+    mode: str  # "bilinear" or "bicubic" (a = -0.75, no antialiasing)
+    align_corners: bool = False  # of torch's interpolate; a letterbox has its own map
+    border: str = "edge"  # beyond a letterbox's map: its "edge" or "zero"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a model is fed and scored.
-
-    Attributes:
-        name: of the protocol.
-        input_size: side of the square input that its authors use, in pixels; a model made for
-            another one runs at its own. None where every model has its own.
-        fit: how a picture becomes a square, ``"squash"`` or ``"letterbox"``; None where the
-            checkpoint says.
-        resampled: what travels through the steps: ``"logits"`` or ``"probabilities"``.
-        steps: from the model's output to the size it is scored at.
-        rule: ``"threshold"`` of the probability, or ``"argmax"`` of background and foreground
-            (for a model of one channel: a probability above 0.5, which is the same).
-        threshold: probability above which a pixel is foreground; None takes the checkpoint's.
-        scored_at: ``"original"`` size, with the truth as it is drawn, or ``"input"`` size, with the
-            truth resized nearest.
-        epsilon: added to the union, ``I / (U + epsilon)``.
-        empty_iou: IoU of an empty prediction of an empty truth.
-        thresholds: the X of Pr@X.
-        comparisons: ``">"`` or ``">="`` of Pr@X; the first one is meant where one is shown.
-        reported: what its authors report; the other scores are extra.
-    """
+    """How a model is fed and scored."""
 
     name: str
-    input_size: int | None
-    fit: str | None
-    resampled: str
-    steps: tuple[Resample, ...]
-    rule: str
-    threshold: float | None
-    scored_at: str
-    epsilon: float
-    empty_iou: float
-    thresholds: tuple[float, ...]
-    comparisons: tuple[str, ...]
-    reported: tuple[str, ...]
+    input_size: int | None = None  # of its authors' square, pixels; a model runs at its own
+    fit: str | None = None  # how an image becomes a square; None: as in training
+    resampled: str = "logits"  # what goes through the steps, or "probabilities"
+    steps: tuple[Resample, ...]  # from the model's output to the size that is scored
+    # "threshold" of the probability, or "argmax" of background and foreground, which is a
+    # probability above 0.5 where a model has one channel
+    rule: str = "threshold"
+    threshold: float | None = None  # None: the checkpoint's
+    scored_at: str = "original"  # with the truth as drawn; "input": with the truth resized nearest
+    epsilon: float = 0.0  # I / (U + epsilon)
+    empty_iou: float = 0.0  # of an empty prediction of an empty truth
+    thresholds: tuple[float, ...] = PRECISION_THRESHOLDS  # the X of Pr@X
+    comparisons: tuple[str, ...] = (">",)  # of Pr@X; the first counts where one is shown
+    reported: tuple[str, ...] = ("mIoU", "oIoU", "Pr")  # by its authors; other scores are extra
+
+    def __post_init__(self) -> None:
+        if not self.comparisons or not set(self.comparisons) <= {">", ">="}:
+            raise ValueError(f"comparisons must be '>' or '>=', got {self.comparisons!r}")
+
+    @property
+    def precisions(self) -> list[str]:
+        """The names of its Pr@X, those of the first comparison first."""
+        endings = ["", *(f" ({other})" for other in self.comparisons[1:])]
+        return [f"Pr@{x}{ending}" for ending in endings for x in self.thresholds]
 
     def title(self, input_size: int) -> str:
-        """Say in a few words what a table of scores was made with.
-
-        Args:
-            input_size: side of the model's square input, in pixels.
+        """Say in a few words how a table was scored, with a model of this input size.
 
         Example:
             >>> PROTOCOLS["lavt"].title(64)
@@ -89,84 +72,42 @@ class Protocol:
         )
 
 
-_TENTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
-
-PROTOCOLS: dict[str, Protocol] = {
-    "original": Protocol(
-        name="original",
-        input_size=None,
-        fit=None,
-        resampled="logits",
-        steps=(Resample("original", "bilinear"),),
-        rule="threshold",
-        threshold=None,
-        scored_at="original",
-        epsilon=0.0,
-        empty_iou=1.0,
-        thresholds=_TENTHS,
-        comparisons=(">", ">="),
-        reported=("mIoU", "oIoU", "Pr"),
+_ORIGINAL = Protocol(
+    name="original",
+    steps=(Resample("original", "bilinear"),),
+    empty_iou=1.0,
+    comparisons=(">", ">="),
+)
+_CRIS = Protocol(
+    name="cris",
+    input_size=416,
+    fit="letterbox",
+    resampled="probabilities",
+    steps=(
+        Resample("input", "bicubic", align_corners=True),
+        Resample("original", "bicubic", border="zero"),
     ),
-    "cris": Protocol(
-        name="cris",
-        input_size=416,
-        fit="letterbox",
-        resampled="probabilities",
-        steps=(
-            Resample("input", "bicubic", align_corners=True),
-            Resample("original", "bicubic", border="zero"),
-        ),
-        rule="threshold",
-        threshold=0.35,
-        scored_at="original",
-        epsilon=1e-6,
-        empty_iou=0.0,
-        thresholds=_TENTHS,
-        comparisons=(">",),
-        reported=("mIoU", "Pr"),
-    ),
-    "lavt": Protocol(
-        name="lavt",
-        input_size=480,
-        fit="squash",
-        resampled="logits",
-        steps=(Resample("input", "bilinear", align_corners=True),),
-        rule="argmax",
-        threshold=None,
-        scored_at="input",
-        epsilon=0.0,
-        empty_iou=0.0,
-        thresholds=_TENTHS,
-        comparisons=(">=",),
-        reported=("mIoU", "oIoU", "Pr"),
-    ),
-    "caris": Protocol(
-        name="caris",
-        input_size=448,
-        fit="squash",
-        resampled="logits",
-        steps=(Resample("input", "bilinear", align_corners=True),),
-        rule="argmax",
-        threshold=None,
-        scored_at="input",
-        epsilon=0.0,
-        empty_iou=0.0,  # its code divides 0 by 0 there, which has no mean
-        thresholds=(0.5, 0.7, 0.9),
-        comparisons=(">=",),
-        reported=("mIoU", "oIoU", "Pr"),
-    ),
-}
+    threshold=0.35,
+    epsilon=1e-6,
+    reported=("mIoU", "Pr"),
+)
+_LAVT = Protocol(
+    name="lavt",
+    input_size=480,
+    fit="squash",
+    steps=(Resample("input", "bilinear", align_corners=True),),
+    rule="argmax",
+    scored_at="input",
+    comparisons=(">=",),
+)
+# CARIS's code divides 0 by 0 where both masks are empty; LAVT's 0 stands in
+_CARIS = replace(_LAVT, name="caris", input_size=448, thresholds=(0.5, 0.7, 0.9))
+PROTOCOLS = {protocol.name: protocol for protocol in (_ORIGINAL, _CRIS, _LAVT, _CARIS)}
 """By name: ours (``original``) and those of three repositories."""
 
 
 def get_protocol(name: str) -> Protocol:
     """Return a protocol by name.
-
-    Args:
-        name: a key of :data:`PROTOCOLS`.
-
-    Raises:
-        ValueError: an unknown name, with the nearest.
 
     Example:
         >>> get_protocol("cris").threshold
@@ -181,15 +122,7 @@ def get_protocol(name: str) -> Protocol:
 
 
 def choose_threshold(protocol: Protocol, asked: float | None, own: float) -> float:
-    """Decide the probability above which a pixel is foreground.
-
-    Args:
-        protocol: may fix it.
-        asked: by the user; None where not.
-        own: of the checkpoint.
-
-    Raises:
-        ValueError: asked for where the protocol fixes it, or outside [0, 1].
+    """Decide the threshold: the protocol's, else the one asked for, else the checkpoint's own.
 
     Example:
         >>> choose_threshold(PROTOCOLS["original"], None, 0.35)
@@ -216,18 +149,10 @@ def predict_mask(
     fit: str,
     threshold: float,
 ) -> Tensor:
-    """Turn what a model returns for one sample into the mask that is scored.
+    """Turn foreground logits ``(1, h, w)`` of one sample into the bool mask that is scored.
 
-    Args:
-        protocol: how.
-        logits: ``(1, h, w)``, positive is foreground; of a model of two channels, their difference.
-        size: height H and width W of the picture, in pixels.
-        input_size: side S of the model's square input, in pixels.
-        fit: how the picture was put into it, ``"squash"`` or ``"letterbox"``.
-        threshold: probability above which a pixel is foreground (:func:`choose_threshold`).
-
-    Returns:
-        bool ``(H, W)``, or ``(S, S)`` where the protocol scores at the input size.
+    ``size`` is the image's own (H, W), ``input_size`` and ``fit`` say how it became a square. The
+    mask has that size, or the input's where the protocol scores there.
 
     Example:
         >>> import torch

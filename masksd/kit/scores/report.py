@@ -1,75 +1,63 @@
-"""Reports of an evaluation: JSON, markdown, and a file with one line a sample."""
+"""Reports of an evaluation on disk: JSON, markdown, and a file with one line a sample."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.records import DataError
+from masksd.kit.scores.metrics import COUNTS, Rows
 from masksd.kit.scores.protocols import get_protocol
+from masksd.kit.text_tables import markdown_table
 
 REPORT, TABLES = "report.json", "report.md"
 FORMAT = 1
-_COUNTS = ("intersection", "union", "predicted_area", "truth_area")
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("ref_id", "sent_id", "image_id", *_COUNTS), int),
+Scores = Mapping[str, Mapping[str, float]]
+Fields = dict[str, type | tuple[type, ...]]
+_SAMPLE_FIELDS: Fields = {
+    **dict.fromkeys(("ref_id", "sent_id", "image_id", *COUNTS), int),
     "sentence": str,
     "iou": (int, float),
 }
-_REPORT_FIELDS: dict[str, type | tuple[type, ...]] = {
+_REPORT_FIELDS: Fields = {
     **dict.fromkeys(("input_size", "limit"), int),
     **dict.fromkeys(("fit", "split", "checkpoint", "version"), str),
     "threshold": (int, float),
     "data": dict,
+    "protocol": dict,
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was scored, how, and what came out.
+    """What was scored, how, and what came out."""
 
-    Attributes:
-        title: the data in words.
-        protocol: name of the protocol.
-        input_size: side of the model's square input, in pixels.
-        fit: how pictures became squares, ``"squash"`` or ``"letterbox"``.
-        trained_fit: how they did in training.
-        threshold: probability above which a pixel was foreground.
-        checkpoint: the folder of the model, as it was named.
-        data: ``DataConfig`` as a dict.
-        split: of the data.
-        limit: how many samples were asked for; 0 is all.
-        version: of masksd.
-        scores: by kind of sentence, then by group, then by name.
-        relevance: what ``relevance_recall`` returns, or None.
-    """
-
-    title: str
+    title: str  # the data in words
     protocol: str
     input_size: int
     fit: str
-    trained_fit: str
+    trained_fit: str  # how images became squares in training
     threshold: float
-    checkpoint: str
-    data: dict[str, Any]
+    checkpoint: str  # the folder, as it was named
+    data: dict[str, Any]  # a DataConfig
     split: str
     limit: int
     version: str
-    scores: dict[str, dict[str, dict[str, float]]]
-    relevance: dict[str, float] | None = None
+    scores: dict[str, dict[str, dict[str, float]]]  # by kind of sentence, group and name
+    relevance: dict[str, float] | None = None  # what relevance_recall returns
 
     def to_json(self) -> str:
-        """Return the report with the whole protocol as JSON text."""
+        """Return the report, with every field of its protocol, as JSON text."""
         fields = dataclasses.asdict(self)
         fields["protocol"] = dataclasses.asdict(get_protocol(self.protocol))
         return json.dumps({"format": FORMAT, **fields}, indent=2, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Return the report as markdown: a line on what it is, and a table a kind of sentence.
+        """Return the report as markdown: what was scored, and a table for each kind of sentence.
 
         Example:
             >>> scores = {"own": {"all": {"mIoU": 0.5, "samples": 8}}}
@@ -78,109 +66,77 @@ class Report:
             >>> print(report.to_markdown().splitlines()[2])
             protocol lavt at 64 px instead of 480, scored at the input size, Pr@X is IoU >= X
         """
-        lines = [f"# {self.title}", "", get_protocol(self.protocol).title(self.input_size), ""]
         other = "" if self.fit == self.trained_fit else f" (trained with {self.trained_fit})"
-        lines += [
-            f"Per cent. Pictures: {self.fit}{other}; "
-            f"foreground: probability above {self.threshold:g}; "
-            f"checkpoint: `{self.checkpoint}`; masksd {self.version}.",
-            "",
+        parts = [
+            f"# {self.title}",
+            get_protocol(self.protocol).title(self.input_size),
+            f"Per cent. Images: {self.fit}{other}; foreground: probability above "
+            f"{self.threshold:g}; checkpoint: `{self.checkpoint}`; masksd {self.version}.",
         ]
         for kind, groups in self.scores.items():
             main, second = split_comparisons(groups)
-            lines += [f"## Sentences: {kind}", "", markdown_table(main), ""]
+            parts += [f"## Sentences: {kind}", markdown_table(*score_cells(main))]
             if second:
-                lines += ["With IoU >= X:", "", markdown_table(second), ""]
-        lines += [
-            "mIoU and the other m are means over samples, oIoU and the other o are shares of all "
+                parts += ["With IoU >= X:", markdown_table(*score_cells(second))]
+        parts.append(
+            "mIoU and the other m are means over samples; oIoU and the other o are shares of all "
             "pixels. Over: predicted area outside the truth. Under: truth that is missed. Sizes "
-            "are COCO's, in pixels of the original picture: below 32², below 96², and above.",
-        ]
+            "are COCO's, in pixels of the original image: below 32², below 96², and above."
+        )
         if self.relevance is not None:
-            found = {name: f"{100 * value:.2f}" for name, value in self.relevance.items()}
-            lines += [
-                "",
+            shares = {name: f"{100 * value:.2f}" for name, value in self.relevance.items()}
+            parts += [
                 "## Relevance",
-                "",
-                f"The top patches hold {found['recall']} % of the truth (mean over samples; "
-                f"{found['overall']} % of all its pixels); by chance {found['chance']} %.",
+                f"The top patches hold {shares['recall']} % of the truth (mean over samples; "
+                f"{shares['overall']} % of all its pixels); by chance {shares['chance']} %.",
             ]
-        return "\n".join(lines) + "\n"
+        return "\n\n".join(parts) + "\n"
 
 
 def split_comparisons(
-    groups: Mapping[str, Mapping[str, float]],
+    groups: Scores,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Part the scores from Pr@X by the second comparison, for a table of its own.
-
-    Args:
-        groups: scores by group, then by name.
-
-    Returns:
-        All but ``Pr@X (>=)``, and those alone with ``samples``; the second is empty where there
-        are none.
 
     Example:
         >>> split_comparisons({"all": {"Pr@0.5": 0.1, "Pr@0.5 (>=)": 0.2, "samples": 9}})
         ({'all': {'Pr@0.5': 0.1, 'samples': 9}}, {'all': {'Pr@0.5 (>=)': 0.2, 'samples': 9}})
     """
-    second = {name for scores in groups.values() for name in scores if name.endswith(" (>=)")}
-    main = {
-        group: {name: value for name, value in scores.items() if name not in second}
-        for group, scores in groups.items()
-    }
-    if not second:
-        return main, {}
-    kept = second | {"samples"}
-    others = {
-        group: {name: value for name, value in scores.items() if name in kept}
-        for group, scores in groups.items()
-    }
-    return main, others
+    main: dict[str, dict[str, float]] = {}
+    second: dict[str, dict[str, float]] = {}
+    for group, scores in groups.items():
+        extra = {name: value for name, value in scores.items() if name.endswith(" (>=)")}
+        main[group] = {name: value for name, value in scores.items() if name not in extra}
+        if extra:
+            second[group] = {**extra, "samples": scores["samples"]}
+    return main, second
 
 
-def markdown_table(groups: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out scores in per cent, a group a row.
+def score_cells(groups: Scores) -> tuple[list[str], list[list[str]]]:
+    """Lay out scores in per cent, a group a row: the head, and the rows.
 
     Example:
-        >>> print(markdown_table({"all": {"mIoU": 0.5, "samples": 8}}))
-        |  | mIoU | samples |
-        |---|---:|---:|
-        | all | 50.00 | 8 |
+        >>> score_cells({"own": {"mIoU": 0.5, "samples": 9}, "none": {"mIoU": 1.0}})
+        (['', 'mIoU', 'samples'], [['own', '50.00', '9'], ['none', '100.00', '-']])
     """
-    names = list(next(iter(groups.values())))
-    lines = [f"|  | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    for group, scores in groups.items():
-        values = [
-            str(int(scores[name])) if name == "samples" else f"{100 * scores[name]:.2f}"
-            for name in names
-        ]
-        lines.append(f"| {group} | {' | '.join(values)} |")
-    return "\n".join(lines)
+    names = list(dict.fromkeys(name for scores in groups.values() for name in scores))
+    rows = [[group, *(_cell(name, scores) for name in names)] for group, scores in groups.items()]
+    return ["", *names], rows
+
+
+def _cell(name: str, scores: Mapping[str, float]) -> str:
+    if name not in scores:
+        return "-"
+    return str(int(scores[name])) if name == "samples" else f"{100 * scores[name]:.2f}"
 
 
 def samples_name(sentences: str) -> str:
-    """Return the name of the per-sample file of a kind of sentence.
-
-    Example:
-        >>> samples_name("own")
-        'samples-own.jsonl'
-    """
+    """Name the file of samples of a kind of sentence."""
     return f"samples-{sentences}.jsonl"
 
 
-def report_files(
-    report: Report, rows: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, bytes]:
-    """Make the files of a report.
-
-    Args:
-        report: what was scored, how, and what came out.
-        rows: the samples by kind of sentence; see :class:`masksd.kit.evaluation.scoring.Evaluation`.
-
-    Returns:
-        Contents by name: ``report.json``, ``report.md`` and ``samples-KIND.jsonl``.
-    """
+def report_files(report: Report, rows: Mapping[str, Rows]) -> dict[str, bytes]:
+    """Return the contents of all files of a report by name, given samples by kind of sentence."""
     files = {REPORT: report.to_json(), TABLES: report.to_markdown()}
     for kind, samples in rows.items():
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in samples]
@@ -189,40 +145,29 @@ def report_files(
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
-    """Read ``report.json``.
-
-    Args:
-        folder: that ``masksd evaluate --output`` wrote.
-
-    Returns:
-        Its fields; ``"protocol"`` is the name and ``"input_size"`` an int.
-
-    Raises:
-        DataError: no such folder, another kind of folder (a checkpoint is named), a file that is
-            damaged, or a protocol that has been defined anew since.
-    """
+    """Read ``report.json``; its ``"protocol"`` becomes the name."""
     root = Path(folder)
     path = root / REPORT
     if not path.is_file():
         if (root / "checkpoint.json").is_file() or (root / "checkpoint").is_dir():
             raise DataError(
-                f"{root} is a checkpoint or a run, a report is wanted: score it first with "
-                f"masksd evaluate --checkpoint ... --output FOLDER, and name that FOLDER"
+                f"{root} is a checkpoint or a run, not a report; score it with masksd evaluate "
+                "--checkpoint ... --output FOLDER, and name that FOLDER"
             )
-        what = "has no report.json" if root.is_dir() else "is no folder"
+        what = "has no report.json" if root.is_dir() else "is not a folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")
-    fields = _object(_text(path), str(path))
+    fields = _parse(_text(path), str(path))
     if fields.get("format") != FORMAT:
         raise DataError(f"{path} has format {fields.get('format')!r}, this masksd reads {FORMAT}")
-    for field, kind in {**_REPORT_FIELDS, "protocol": dict}.items():
-        _check_kind(fields, field, kind, str(path))
-    name = fields["protocol"].get("name")
+    _check_types(fields, _REPORT_FIELDS, str(path))
+    stored = fields["protocol"]
+    name = stored.get("name")
     try:
         today = json.loads(json.dumps(dataclasses.asdict(get_protocol(str(name)))))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
-    for field in sorted(today.keys() | fields["protocol"].keys()):
-        then, now = fields["protocol"].get(field), today.get(field)
+    for field in sorted(today.keys() | stored.keys()):
+        then, now = stored.get(field), today.get(field)
         if then != now:
             raise DataError(
                 f"{path} was scored by another definition of protocol {name!r}: its {field} was "
@@ -232,19 +177,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
 
 
 def read_samples(folder: str | Path, sentences: str = "own") -> list[dict[str, Any]]:
-    """Read the per-sample file of a report.
-
-    Args:
-        folder: that ``masksd evaluate --output`` wrote.
-        sentences: the kind of sentence, ``"own"``, ``"other"`` or ``"none"``.
-
-    Returns:
-        One dict a sample.
-
-    Raises:
-        DataError: no such file, or a line that is damaged or whose numbers are not those of two
-            masks, by number.
-    """
+    """Read the samples of a report for one kind of sentence."""
     path = Path(folder) / samples_name(sentences)
     if not path.is_file():
         raise DataError(f"{path} is missing; score with --sentences {sentences} or all")
@@ -252,9 +185,8 @@ def read_samples(folder: str | Path, sentences: str = "own") -> list[dict[str, A
     lines = _text(path).split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         where = f"{path}: line {number}"
-        row = _object(line, where)
-        for field, kind in _FIELDS.items():
-            _check_kind(row, field, kind, where)
+        row = _parse(line, where)
+        _check_types(row, _SAMPLE_FIELDS, where)
         _check_numbers(row, where)
         rows.append(row)
     if not rows or lines[-1]:
@@ -269,40 +201,39 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} is damaged: it is not UTF-8 ({error})") from None
 
 
-def _check_kind(
-    fields: Mapping[str, Any], field: str, kind: type | tuple[type, ...], where: str
-) -> None:
-    value = fields.get(field)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{where}: field {field!r} is {value!r}")
-
-
-def _check_numbers(row: Mapping[str, Any], where: str) -> None:
-    """Raise unless counts are those of two masks; sums of larger ones would not be exact."""
-    for field in _COUNTS:
-        if not 0 <= row[field] < 2**53:
-            raise DataError(f"{where}: field {field!r} must be in [0, 2**53)")
-    inter, union, predicted, truth = (row[field] for field in _COUNTS)
-    if inter > min(predicted, truth):
-        raise DataError(f"{where}: field 'intersection' {inter} is more than an area")
-    if union != predicted + truth - inter:
-        raise DataError(
-            f"{where}: field 'union' is {union}, areas and intersection make it "
-            f"{predicted + truth - inter}"
-        )
-    if not 0 <= row["iou"] <= 1:
-        raise DataError(f"{where}: field 'iou' must be in [0, 1]")
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is damaged: {error}") from None
     if not isinstance(value, dict):
-        raise DataError(f"{where} is damaged: an object is wanted")
+        raise DataError(f"{where} is damaged: expected a JSON object")
     return value
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
+
+
+def _check_types(fields: Mapping[str, Any], types: Fields, where: str) -> None:
+    for field, kind in types.items():
+        value = fields.get(field)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise DataError(f"{where}: field {field!r} is {value!r}")
+
+
+def _check_numbers(row: Mapping[str, Any], where: str) -> None:
+    """Raise unless the counts are those of two masks; sums of larger ones would not be exact."""
+    for field in COUNTS:
+        if not 0 <= row[field] < 2**53:
+            raise DataError(f"{where}: field {field!r} must be in [0, 2**53)")
+    inter, union, predicted, truth = (row[field] for field in COUNTS)
+    if inter > min(predicted, truth):
+        raise DataError(f"{where}: field 'intersection' {inter} is larger than an area")
+    if union != predicted + truth - inter:
+        raise DataError(
+            f"{where}: field 'union' is {union}, but the areas and the intersection make "
+            f"{predicted + truth - inter}"
+        )
+    if not 0 <= row["iou"] <= 1:
+        raise DataError(f"{where}: field 'iou' must be in [0, 1]")

@@ -1,4 +1,4 @@
-"""From a model's square output back to the picture: the letterbox undone."""
+"""From a map over the model's square input back to the image it was made from."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from torch import Tensor
 from masksd.kit.data.transforms import letterbox_geometry
 
 
-def resize(values: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-    """Resize one map without antialiasing.
-
-    Args:
-        values: ``(1, h, w)``, computed with in float32.
-        size: height and width wanted.
-        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75).
-        align_corners: whether the centres of the corner pixels stay where they are (True), or the
-            outer corners of the map do (False).
-
-    Returns:
-        float32 ``(1, H, W)``.
+def resize(
+    values: Tensor, size: tuple[int, int], mode: str = "bilinear", align_corners: bool = False
+) -> Tensor:
+    """Resize one map ``(1, h, w)`` to float32 ``(1, H, W)`` without antialiasing.
 
     Example:
-        >>> resize(torch.tensor([[[0.0, 3.0]]]), (1, 4), "bilinear", align_corners=True)
+        >>> resize(torch.tensor([[[0.0, 3.0]]]), (1, 4), align_corners=True)
         tensor([[[0., 1., 2., 3.]]])
     """
     return F.interpolate(values.float()[None], size=size, mode=mode, align_corners=align_corners)[0]
@@ -33,39 +25,28 @@ def unletterbox(
     values: Tensor,
     size: tuple[int, int],
     input_size: int,
-    mode: str = "bicubic",
-    border: str = "zero",
+    mode: str = "bilinear",
+    border: str = "edge",
 ) -> Tensor:
-    """Cut the picture out of a letterbox's map and resize it to the picture's own size.
+    """Cut the image, at its own size, out of a letterbox's map ``(1, h, w)``.
 
-    The pixel ``(x, y)`` of the picture takes the map's value at ``(scale * x + left,
+    The pixel ``(x, y)`` of the image takes the map's value at ``(scale * x + left,
     scale * y + top)`` (:func:`masksd.kit.data.transforms.letterbox_geometry`), as OpenCV's
     ``warpAffine`` defines it. OpenCV 4 rounds these positions to 1/32 pixel; here they are exact.
-
-    Args:
-        values: ``(1, h, w)`` over the whole input; where that is smaller than the input (``h`` is
-            not ``input_size``), positions are scaled to it with the outer corners aligned.
-        size: height H and width W of the picture, in pixels.
-        input_size: side S of the model's square input, in pixels.
-        mode: ``"bilinear"`` or ``"bicubic"`` (a = -0.75).
-        border: what lies outside the map: ``"zero"`` (OpenCV's default), or its ``"edge"``.
-
-    Returns:
-        float32 ``(1, H, W)``.
+    In a map smaller than the input they are scaled with the outer corners aligned.
 
     Example:
         >>> values = torch.zeros(1, 4, 4)
-        >>> values[:, 1:3] = 1.0  # where a picture twice as wide as high lies
-        >>> unletterbox(values, (2, 4), 4).tolist()
+        >>> values[:, 1:3] = 1.0  # where an image twice as wide as high lies
+        >>> unletterbox(values, (2, 4), 4, "bicubic", "zero").tolist()
         [[[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]]
     """
     scale, left, top = letterbox_geometry(size[0], size[1], input_size)
     out = values[0].float()
-    # rows first, then columns: the map of a letterbox moves and scales, it does not turn
+    # rows, then columns: a letterbox only moves and scales
     for axis, shift in ((0, top), (1, left)):
-        length = out.shape[axis]
         position = scale * torch.arange(size[axis], dtype=torch.float64) + shift
-        position = (position + 0.5) * (length / input_size) - 0.5
+        position = (position + 0.5) * (out.shape[axis] / input_size) - 0.5
         out = _resample(out, axis, position, mode, border)
     return out[None]
 
@@ -82,8 +63,8 @@ def _resample(values: Tensor, axis: int, position: Tensor, mode: str, border: st
         if border == "zero":
             weight = weight * ((index >= 0) & (index < length))
         picked = index.clamp(0, length - 1).long().to(values.device)
-        shape = (-1, 1) if axis == 0 else (1, -1)
-        factor = weight.float().to(values.device).reshape(shape)
+        factor = weight.float().to(values.device)
+        factor = factor[:, None] if axis == 0 else factor
         total = total + values.index_select(axis, picked) * factor
     return torch.as_tensor(total)
 

@@ -9,9 +9,8 @@ import torch
 
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.feeding import foreground_logits, model_inputs
+from masksd.kit.feeding import foreground_logits, model_inputs, probabilities_of
 from masksd.kit.figures import SheetRow
-from masksd.kit.prediction.predictor import probabilities_of
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -56,7 +55,7 @@ def example_rows(
             masked = out.masks["lmvsd"][row].cpu().numpy().reshape(side, side)
         rows.append(
             SheetRow(
-                picture=dataset.picture(index),
+                image=dataset.picture(index),
                 sentence=dataset.sentence(index),
                 truth=truth,
                 prediction=predicted,

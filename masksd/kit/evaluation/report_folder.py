@@ -1,0 +1,155 @@
+"""From a checkpoint on disk to its scores and, if wanted, a folder with a report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from masksd.kit.checkpoints import Checkpoint, load_checkpoint
+from masksd.kit.config import DataConfig
+from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
+from masksd.kit.evaluation.recall import relevance_recall
+from masksd.kit.evaluation.scoring import Evaluation, score, scored_masks
+from masksd.kit.evaluation.settings import EvaluateConfig
+from masksd.kit.figures import SheetRow, draw_cases
+from masksd.kit.files import StagedFolder, check_place, write_files
+from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
+from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
+from masksd.kit.sources import open_split
+
+if TYPE_CHECKING:
+    from masksd.kit.data.refer import ReferDataset
+
+CASES = "worst-and-best.png"
+
+
+class Evaluated(NamedTuple):
+    """What :func:`evaluate_checkpoint` found, by kind of sentence, and at which input size."""
+
+    results: dict[str, Evaluation]
+    relevance: dict[str, float] | None
+    input_size: int
+
+
+def evaluate_checkpoint(
+    config: EvaluateConfig, data: DataConfig, *, title: str, device: str = "cpu"
+) -> Evaluated:
+    """Score a checkpoint and, if asked for, write a report of that title, whole or not at all."""
+    staged = None
+    if config.output is not None:
+        check = partial(check_report_place, config.output, config.overwrite)
+        staged = StagedFolder(config.output, check)
+    with staged or contextlib.nullcontext():
+        checkpoint = load_checkpoint(config.checkpoint, device)
+        trained, rules = checkpoint.config, config.rules
+        threshold = choose_threshold(rules, config.threshold, trained.threshold)
+        dataset = open_split(
+            data,
+            config.split,
+            checkpoint.tokenizer,
+            trained.image_size,
+            fit=rules.fit or trained.fit,
+            cache=data.data_root is None and not config.workers,
+            progress=config.progress,
+        )
+        names = ("limit", "batch_size", "workers", "progress")
+        options: dict[str, Any] = {name: getattr(config, name) for name in names}
+        recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
+        results = {
+            kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in config.kinds
+        }
+        recall = relevance_recall(checkpoint, dataset, **options) if config.relevance else None
+        if staged is not None:
+            report = Report(
+                title=title,
+                protocol=rules.name,
+                input_size=trained.image_size,
+                fit=dataset.fit,
+                trained_fit=trained.fit,
+                threshold=threshold,
+                checkpoint=str(config.checkpoint),
+                data=data.to_dict(),
+                split=config.split,
+                limit=config.limit,
+                version=version("masksd"),
+                scores={kind: result.scores for kind, result in results.items()},
+                relevance=recall,
+            )
+            write_report(staged.path, report, checkpoint, dataset, results)
+            staged.publish()
+    return Evaluated(results, recall, trained.image_size)
+
+
+def write_report(
+    folder: Path,
+    report: Report,
+    checkpoint: Checkpoint,
+    dataset: ReferDataset,
+    results: Mapping[str, Evaluation],
+    cases: int = 6,
+) -> None:
+    """Fill a folder with a report, its samples, and a sheet of the worst and best ones.
+
+    The sheet has ``cases`` of each, as scored with the first kind of sentence.
+    """
+    files = report_files(report, {kind: result.rows for kind, result in results.items()})
+    write_files({folder / name: content for name, content in files.items()})
+    kind, shown = next(iter(results.items()))
+    worst, best = (
+        case_rows(checkpoint, dataset, rows, get_protocol(report.protocol), report.threshold, kind)
+        for rows in pick_cases(shown.rows, cases)
+    )
+    draw_cases(worst, best, folder / CASES)
+
+
+def check_report_place(folder: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` unless a report may go there; only an older report is replaced."""
+    ours = {REPORT, TABLES, CASES, *map(samples_name, SENTENCES)}
+    check_place(folder, ours, kind="report", strange="no report has", over=overwrite)
+
+
+def pick_cases(
+    rows: Sequence[Mapping[str, Any]], count: int
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Choose the ``count`` worst and best samples by IoU, at most one of each an image.
+
+    Example:
+        >>> rows = [{"index": n, "image_id": n // 2, "iou": n / 10} for n in range(6)]
+        >>> [[row["index"] for row in side] for side in pick_cases(rows, 2)]
+        [[0, 2], [5, 3]]
+    """
+    sides = []
+    for sign in (1, -1):
+        first: dict[int, Mapping[str, Any]] = {}
+        for row in sorted(rows, key=lambda row: (sign * row["iou"], row["index"])):
+            first.setdefault(row["image_id"], row)
+        sides.append(list(first.values())[:count])
+    return sides[0], sides[1]
+
+
+def case_rows(
+    checkpoint: Checkpoint,
+    dataset: ReferDataset,
+    rows: Sequence[Mapping[str, Any]],
+    protocol: Protocol,
+    threshold: float,
+    sentences: str = "own",
+) -> list[SheetRow]:
+    """Predict scored samples once more, to draw them as they were scored."""
+    from PIL import Image
+
+    indices = [row["index"] for row in rows]
+    batches = scoring_batches(dataset, indices, sentences=sentences, batch_size=1)
+    drawn = []
+    for batch, row in zip(batches, rows, strict=True):
+        [(prediction, truth)] = scored_masks(checkpoint, dataset, batch, protocol, threshold)
+        image = dataset.picture(row["index"])
+        if protocol.scored_at == "input":
+            image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
+        masks = truth.cpu().numpy(), prediction.cpu().numpy()
+        drawn.append(SheetRow(image, row["sentence"], *masks, None, None, row["iou"]))
+    return drawn

@@ -1,0 +1,76 @@
+"""The options of scoring a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from masksd.errors import check_choice, check_fraction
+from masksd.kit.evaluation.reading import SENTENCES
+from masksd.kit.scores.protocols import PROTOCOLS, Protocol
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a checkpoint is scored.
+
+    Attributes:
+        checkpoint: folder that training wrote.
+        split: to score on: val, testA, testB.
+        protocol: original, cris, lavt or caris: how to score, with all details; None is original,
+            in short. The model runs at its own size.
+        sentences: what the model is given: own (the right sentence), other (another object's),
+            none, or all three, one after the other.
+        limit: expressions scored, evenly spread over the split; 0 scores all.
+        threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
+            protocol's or the checkpoint's.
+        batch_size: images a forward pass.
+        workers: processes that read images; 0 reads in this one.
+        relevance: also measure how much of the object lies in the patches that the method ranks
+            highest.
+        output: folder for a report: report.json, report.md, a line a sample, and a sheet of the
+            worst and best; None writes nothing.
+        overwrite: replace an older report there.
+        progress: show progress bars.
+    """
+
+    checkpoint: Path
+    split: str = "val"
+    protocol: str | None = None
+    sentences: str = "all"
+    limit: int = 0
+    threshold: float | None = None
+    batch_size: int = 64
+    workers: int = 0
+    relevance: bool = False
+    output: Path | None = None
+    overwrite: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("sentences", self.sentences, [*SENTENCES, "all"])
+        check_choice("protocol", self.protocol or "original", PROTOCOLS)
+        check_scoring(self.threshold, self.limit, self.batch_size, self.workers)
+
+    @property
+    def rules(self) -> Protocol:
+        """The protocol."""
+        return PROTOCOLS[self.protocol or "original"]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of sentence."""
+        return list(SENTENCES) if self.sentences == "all" else [self.sentences]
+
+
+def check_scoring(threshold: float | None, limit: int, batch_size: int, workers: int = 0) -> None:
+    """Raise a ``ValueError`` unless these options of :func:`score` are in range."""
+    if threshold is not None:
+        check_fraction("threshold", threshold)
+    for name, value, least in (
+        ("limit", limit, 0),
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+    ):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
