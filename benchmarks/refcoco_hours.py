@@ -14,7 +14,7 @@ import dataclasses
 
 from benchmarks.measure import append, environment
 from masksd.config import DistillConfig
-from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
 from masksd.kit.training.budget import measure_budget
 

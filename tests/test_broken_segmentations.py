@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from masksd.kit.data.bad import DataError
+from masksd.kit.data.records import DataError
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
 
 HEIGHT, WIDTH = 10, 8

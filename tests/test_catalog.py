@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from masksd.kit.data.bad import DataError
-from masksd.kit.data.catalog import PUBLISHED, count_difference, preferred_split, where_to_find
-from masksd.kit.data.layout import find_files, find_split_by
+from masksd.kit.data.layout import (
+    PUBLISHED,
+    count_difference,
+    find_files,
+    find_split_by,
+    preferred_split,
+    where_to_find,
+)
 from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from tests.refer_folders import annotation, image, ref, write_refer
 from tests.test_index import TOKENIZER

@@ -31,9 +31,8 @@ import numpy as np
 import pytest
 import torch
 
-from masksd.kit.data.bad import BadRecords, DataError
 from masksd.kit.data.pickles import PickleError, loads, read_pickle
-from masksd.kit.data.records import Annotation, Ref, read_refs
+from masksd.kit.data.records import Annotation, BadRecords, DataError, Ref, read_refs
 
 SHARED = ["left", "one"]
 REFS = [

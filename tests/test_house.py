@@ -22,7 +22,7 @@ FLOORS = [
     ["low_memory", "describe"],
     ["distill"],
     [""],  # masksd itself, the face
-    ["kit.files", "kit.randomness", "kit.devices", "kit.schedules"],
+    ["kit.files", "kit.randomness", "kit.devices", "kit.schedules", "kit.text_tables"],
     ["kit.figures"],
     ["kit.data"],
     ["kit.config", "kit.scores"],

@@ -16,14 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from masksd.kit.data import index as index_module
-from masksd.kit.data.arrays import ARRAYS
-from masksd.kit.data.bad import DataError
-from masksd.kit.data.gather import find_index, gather_index
-from masksd.kit.data.index import Index, describe_sources, load_index, open_index
+from masksd.kit.data.index import ARRAYS, Index, describe_sources, load_index, open_index
 from masksd.kit.data.layout import Layout, find_files
-from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.prepare import find_index, gather_index, prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
 from tests.refer_folders import annotation, image, ref, write_refer
 

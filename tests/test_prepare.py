@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from masksd.kit.cli import main
-from masksd.kit.data.bad import DataError
 from masksd.kit.data.index import open_index
 from masksd.kit.data.layout import find_files
 from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data_config import DataConfig
 from masksd.kit.sources import open_split
 from tests.refer_folders import annotation, image, ref, write_refer

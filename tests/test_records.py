@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from masksd.kit.data.bad import BadRecords, DataError
-from masksd.kit.data.gather import gather_index
 from masksd.kit.data.layout import find_files
-from masksd.kit.data.records import Annotation, read_instances, read_refs
+from masksd.kit.data.prepare import gather_index
+from masksd.kit.data.records import Annotation, BadRecords, DataError, read_instances, read_refs
 from tests.refer_folders import SQUARE, annotation, image, ref, write_refer
 
 NAN = float("nan")

@@ -19,13 +19,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 
-from masksd.kit.data.pictures import read_picture
+from masksd.kit.data.images import read_image
 from masksd.kit.data.records import DataError, check_file_name
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
-from masksd.kit.data.transforms import fit_mask, fit_picture
+from masksd.kit.data.transforms import fit_image, fit_mask
 
 TOKENIZER = load_tokenizer("shapes", 17)
 
@@ -140,7 +140,7 @@ def test_unusable_polygons_are_counted() -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_formats(tmp_path: Path, form: str) -> None:
     Image.new("RGB", (6, 4), (200, 10, 30)).save(tmp_path / "a", form)
-    result = read_picture(tmp_path / "a")
+    result = read_image(tmp_path / "a")
     assert (result.mode, result.size) == ("RGB", (6, 4))
     assert np.abs(np.array(result.getpixel((3, 2))) - (200, 10, 30)).max() < 12
 
@@ -149,20 +149,20 @@ def test_transparency_is_laid_onto_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))
     picture.save(tmp_path / "a.png")
-    result = read_picture(tmp_path / "a.png")
+    result = read_image(tmp_path / "a.png")
     assert [result.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
     palette = Image.new("P", (1, 1), 0)
     palette.putpalette([9, 9, 9])
     palette.save(tmp_path / "p.png", transparency=0)
-    assert read_picture(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_turned_only_where_wanted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (6, 4)
-    assert read_picture(tmp_path / "a.jpg", upright=True).size == (4, 6)
+    assert read_image(tmp_path / "a.jpg").size == (6, 4)
+    assert read_image(tmp_path / "a.jpg", upright=True).size == (4, 6)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -174,22 +174,22 @@ def png_header(width: int, height: int) -> bytes:
 def test_bad_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with pytest.raises(DataError, match=r"a.bin: no such file"):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(DataError, match=r"cannot be decoded"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
     path.write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP picture"):
-        read_picture(path)
+        read_image(path)
     Image.new("RGB", (4, 4)).save(path, "GIF")
     with pytest.raises(DataError, match="not a readable"):
-        read_picture(path)
+        read_image(path)
     Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path, "PNG")
     with pytest.raises(DataError, match="more than 8 bits a channel"):
-        read_picture(path)
+        read_image(path)
     for width, height in ((9000, 9000), (12000, 10000), (60000, 60000)):
         path.write_bytes(png_header(width, height))
         with pytest.raises(DataError, match=r"at most|exceeds limit"):
-            read_picture(path)
+            read_image(path)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -200,7 +200,7 @@ def test_every_truncation_is_an_error(tmp_path: Path, form: str) -> None:
     for end in range(0, len(data) * 9 // 10, max(1, len(data) // 60)):
         (tmp_path / "cut").write_bytes(data[:end])
         with pytest.raises(DataError, match="cut: "):
-            read_picture(tmp_path / "cut")
+            read_image(tmp_path / "cut")
 
 
 # -- the data set ----------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_items(root: Path) -> None:
         assert item["target"].shape == (64, 64)
         assert item["target"].max() == 1
         assert torch.equal(item["tokens"], TOKENIZER.encode(data.sentence(index)))
-        assert data.picture(index).size == (96, 96)
+        assert data.image(index).size == (96, 96)
         truth = data.truth(index)
         assert truth.shape == (96, 96)
         assert truth.sum() == areas[owners[index]]
@@ -449,7 +449,7 @@ def test_sentences_of_one_form_only(tmp_path: Path) -> None:
 def test_fit(tmp_path: Path, fit: str) -> None:
     data = open_mine(folder(tmp_path), fit=fit)
     item = data[0]
-    assert torch.equal(item["image"], fit_picture(data.picture(0), 8, fit))
+    assert torch.equal(item["image"], fit_image(data.image(0), 8, fit))
     assert torch.equal(item["target"], fit_mask(data.truth(0), 8, fit))
 
 
@@ -599,7 +599,7 @@ def test_upright_is_what_pillow_makes_of_it(tmp_path: Path, orientation: int) ->
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored))
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", upright=True)), expected)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", upright=True)), expected)
 
 
 def test_odd_exif_does_not_matter(tmp_path: Path) -> None:
@@ -610,4 +610,4 @@ def test_odd_exif_does_not_matter(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "a.jpg", exif=block)
     with Image.open(tmp_path / "a.jpg") as stored, pytest.raises(TypeError):
         ImageOps.exif_transpose(stored)
-    assert read_picture(tmp_path / "a.jpg", upright=True).size == (3, 5)
+    assert read_image(tmp_path / "a.jpg", upright=True).size == (3, 5)

@@ -173,8 +173,8 @@ def _print(
 
 
 def _compare(options: Any) -> None:
-    from masksd.kit.evaluation.tables import align_columns
     from masksd.kit.scores.compare import compare_reports, format_comparison
+    from masksd.kit.text_tables import align_columns
 
     if options.output is not None:
         raise ValueError("--compare prints and writes nothing; leave --output out")

@@ -80,7 +80,7 @@ def case_rows(
     with evaluating(checkpoint.model), torch.inference_mode():
         for batch, row in zip(batches, rows, strict=True):
             logits = predict_logits(checkpoint, batch.images.to(device), batch.tokens.to(device))
-            truth, picture = batch.truths[0], dataset.picture(row["index"])
+            truth, picture = batch.truths[0], dataset.image(row["index"])
             prediction = predict_mask(
                 rules,
                 logits[0],

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import scoring_batches
-from masksd.kit.evaluation.scoring import check_scoring, spread_indices
+from masksd.kit.evaluation.scoring import check_scoring
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.wrapping import wrap_model
 from masksd.masking import select_tokens

@@ -8,6 +8,7 @@ import torch
 
 from masksd.errors import check_choice, check_fraction
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import scoring_batches, told_sentence
 from masksd.kit.feeding import predict_logits
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
@@ -38,20 +39,6 @@ class Evaluation(NamedTuple):
 
     scores: dict[str, dict[str, float]]
     rows: list[dict[str, Any]]
-
-
-def spread_indices(total: int, limit: int) -> list[int]:
-    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all.
-
-    Example:
-        >>> spread_indices(10, 4)
-        [0, 2, 5, 7]
-        >>> spread_indices(3, 0)
-        [0, 1, 2]
-    """
-    if not limit or limit >= total:
-        return list(range(total))
-    return [index * total // limit for index in range(limit)]
 
 
 def score(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.scoring import SENTENCES as SENTENCES
 from masksd.kit.evaluation.scoring import check_scoring as check_scoring
 from masksd.kit.evaluation.scoring import score
-from masksd.kit.evaluation.scoring import spread_indices as spread_indices
+from masksd.kit.text_tables import align_columns
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -112,21 +112,6 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     for kind, scores in rows.items():
         lines.append([SENTENCES.get(kind, kind), *(_cell(name, scores) for name in names)])
     return align_columns(lines)
-
-
-def align_columns(lines: Sequence[Sequence[str]]) -> str:
-    """Pad cells to columns, the first to the left and the others to the right.
-
-    Example:
-        >>> align_columns([["a", "10"], ["bb", "9"]])
-        'a   10\\nbb   9'
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in cells]
-        for cells in (enumerate(zip(line, widths, strict=True)) for line in lines)
-    ]
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _cell(name: str, scores: Mapping[str, float]) -> str:

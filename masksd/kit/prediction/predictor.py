@@ -17,8 +17,8 @@ from torch import Tensor
 
 from masksd.errors import check_fraction
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint
-from masksd.kit.data.pictures import read_picture, to_rgb
-from masksd.kit.data.transforms import fit_picture, normalize
+from masksd.kit.data.images import read_image, to_rgb
+from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, resize_probabilities
 from masksd.kit.scores.resampling import unletterbox
 from masksd.models.base import CrisModel
@@ -105,10 +105,10 @@ class Predictor:
         picture = (
             to_rgb(image, upright=True)
             if isinstance(image, Image.Image)
-            else read_picture(image, upright=True)
+            else read_image(image, upright=True)
         )
         config, model = self.checkpoint.config, self.checkpoint.model
-        resized = fit_picture(picture, config.image_size, config.fit)[None]
+        resized = fit_image(picture, config.image_size, config.fit)[None]
         resized = resized.to(next(model.parameters()).device)
         encoded = None
         if isinstance(model, CrisModel):

@@ -32,7 +32,7 @@ def pair_rows(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list
         >>> row = {"ref_id": 1, "sent_id": 2, "image_id": 3, "truth_area": 9}
         >>> pair_rows([row], [{**row, "truth_area": 8}], ("A", "B"))
         Traceback (most recent call last):
-        masksd.kit.data.bad.DataError: ref 1 sentence 2: field 'truth_area' is 9 in A and 8 in B; ...
+        masksd.kit.data.records.DataError: ref 1 sentence 2: field 'truth_area' is 9 in A and ...
     """
     keyed: list[dict[tuple[int, int], Mapping[str, Any]]] = []
     for rows, name in zip((a, b), names, strict=True):

@@ -56,7 +56,7 @@ def example_rows(
             masked = out.masks["lmvsd"][row].cpu().numpy().reshape(side, side)
         rows.append(
             SheetRow(
-                picture=dataset.picture(index),
+                picture=dataset.image(index),
                 sentence=dataset.sentence(index),
                 truth=truth,
                 prediction=predicted,

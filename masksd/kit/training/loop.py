@@ -18,8 +18,9 @@ from masksd.distill import DistillOutput
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
+from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import without_traceback
-from masksd.kit.evaluation.tables import evaluate, evaluate_all, spread_indices
+from masksd.kit.evaluation.tables import evaluate, evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.files import StagedFolder
