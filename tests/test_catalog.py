@@ -51,7 +51,7 @@ def test_published_counts_are_no_difference_and_others_are_named(name: str, spli
 def test_a_split_that_was_never_published() -> None:
     text = count_difference("refcocog", "google", "test", 1, 1)
     assert text == (
-        "split 'test' of refcocog (google) is not published; published are 'train', 'val'"
+        "split 'test' of refcocog (google) is not a published one; those are 'train', 'val'"
     )
     assert count_difference("refcoco", "mine", "val", 1, 1) is None
 
@@ -84,7 +84,7 @@ def test_missing_files_come_with_the_places_of_copies(tmp_path: Path, name: str)
 
 
 def test_a_data_set_of_ones_own_has_no_advice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"and the pictures in .*images$"):
+    with pytest.raises(DataError, match=r"and the images in .*images$"):
         find_files(tmp_path, "mine", "unc")
 
 

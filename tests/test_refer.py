@@ -113,7 +113,7 @@ def test_any_counts_are_drawn_or_refused(text: str) -> None:
         ([], "no polygon"),
         ([3], "a polygon must be a list"),
         (None, "segmentation is a NoneType"),
-        ({"size": [8, 10], "counts": [80]}, r"size is \[8, 10\], the picture has \[10, 8\]"),
+        ({"size": [8, 10], "counts": [80]}, r"size is \[8, 10\], but the image has \[10, 8\]"),
         ({"size": [10, 8], "counts": [79]}, "the runs cover 79 of 80 pixels"),
         ({"size": [10, 8], "counts": [90, -10]}, "ints of at least 0"),
         ({"size": [10, 8], "counts": [80.0]}, "counts must be a string or a list of ints"),
@@ -178,7 +178,7 @@ def test_bad_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be decoded"):
         read_image(tmp_path)
     path.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP picture"):
+    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP image"):
         read_image(path)
     Image.new("RGB", (4, 4)).save(path, "GIF")
     with pytest.raises(DataError, match="not a readable"):
@@ -380,15 +380,18 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"image": {"id": "7"}}, r"images\[0\]: field 'id' must be of type int, it is of type str"),
-        ({"image": {"id": None}}, r"images\[0\]: field 'id' must be of type int, it is missing"),
+        (
+            {"image": {"id": "7"}},
+            r"images\[0\]: field 'id' must be of type int, but is of type str",
+        ),
+        ({"image": {"id": None}}, r"images\[0\]: field 'id' must be of type int, but is missing"),
         (
             {"image": {"width": 0}},
-            r"images\[0\] \(id 7\): field 'width' is 0, it must be",
+            r"images\[0\] \(id 7\): field 'width' is 0, expected at least",
         ),
-        ({"image": {"width": True}}, "field 'width' must be of type int, it is of type bool"),
-        ({"image": {"width": 40000}}, "annotation 5: a picture of 40000x6 pixels"),
-        ({"image": {"file_name": "../a.png"}}, "'../a.png', a bare file name is expected"),
+        ({"image": {"width": True}}, "field 'width' must be of type int, but is of type bool"),
+        ({"image": {"width": 40000}}, "annotation 5: an image of 40000x6 pixels"),
+        ({"image": {"file_name": "../a.png"}}, "'../a.png', expected a bare file name"),
         ({"image": {"file_name": ".."}}, "a bare file name"),
         ({"image": {"file_name": ""}}, "a bare file name"),
         ({"image": {"file_name": "c:\\a.png"}}, "a bare file name"),
@@ -402,24 +405,27 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
         ({"repeat": "annotations"}, r"annotations\[1\] \(id 5\): field 'id' is 5"),
         (
             {"annotation": {"image_id": 8}},
-            r"annotations\[0\] \(id 5\): field 'image_id' is 8, no such",
+            r"annotations\[0\] \(id 5\): field 'image_id' is 8, but there is no such",
         ),
         ({"annotation": {"segmentation": 3}}, "field 'segmentation' must be a list or an object"),
         ({"annotation": {"segmentation": [[1, 2]]}}, "annotation 5: segmentation: no polygon"),
         (
             {"ref": {"ann_id": 6}},
-            r"refs\[0\] \(ref_id 1\): field 'ann_id' is 6, not in instances.json",
+            r"refs\[0\] \(ref_id 1\): field 'ann_id' is 6, which is not in instances.json",
         ),
-        ({"ref": {"image_id": 8}}, "field 'image_id' is 8, but object 5 belongs to picture 7"),
+        ({"ref": {"image_id": 8}}, "field 'image_id' is 8, but object 5 belongs to image 7"),
         ({"ref": {"split": None}}, r"refs\[0\] \(ref_id 1\): field 'split' must be of type str"),
         ({"ref": {"sentences": []}}, "field 'sentences' has no usable sentence"),
         ({"ref": {"sentences": ["red"]}}, r"sentences\[0\] must be of type dict"),
         ({"repeat": "refs"}, r"refs\[1\] \(ref_id 1\): field 'ref_id' is 1, which another"),
         ({"repeat": "sentences"}, r"refs\[0\] \(ref_id 1\): sentences: field 'sent_id' is 0"),
         ({"sentence": {"sent": "  "}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
-        ({"sentence": {"sent": "  ", "raw": ""}}, r"\(sent_id 0\): fields 'sent' and 'raw' are bl"),
+        (
+            {"sentence": {"sent": "  ", "raw": ""}},
+            r"\(sent_id 0\): fields 'sent' and 'raw' are both bl",
+        ),
         ({"sentence": {"sent": None}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
-        ({"sentence": {"sent": 3}}, "field 'sent' must be of type str, it is of type int"),
+        ({"sentence": {"sent": 3}}, "field 'sent' must be of type str, but is of type int"),
         ({"ref": {"category_id": "3"}}, "field 'category_id' must be of type int"),
         ({"ref": {"ann_id": [5, 6]}}, "field 'ann_id' is a list: refs of several or of no"),
         ({"sentence": {"sent_id": 0.5}}, "field 'sent_id' must be of type int"),
@@ -473,7 +479,7 @@ def test_a_colon_in_a_file_name_is_refused_on_windows_alone(
     assert open_mine(root)[0]["target"].sum() > 0
     with monkeypatch.context() as patch:
         patch.setattr("os.name", "nt")
-        with pytest.raises(DataError, match=r"images\[0\]: .* is 'c:a.png', a bare file name"):
+        with pytest.raises(DataError, match=r"images\[0\]: .* is 'c:a.png', expected a bare file"):
             check_file_name("c:a.png", "images[0]")
 
 
@@ -494,7 +500,7 @@ def test_the_only_data_set_is_meant(tmp_path: Path) -> None:
     says = r"\(unknown data set 'shapes'; did you mean 'mine'\? .*; set name, --name\)"
     with pytest.raises(DataError, match=says):
         ReferDataset(tmp_path, "shapes", "val", tokenizer=TOKENIZER, image_size=8)
-    with pytest.raises(DataError, match=r"no folder \S+/empty/shapes; no picture folder"):
+    with pytest.raises(DataError, match=r"no folder \S+/empty/shapes; no image folder"):
         ReferDataset(tmp_path / "empty", "shapes", "val", tokenizer=TOKENIZER, image_size=8)
 
 
@@ -538,20 +544,22 @@ def test_bad_pictures_name_file_id_and_reason(tmp_path: Path) -> None:
     path = root / "images" / "a.png"
     data = open_mine(root)
     Image.new("RGB", (6, 8)).save(path)
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: 6x8 pixels, instances.json says 8x6"):
+    with pytest.raises(
+        DataError, match=r"image 7: .*a.png: 6x8 pixels, but instances.json says 8x6"
+    ):
         data[0]
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: "):
+    with pytest.raises(DataError, match=r"image 7: .*a.png: "):
         data[0]
     path.unlink()
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: no such file"):
+    with pytest.raises(DataError, match=r"image 7: .*a.png: no such file"):
         data[0]
 
 
 def test_missing_files_are_named_at_once(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError) as caught:
         ReferDataset(tmp_path / "none", "refcoco", "val", tokenizer=TOKENIZER, image_size=8)
-    for word in ("no folder", "no picture folder", "Wanted:", "instances.json", "refs(unc).p"):
+    for word in ("no folder", "no image folder", "Wanted:", "instances.json", "refs(unc).p"):
         assert word in str(caught.value)
     with pytest.raises(DataError, match="unknown data set 'shape'; did you mean 'shapes'"):
         ReferDataset(root, "shape", "val", tokenizer=TOKENIZER, image_size=8)
@@ -560,7 +568,7 @@ def test_missing_files_are_named_at_once(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError, match="if it is elsewhere, set images, --images"):
         dataset(root, images=tmp_path / "none")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DataError, match=r"no refs in .*; no instances.json .*; no picture folder"):
+    with pytest.raises(DataError, match=r"no refs in .*; no instances.json .*; no image folder"):
         open_mine(tmp_path)
 
 

@@ -92,9 +92,9 @@ def _prepare(options: Any) -> None:
     if dropped:
         print(f"polygons that cannot be drawn, dropped from objects that have others: {dropped}")
     size = layout.index.stat().st_size
-    pictures = "decoded" if options.check_pictures else "found"
+    images = "decoded" if options.check_pictures else "found"
     print(f"refs of {layout.refs}")
-    print(f"{len(index.images)} pictures {pictures} in {layout.images}")
+    print(f"{len(index.images)} images {images} in {layout.images}")
     print(f"{layout.index} ({size / 1e6:.1f} MB)")
 
 

@@ -254,7 +254,7 @@ def _digest(path: Path) -> str:
 
 
 def _contradiction(arrays: Mapping[str, NDArray[Any]], splits: int) -> str | None:
-    """Name an array whose numbers lead out of another one or cannot be drawn; None if all is right."""
+    """Name an array whose numbers lead out of another one or cannot be drawn; None for none."""
     refs, sentences, images = arrays["refs"], arrays["sentences"], arrays["images"]
     objects, polygons, runs = arrays["objects"], arrays["polygons"], arrays["runs"]
     coordinates, text = arrays["coordinates"], arrays["text"]

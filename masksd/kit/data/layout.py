@@ -117,12 +117,10 @@ def find_files(
     if not image_folder.is_dir():
         missing.append(f"no image folder {image_folder} (if it is elsewhere, set images, --images)")
     if index is not None and not Path(index).is_file():
-        old = (
-            "; folders are of an older version: run `masksd data prepare`"
-            if Path(index).is_dir()
-            else ""
-        )
-        missing.append(f"no index {index} (set index, --index, or leave it out{old})")
+        fix = "set index, --index, or leave it out"
+        if Path(index).is_dir():
+            fix = "it is a folder, as older versions wrote; run `masksd data prepare` again"
+        missing.append(f"no index {index} ({fix})")
     if missing or refs is None:
         advice = where_to_find(name)
         raise DataError(

@@ -2,8 +2,8 @@
 
 ``refs(unc).p`` is a list of dictionaries of strings, numbers and lists. Python's own unpickler may
 call any function, and crafted input crashes it even where every function is refused. This reader
-takes the opcodes and the decoding of their arguments from ``pickletools``, but only those that plain
-data need; everything else is an error that names the opcode and its place. (``genops`` itself
+takes the opcodes and the decoding of their arguments from ``pickletools``, but only those that
+plain data need; everything else is an error that names the opcode and its place. (``genops`` itself
 decodes an argument before the opcode can be refused, and on Python 3.11 it fails on Python 2's
 non-ASCII strings.)
 """

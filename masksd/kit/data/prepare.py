@@ -34,7 +34,6 @@ from masksd.kit.data.records import (
     read_refs,
 )
 from masksd.kit.data.segmentation import check_segmentation
-from masksd.kit.data.survey import count_split
 
 
 def prepare_data(
@@ -93,8 +92,9 @@ def prepare_data(
     index = load_index(output)
     index.bad.warn()
     for split in index.splits:
-        counts = count_split(index, split)
-        difference = count_difference(name, split_by, split, counts.refs, counts.sentences)
+        refs = index.refs[index.rows(split)]
+        sentences = int(np.diff(refs["sentences"]).sum())
+        difference = count_difference(name, split_by, split, len(refs), sentences)
         if difference:
             warnings.warn(difference, UserWarning, stacklevel=2)
     return layout, index
