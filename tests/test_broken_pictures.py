@@ -247,7 +247,7 @@ def test_any_mode_of_8_bits_in_memory(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16"])
 def test_deep_modes_in_memory_are_refused(mode: str) -> None:
-    with pytest.raises(DataError, match=rf"^picture: {mode} has more than 8 bits a channel"):
+    with pytest.raises(DataError, match=rf"^image: {mode} has more than 8 bits a channel"):
         to_rgb(Image.new(mode, (4, 3)))
 
 
