@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.measure import append, environment
 
+SOURCES = ("instances.json", "refs(unc).p")
 WORDS = "left right man woman red blue shirt on the of with dog front second from chair"
 STEPS = {
     "import": "pass",
@@ -35,7 +36,7 @@ STEPS = {
 CHILD = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")  # made-up splits differ from the published ones
-from masksd.kit.data.gather import gather_index
+from masksd.kit.data.prepare import gather_index
 from masksd.kit.data.index import open_index
 from masksd.kit.data.layout import find_files
 from masksd.kit.data.refer import ReferDataset
@@ -111,8 +112,8 @@ def make_up(root: Path, refs: int) -> None:
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(entries, protocol=2))
 
 
-def megabytes(folder: Path) -> float:
-    return round(sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6, 1)
+def megabytes(*paths: Path) -> float:
+    return round(sum(path.stat().st_size for path in paths if path.is_file()) / 1e6, 1)
 
 
 def main() -> None:
@@ -132,7 +133,7 @@ def main() -> None:
                 check=True,
             )
             seconds, peak = json.loads(done.stdout.splitlines()[-1])
-            index = root / "refcoco" / "index(unc)"
+            index = root / "refcoco" / "index(unc).safetensors"
             rows.append(
                 {
                     "step": step,
@@ -140,7 +141,7 @@ def main() -> None:
                     "sentences": round(refs * 2.84418),
                     "seconds": round(seconds, 3),
                     "peak_mb": round(peak, 1),
-                    "sources_mb": megabytes(root / "refcoco"),
+                    "sources_mb": megabytes(*(root / "refcoco" / each for each in SOURCES)),
                     "index_mb": megabytes(index) if index.exists() else "",
                     "numpy": np.__version__,
                     **environment(),

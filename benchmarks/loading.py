@@ -33,11 +33,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.measure import append, environment
 from masksd.kit.config import TrainConfig
-from masksd.kit.data.pictures import read_picture
+from masksd.kit.data.images import read_image
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.segmentation import check_segmentation, decode_mask
 from masksd.kit.data.tokenizers import load_tokenizer
-from masksd.kit.data.transforms import fit_mask, fit_picture
+from masksd.kit.data.transforms import fit_image, fit_mask
 from masksd.kit.training import trainer
 
 PICTURES, REFS, HEIGHT, WIDTH, BATCH, ROUNDS = 64, 2, 480, 640, 16, 5
@@ -115,7 +115,7 @@ def seconds_each(run: Callable[[int], object], count: int) -> float:
 def steps(data: ReferDataset, root: Path, size: int) -> dict[str, float]:
     """Seconds per image for each part of the work."""
     paths = [root / "images" / f"{number:03d}.jpg" for number in range(PICTURES)]
-    pictures = [read_picture(path) for path in paths]
+    pictures = [read_image(path) for path in paths]
     instances = json.loads((root / "photographs" / "instances.json").read_text())
     objects = [
         check_segmentation(each["segmentation"], HEIGHT, WIDTH)[0]
@@ -123,9 +123,9 @@ def steps(data: ReferDataset, root: Path, size: int) -> dict[str, float]:
     ]
     masks: list[NDArray[np.uint8]] = [decode_mask(each, HEIGHT, WIDTH) for each in objects]
     runs: dict[str, Callable[[int], object]] = {
-        "decode the picture": lambda n: read_picture(paths[n]),
-        "squash it": lambda n: fit_picture(pictures[n], size, "squash"),
-        "letterbox it instead": lambda n: fit_picture(pictures[n], size, "letterbox"),
+        "decode the picture": lambda n: read_image(paths[n]),
+        "squash it": lambda n: fit_image(pictures[n], size, "squash"),
+        "letterbox it instead": lambda n: fit_image(pictures[n], size, "letterbox"),
         "draw the mask": lambda n: decode_mask(objects[n], HEIGHT, WIDTH),
         "squash it too": lambda n: fit_mask(masks[n], size, "squash"),
         "encode the sentence": lambda n: data.tokenizer.encode(SENTENCES[n % 3]),

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import append, environment
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, segmentation_loss
-from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
 from masksd.kit.training.budget import measure_budget
 from masksd.models import create_model

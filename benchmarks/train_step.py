@@ -37,7 +37,6 @@ from torch import Tensor
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
-from masksd.hosts.taps import masking
 from masksd.kit.training.kept import kept_activations
 from masksd.models import create_model
 from masksd.tap import TokenMask
@@ -52,7 +51,7 @@ class NaiveTriple(Triple):
         self, plain: Any, image: TokenMask | None = None, text: TokenMask | None = None, **_: Any
     ) -> Tensor:
         images, tokens, _ = plain.inputs
-        with masking(self.taps, image, text):
+        with self.masking(image, text):
             return self.host(images, tokens)
 
 

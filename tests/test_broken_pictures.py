@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from masksd.kit.data.bad import DataError
-from masksd.kit.data.pictures import read_picture, to_rgb
+from masksd.kit.data.images import read_image, to_rgb
+from masksd.kit.data.records import DataError
 
 Pixels = NDArray[np.uint8]
 
@@ -189,7 +189,7 @@ def test_odd_picture_is_read_right(name: str, tmp_path: Path) -> None:
     data, expected = READ[name]()
     path = tmp_path / "a.jpg"  # whatever it is: the content counts
     path.write_bytes(data)
-    picture = read_picture(path)
+    picture = read_image(path)
     assert picture.mode == "RGB"
     pixels = np.asarray(picture).astype(np.float64)
     assert pixels.shape == expected.shape
@@ -220,8 +220,8 @@ def test_camera_pictures_are_turned_where_it_is_wanted(
     options = {"lossless": True} if form == "WEBP" else {}
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(noise(), form, exif=exif, **options))
-    assert np.array_equal(np.asarray(read_picture(path)), noise())
-    turned = np.asarray(read_picture(path, upright=True))
+    assert np.array_equal(np.asarray(read_image(path)), noise())
+    turned = np.asarray(read_image(path, upright=True))
     assert np.array_equal(turned, TURNED[orientation](noise()))
 
 
@@ -232,7 +232,7 @@ def test_camera_jpeg_is_turned(tmp_path: Path) -> None:
     exif[0x0112] = 6
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(half, "JPEG", exif=exif))
-    picture = np.asarray(read_picture(path, upright=True))
+    picture = np.asarray(read_image(path, upright=True))
     assert picture.shape == (32, 16, 3)
     assert picture[:15].min() > 200
     assert picture[17:].max() < 50
@@ -247,7 +247,7 @@ def test_any_mode_of_8_bits_in_memory(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F", "I;16"])
 def test_deep_modes_in_memory_are_refused(mode: str) -> None:
-    with pytest.raises(DataError, match=rf"^picture: {mode} has more than 8 bits a channel"):
+    with pytest.raises(DataError, match=rf"^image: {mode} has more than 8 bits a channel"):
         to_rgb(Image.new(mode, (4, 3)))
 
 
@@ -350,11 +350,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         file_of(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "PNG")),
         "I;16 has more than 8 bits a channel; convert it to 8 bits",
     ),
-    "gif": (file_of(encoded(noise(), "GIF")), "WEBP, BMP picture; it looks like a GIF"),
-    "tiff": (file_of(encoded(noise(), "TIFF")), "WEBP, BMP picture; it looks like a TIFF"),
+    "gif": (file_of(encoded(noise(), "GIF")), "WEBP, BMP image; it looks like a GIF"),
+    "tiff": (file_of(encoded(noise(), "TIFF")), "WEBP, BMP image; it looks like a TIFF"),
     "pdf": (file_of(encoded(noise(), "PDF")), "it looks like a PDF"),
-    "empty-file": (file_of(b""), "WEBP, BMP picture; the file is empty"),
-    "text": (file_of(b"a red circle"), "not a readable JPEG, PNG, WEBP, BMP picture"),
+    "empty-file": (file_of(b""), "WEBP, BMP image; the file is empty"),
+    "text": (file_of(b"a red circle"), "not a readable JPEG, PNG, WEBP, BMP image"),
     "web-page": (file_of(b"<!DOCTYPE html>"), "it looks like a web page or an SVG"),
     "git-lfs-pointer": (file_of(b"version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),
     "zeros": (file_of(b"\0" * 5000), "not a readable"),
@@ -374,7 +374,7 @@ def test_broken_picture_is_one_error_with_file_and_reason(name: str, tmp_path: P
     make(path)
     start = time.process_time()
     with pytest.raises(DataError) as caught:
-        read_picture(path, upright=True)
+        read_image(path, upright=True)
     assert str(caught.value).startswith(f"{path}: ")
     assert says in str(caught.value)
     assert time.process_time() - start < 2
@@ -382,7 +382,7 @@ def test_broken_picture_is_one_error_with_file_and_reason(name: str, tmp_path: P
 
 def test_broken_exif_does_not_matter_where_nothing_is_turned(tmp_path: Path) -> None:
     with_broken_exif(tmp_path / "a.jpg")
-    assert read_picture(tmp_path / "a.jpg").size == (30, 20)
+    assert read_image(tmp_path / "a.jpg").size == (30, 20)
 
 
 def test_profile_that_inflates_is_left_alone(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_profile_that_inflates_is_left_alone(tmp_path: Path) -> None:
     path.write_bytes(bomb(b"iCCP", b"a\0\0"))
     start = time.process_time()
     try:
-        assert np.asarray(read_picture(path)).tolist() == [[[1, 2, 3]]]
+        assert np.asarray(read_image(path)).tolist() == [[[1, 2, 3]]]
     except DataError as error:
         assert "cannot be decoded" in str(error)  # noqa: PT017
     assert time.process_time() - start < 2
@@ -450,12 +450,12 @@ def test_random_damage_raises_nothing_else(name: str, tmp_path: Path) -> None:
     good = good_files()[name]
     path = tmp_path / "a.jpg"
     path.write_bytes(good)
-    assert read_picture(path).size == (30, 20)
+    assert read_image(path).size == (30, 20)
     for number in range(200):
         data = damaged(good, random.Random(number))
         path.write_bytes(with_right_checks(data) if name.endswith("png") else data)
         try:
-            picture = read_picture(path, upright=number % 2 == 0)
+            picture = read_image(path, upright=number % 2 == 0)
         except DataError as error:
             assert str(error).startswith(f"{path}: ")  # noqa: PT017
         else:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from masksd.kit.data.bad import DataError
+from masksd.kit.data.records import DataError
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
 
 HEIGHT, WIDTH = 10, 8
@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no-area": ([[2, 3, 2, 3, 2, 3]], "draw no pixel"),
     "a-line-there-and-back": ([[2, 3, 7, 3, 2, 3]], "draw no pixel"),
     "too-thin": ([[2.1, 3.1, 2.2, 3.1, 2.2, 3.2]], "draw no pixel"),
-    "outside-on-the-right": ([box(9, 2, 15, 5)], "draw no pixel; they have no area or are outside"),
+    "outside-on-the-right": ([box(9, 2, 15, 5)], "draw no pixel; they have no area or lie outside"),
     "outside-above": ([box(1, -9, 5, -3)], "draw no pixel"),
     "all-outside": ([box(9, 2, 15, 5), box(1, 12, 5, 18)], "draw no pixel"),
     "nan": ([[*box(2, 3, 5, 9), float("nan"), 1]], "coordinate nan is not a number within 20"),
@@ -153,8 +153,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "too-many-polygons": ([box(2, 3, 5, 9)] * 5000, "5000 polygons; at most 4096 are read"),
     "outline-without-end": ([[0, 0, 8, 10] * 110_000], "an outline of 2200000 pixels"),
     "no-counts": ({"size": SIZE}, "counts must be a string or a list of ints"),
-    "no-size": ({"counts": [80]}, "size is None, the picture has [10, 8]"),
-    "size-of-another-picture": ({"size": [10, 9], "counts": [90]}, "size is [10, 9], the picture"),
+    "no-size": ({"counts": [80]}, "size is None, but the image has [10, 8]"),
+    "size-of-another-picture": (
+        {"size": [10, 9], "counts": [90]},
+        "size is [10, 9], but the image",
+    ),
     "size-that-is-swapped": ({"size": [8, 10], "counts": [80]}, "its height and width are swapped"),
     "size-of-text": ({"size": "10x8", "counts": [80]}, "size is '10x8'"),
     "size-of-nothing": ({"size": [0, 0], "counts": []}, "size is [0, 0]"),
@@ -198,7 +201,9 @@ def test_bad_segmentation_is_one_error_with_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(0, 8), (10, 0), (-1, 8), (40_000, 8), (8, 2**31)])
 def test_size_of_a_picture_that_cannot_be(height: int, width: int) -> None:
-    with pytest.raises(DataError, match=f"a picture of {width}x{height} pixels; a side has 1 to"):
+    with pytest.raises(
+        DataError, match=f"an image of {width}x{height} pixels; a side must have 1 to"
+    ):
         check_segmentation([box(0, 0, 5, 5)], height, width)
 
 

@@ -14,7 +14,7 @@ from masksd import DistillConfig
 from masksd.kit.cli.dry_run import GROUPS, dry_run
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.records import DataError
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.feeding import model_inputs
 from masksd.kit.recipes import RECIPES, get_recipe
 from masksd.kit.sources import build_model, open_split

@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from masksd.kit.data.bad import DataError
-from masksd.kit.data.catalog import PUBLISHED, count_difference, preferred_split, where_to_find
-from masksd.kit.data.layout import find_files, find_split_by
+from masksd.kit.data.layout import (
+    PUBLISHED,
+    count_difference,
+    find_files,
+    find_split_by,
+    preferred_split,
+    where_to_find,
+)
 from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from tests.refer_folders import annotation, image, ref, write_refer
 from tests.test_index import TOKENIZER
@@ -45,7 +51,7 @@ def test_published_counts_are_no_difference_and_others_are_named(name: str, spli
 def test_a_split_that_was_never_published() -> None:
     text = count_difference("refcocog", "google", "test", 1, 1)
     assert text == (
-        "split 'test' of refcocog (google) is not published; published are 'train', 'val'"
+        "split 'test' of refcocog (google) is not a published one; those are 'train', 'val'"
     )
     assert count_difference("refcoco", "mine", "val", 1, 1) is None
 
@@ -78,7 +84,7 @@ def test_missing_files_come_with_the_places_of_copies(tmp_path: Path, name: str)
 
 
 def test_a_data_set_of_ones_own_has_no_advice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"and the pictures in .*images$"):
+    with pytest.raises(DataError, match=r"and the images in .*images$"):
         find_files(tmp_path, "mine", "unc")
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from masksd.kit.cli import main
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 
 Done = subprocess.CompletedProcess[str]
 RUN = ("--batch-size", "2", "--eval-samples", "4", "--sheet-rows", "2", "--cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masksd.kit.config import DataConfig, TrainConfig
-from masksd.kit.data.coverage import check_words
+from masksd.kit.data.survey import check_words
 from masksd.kit.data.tokenizers import load_tokenizer
 from masksd.kit.sources import open_split
 from masksd.kit.training.trainer import train

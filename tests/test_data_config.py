@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masksd.kit.cli import _parse, main
-from masksd.kit.data.bad import DataError
+from masksd.kit.data.records import DataError
 from masksd.kit.data.tokenizers import load_tokenizer
 from masksd.kit.data_config import DataConfig
 from masksd.kit.sources import open_split

@@ -13,9 +13,9 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.data.survey import spread_indices
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
-from masksd.kit.evaluation.reading import spread_indices
 from masksd.kit.evaluation.scoring import _gather, evaluate, evaluate_all, format_table, score
 from masksd.kit.feeding import probabilities_of
 from masksd.kit.sources import build_model, open_split
@@ -51,7 +51,7 @@ def plain_scores(checkpoint: Checkpoint, dataset: ReferDataset, kind: str) -> di
     model = checkpoint.model.eval()
     ious, intersection, union = [], 0, 0
     for index in range(len(dataset)):
-        picture = dataset.picture(index).resize((64, 64), 2)  # bilinear
+        picture = dataset.image(index).resize((64, 64), 2)  # bilinear
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         words = {

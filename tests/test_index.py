@@ -14,16 +14,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from masksd.kit.data import index as index_module
-from masksd.kit.data.arrays import ARRAYS
-from masksd.kit.data.bad import DataError
-from masksd.kit.data.gather import find_index, gather_index
-from masksd.kit.data.index import Index, describe_sources, load_index, open_index
+from masksd.kit.data.index import (
+    ARRAYS,
+    METADATA,
+    Index,
+    describe_sources,
+    load_index,
+    open_index,
+)
 from masksd.kit.data.layout import Layout, find_files
-from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.prepare import find_index, gather_index, prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
 from tests.refer_folders import annotation, image, ref, write_refer
 
@@ -56,6 +63,26 @@ def dataset(root: Path, split: str = "train", **options: Any) -> ReferDataset:
     return ReferDataset(root, "shapes", split, **known)
 
 
+def stored(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an index file, tables as rows, and its metadata."""
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(file.metadata()[METADATA])
+    for name, kind in ARRAYS.items():
+        if np.dtype(kind).names:
+            arrays[name] = arrays[name].view(kind)[:, 0]
+    return arrays, metadata
+
+
+def store(path: Path, arrays: dict[str, np.ndarray], metadata: Any) -> None:
+    """Write an index file, whatever it says."""
+    tensors = {
+        name: each.view("u1").reshape(len(each), -1) if each.dtype.names else each
+        for name, each in arrays.items()
+    }
+    save_file(tensors, path, metadata={METADATA: json.dumps(metadata)})
+
+
 @pytest.mark.parametrize("split", ["train", "val", "testA", "testB"])
 @pytest.mark.parametrize("text", ["sent", "raw"])
 @pytest.mark.parametrize("training", [False, True])
@@ -64,7 +91,7 @@ def test_the_same_data_set_item_by_item(
 ) -> None:
     one = dataset(plain, split, text=text, training=training)
     two = dataset(prepared, split, text=text, training=training)
-    assert find_files(prepared, "shapes", "masksd").index.is_dir()
+    assert find_files(prepared, "shapes", "masksd").index.is_file()
     assert len(one) == len(two) > 0
     for epoch in (0, 3):
         one.set_epoch(epoch)
@@ -163,37 +190,74 @@ def test_opening_reads_no_source(place: Layout, monkeypatch: pytest.MonkeyPatch)
         open_index(place)
 
 
-def test_another_format_is_refused(place: Layout) -> None:
-    metadata = json.loads((place.index / "index.json").read_text())
-    (place.index / "index.json").write_text(json.dumps(metadata | {"format": 1}))
-    with pytest.raises(DataError, match=r"format 1 is not 2\); run `masksd data prepare` again"):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": 2}, "format 2, expected 3"),
+        ({"splits": [1, 2, 3, 4]}, "its splits are not strings"),
+        ({"splits": None}, "is not iterable"),
+        ({"sources": {}}, "'refs'"),
+        ({"sources": {"refs": {}, "instances": {}}}, "which refs it was made from"),
+        ({"left_out": []}, "list indices"),
+        ({"left_out": {"reasons": []}}, "'count'"),
+        ({"left_out": {"reasons": [], "count": "x"}}, "invalid literal"),
+    ],
+)
+def test_metadata_that_say_something_else_are_refused(
+    place: Layout, change: dict[str, Any], says: str
+) -> None:
+    arrays, metadata = stored(place.index)
+    store(place.index, arrays, metadata | change)
+    with pytest.raises(DataError, match=rf"{says}.*; run `masksd data prepare` again"):
         open_index(place)
 
 
-@pytest.mark.parametrize("name", [*(f"{each}.npy" for each in ARRAYS), "index.json"])
-def test_a_missing_or_cut_file_is_refused(place: Layout, name: str) -> None:
-    path = place.index / name
-    content = path.read_bytes()
-    for cut in (0, 1, 20, len(content) // 2, len(content) - 8):
-        path.write_bytes(content[:cut])
-        with pytest.raises(DataError, match="is no index that can be read"):
+@pytest.mark.parametrize("content", ["[]", "3", "{", "[" * 100_000])
+def test_metadata_that_are_no_object_are_refused(place: Layout, content: str) -> None:
+    arrays, _ = stored(place.index)
+    tensors = {name: each for name, each in arrays.items() if each.dtype.names is None}
+    save_file(tensors, place.index, metadata={METADATA: content})
+    with pytest.raises(DataError, match="is not a readable index"):
+        open_index(place)
+
+
+def test_a_missing_or_cut_file_is_refused(place: Layout) -> None:
+    content = place.index.read_bytes()
+    for cut in (0, 1, 20, 400, len(content) // 2, len(content) - 8, len(content) - 1):
+        place.index.write_bytes(content[:cut])
+        with pytest.raises(DataError, match="is not a readable index"):
             open_index(place)
-    path.unlink()
-    with pytest.raises(DataError, match="is no index that can be read"):
+    place.index.unlink()
+    with pytest.raises(DataError, match="is not a readable index"):
         open_index(place)
 
 
-def test_pickled_arrays_are_refused(place: Layout) -> None:
-    canary = place.index / "canary"
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_missing_or_of_another_type_is_refused(place: Layout, name: str) -> None:
+    arrays, metadata = stored(place.index)
+    without = {key: each for key, each in arrays.items() if key != name}
+    wrong = [np.zeros((3, 5), "u1"), np.zeros(3, "f2"), np.zeros((2, 2, 2), "i8"), None]
+    for each in wrong:
+        changed = without if each is None else {**without, name: each}
+        store(place.index, changed, metadata)
+        with pytest.raises(DataError, match="is not a readable index"):
+            open_index(place)
+
+
+def test_files_of_another_kind_are_refused(place: Layout) -> None:
+    canary = place.index.with_name("canary")
 
     class Touch:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (canary,)
 
-    np.save(place.index / "refs.npy", np.array([Touch()], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="is no index that can be read"):
+    place.index.write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(DataError, match="is not a readable index"):
         open_index(place)
     assert not canary.exists()
+    save_file({"weight": np.zeros(3)}, place.index)
+    with pytest.raises(DataError, match="is not a readable index"):
+        open_index(place)
 
 
 @pytest.mark.parametrize(
@@ -225,22 +289,22 @@ def test_pickled_arrays_are_refused(place: Layout) -> None:
 def test_numbers_that_lead_elsewhere_are_refused(
     place: Layout, name: str, field: str | None, row: int, value: Any
 ) -> None:
-    array = np.load(place.index / f"{name}.npy")
+    arrays, metadata = stored(place.index)
     if field is None:
-        array[row] = value
+        arrays[name][row] = value
     else:
-        array[field][row] = value
-    np.save(place.index / f"{name}.npy", array)
+        arrays[name][field][row] = value
+    store(place.index, arrays, metadata)
     with pytest.raises(DataError, match=r"array '\w+' is damaged"):
         open_index(place)
 
 
 def test_an_outline_without_measure_is_refused(place: Layout) -> None:
     """Drawing one takes memory for every pixel of it."""
-    coordinates = np.load(place.index / "coordinates.npy")
-    coordinates.reshape(-1, 2)[::2] = 65_000
-    coordinates.reshape(-1, 2)[1::2] = -65_000
-    np.save(place.index / "coordinates.npy", coordinates)
+    arrays, metadata = stored(place.index)
+    arrays["coordinates"].reshape(-1, 2)[::2] = 65_000
+    arrays["coordinates"].reshape(-1, 2)[1::2] = -65_000
+    store(place.index, arrays, metadata)
     with pytest.raises(DataError, match="array 'polygons' is damaged"):
         open_index(place)
 
@@ -248,14 +312,15 @@ def test_an_outline_without_measure_is_refused(place: Layout) -> None:
 def test_any_changed_byte_is_an_error_or_a_picture_of_masks(place: Layout) -> None:
     """A reader that trusted the numbers would leave the arrays, or crash in drawing."""
     draw = np.random.default_rng(0)
-    files = [place.index / f"{name}.npy" for name in ARRAYS] + [place.index / "index.json"]
+    content = place.index.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
     refused = 0
-    for _ in range(300):
-        path = files[int(draw.integers(len(files)))]
-        content = path.read_bytes()
+    for number in range(400):
         changed = bytearray(content)
-        changed[int(draw.integers(len(changed)))] = int(draw.integers(256))
-        path.write_bytes(changed)
+        # the header, the tables in small numbers, or anywhere
+        end = [header, header + 2_000, len(changed)][number % 3]
+        changed[int(draw.integers(end))] = int(draw.integers(256))
+        place.index.write_bytes(changed)
         try:
             index = load_index(place.index)
             for split in index.splits:
@@ -265,29 +330,27 @@ def test_any_changed_byte_is_an_error_or_a_picture_of_masks(place: Layout) -> No
                     index.sentence(int(index.refs["sentences"][row][0]), "raw")
         except DataError:
             refused += 1
-        path.write_bytes(content)
-    assert 10 < refused < 300
+    assert 50 < refused < 400
 
 
 def test_text_and_names_of_a_hostile_index(place: Layout) -> None:
-    text = np.load(place.index / "text.npy")
-    index = load_index(place.index)
-    first, last = index.images["name"][0].tolist()
-    text[first : last - 3] = ord("/")
-    text[last - 3 : last] = 0xFF
-    np.save(place.index / "text.npy", text)
+    arrays, metadata = stored(place.index)
+    first, last = arrays["images"]["name"][0].tolist()
+    arrays["text"][first : last - 3] = ord("/")
+    arrays["text"][last - 3 : last] = 0xFF
+    store(place.index, arrays, metadata)
     with pytest.raises(DataError, match="array 'text' is damaged"):
         load_index(place.index).image(0)
-    text[last - 3 : last] = ord("a")
-    np.save(place.index / "text.npy", text)
-    with pytest.raises(DataError, match="a bare file name is expected"):
+    arrays["text"][last - 3 : last] = ord("a")
+    store(place.index, arrays, metadata)
+    with pytest.raises(DataError, match="expected a bare file name"):
         load_index(place.index).image(0)
 
 
 # -- light and whole -------------------------------------------------------------------------------
 
 
-def test_an_index_travels_as_the_name_of_its_folder(plain: Path, prepared: Path) -> None:
+def test_an_index_travels_as_the_path_of_its_file(plain: Path, prepared: Path) -> None:
     opened = dataset(prepared)._index
     assert len(pickle.dumps(opened)) < 500
     again = pickle.loads(pickle.dumps(opened))
@@ -336,31 +399,30 @@ def test_left_out_records_are_all_counted(tmp_path: Path) -> None:
     root = write_refer(tmp_path, [image(7)], [annotation(70, 7)], refs)
     with pytest.warns(UserWarning, match="^1198 bad records left out: .*; and 1195 more$"):
         layout, index = prepare_data(root, "mine", skip_bad=True, progress=False)
-    left_out = json.loads((layout.index / "left-out.json").read_text())
+    left_out = stored(layout.index)[1]["left_out"]
     assert (left_out["count"], len(left_out["reasons"])) == (index.bad.count, 1_000)
-    for damaged in ("[]", "3", '{"reasons": []}', '{"reasons": [], "count": "x"}'):
-        (layout.index / "left-out.json").write_text(damaged)
-        with pytest.raises(DataError, match="is no index that can be read"):
-            open_index(layout)
+    assert open_index(layout).bad.count == index.bad.count
 
 
 def test_an_index_that_is_named_must_be_there(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no index \S+none \(set index, --index, or leave it out"):
         dataset(plain, index=tmp_path / "none")
+    with pytest.raises(DataError, match=r"no index \S+ \(it is a folder, as older ver"):
+        dataset(plain, index=tmp_path)
 
 
-def test_an_index_in_another_folder(plain: Path, tmp_path: Path) -> None:
+def test_an_index_in_another_place(plain: Path, tmp_path: Path) -> None:
     layout, _ = prepare_data(plain, "shapes", output=tmp_path / "mine", progress=False)
     assert layout.index == tmp_path / "mine"
     assert not find_files(plain, "shapes", "masksd").index.exists()
     data = dataset(plain, index=tmp_path / "mine")
-    assert data._index.folder == tmp_path / "mine"
+    assert data._index.path == tmp_path / "mine"
 
 
 def test_the_metadata_says_what_it_was_made_from(place: Layout) -> None:
     import hashlib
 
-    sources = json.loads((place.index / "index.json").read_text())["sources"]
+    sources = stored(place.index)[1]["sources"]
     for role, path in (("refs", place.refs), ("instances", place.instances)):
         assert sources[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert sources[role]["bytes"] == path.stat().st_size

@@ -14,7 +14,7 @@ from PIL import Image
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.records import DataError
-from masksd.kit.data.transforms import fit_picture
+from masksd.kit.data.transforms import fit_image
 from masksd.kit.feeding import predict_logits, probabilities_of
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.sources import build_model
@@ -173,7 +173,7 @@ def test_every_expression_is_answered_as_the_whole_model_would(
     predictor.set_image(picture)
     answers = predictor.predict(["the red circle", "the star on the left"])
     assert len(encoded) == (1 if model == "clip_cris_tiny" else 0)
-    images = fit_picture(picture, 64, fit)[None]
+    images = fit_image(picture, 64, fit)[None]
     for answer, sentence in zip(answers, ("the red circle", "the star on the left"), strict=True):
         tokens = checkpoint.tokenizer.encode(sentence)[None]
         with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_letterbox_is_undone_where_the_picture_lies() -> None:
     config = build_model(TrainConfig(fit="letterbox")).config  # 64 px
     picture = np.zeros((40, 80, 3), dtype=np.uint8)
     picture[:, :40] = 255
-    square = fit_picture(Image.fromarray(picture), 64, "letterbox")[0].float()
+    square = fit_image(Image.fromarray(picture), 64, "letterbox")[0].float()
     assert square.shape == (64, 64)
     logits = square[None] - 190.0  # the padding, 123, is background here
     found = probabilities_of(config, logits, (40, 80)).numpy() > 0.5

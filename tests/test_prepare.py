@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from masksd.kit.cli import main
-from masksd.kit.data.bad import DataError
 from masksd.kit.data.index import open_index
 from masksd.kit.data.layout import find_files
 from masksd.kit.data.prepare import prepare_data
+from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data_config import DataConfig
 from masksd.kit.sources import open_split
 from tests.refer_folders import annotation, image, ref, write_refer
@@ -41,12 +41,12 @@ def spoil(root: Path, how: str) -> str:
     path = root / "images" / "8.png"
     if how == "missing":
         path.unlink()
-        return r"picture 8: .*8.png: no such file"
+        return r"image 8: .*8.png: no such file"
     if how == "cut":
         path.write_bytes(path.read_bytes()[:40])
-        return r"picture 8: .*8.png: "
+        return r"image 8: .*8.png: "
     Image.new("RGB", (6, 8)).save(path)
-    return r"picture 8: .*8.png: 6x8 pixels, instances.json says 8x6"
+    return r"image 8: .*8.png: 6x8 pixels, but instances.json says 8x6"
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "turned"])
@@ -55,16 +55,16 @@ def test_bad_pictures(root: Path, how: str) -> None:
     decode = how != "missing"
     with pytest.raises(DataError, match=says):
         prepare_data(root, "mine", check_pictures=decode, progress=False)
-    assert not (root / "mine" / "index(unc)").exists()
+    assert not (root / "mine" / "index(unc).safetensors").exists()
     with pytest.warns(
         UserWarning, match=rf"2 bad records left out: {says}.*; .*ref_id 8"
     ) as caught:
         prepare_data(root, "mine", check_pictures=decode, skip_bad=True, progress=False)
     assert len(caught) == 1
     assert ref_ids(root) == [7, 9]
-    reasons = json.loads((root / "mine" / "index(unc)" / "left-out.json").read_text())
-    assert reasons["count"] == 2
-    assert "picture 8" in reasons["reasons"][0]
+    bad = open_index(find_files(root, "mine", "unc")).bad
+    assert bad.count == 2
+    assert "image 8" in bad.reasons[0]
     # nothing is dropped in silence: opening what was prepared so says it again
     with pytest.warns(UserWarning, match="2 bad records left out"):
         data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8)
@@ -80,7 +80,7 @@ def test_pictures_are_not_decoded_unless_asked(root: Path) -> None:
 def test_a_data_set_opened_with_skip_bad_leaves_missing_pictures_out(root: Path) -> None:
     prepare_data(root, "mine", progress=False)
     spoil(root, "missing")
-    with pytest.warns(UserWarning, match="1 bad record left out: picture 8: .*no such file"):
+    with pytest.warns(UserWarning, match="1 bad record left out: image 8: .*no such file"):
         data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8, skip_bad=True)
     assert [item["index"] for item in data] == [0, 1]
     assert [data.record(index)["ref_id"] for index in range(2)] == [7, 9]
@@ -89,25 +89,35 @@ def test_a_data_set_opened_with_skip_bad_leaves_missing_pictures_out(root: Path)
 
 def test_a_failed_check_leaves_the_older_index(root: Path) -> None:
     layout, _ = prepare_data(root, "mine", progress=False)
-    before = {path: path.read_bytes() for path in layout.index.iterdir()}
+    before = layout.index.read_bytes()
     spoil(root, "missing")
-    with pytest.raises(DataError, match="picture 8"):
+    with pytest.raises(DataError, match="image 8"):
         prepare_data(root, "mine", progress=False)
-    assert {path: path.read_bytes() for path in layout.index.iterdir()} == before
+    assert layout.index.read_bytes() == before
     assert {path.name for path in (root / "mine").iterdir()} == {
         "instances.json",
         "refs(unc).p",
-        "index(unc)",
+        "index(unc).safetensors",
     }
 
 
 def test_places_that_are_not_taken(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="file is a file; choose another folder"):
+    with pytest.raises(ValueError, match="file exists and is not an index; choose ano"):
         prepare_data(root, "mine", output=tmp_path / "file", progress=False)
-    with pytest.raises(ValueError, match="exists and is no index; choose another folder"):
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(ValueError, match="is a folder; name a file, such as "):
         prepare_data(root, "mine", output=root / "images", progress=False)
     assert len(list((root / "images").iterdir())) == 3
+
+
+def test_an_older_or_damaged_index_is_replaced(root: Path, tmp_path: Path) -> None:
+    for output in (None, tmp_path / "mine"):
+        layout, _ = prepare_data(root, "mine", output=output, progress=False)
+        content = layout.index.read_bytes()
+        layout.index.write_bytes(content[:300])
+        prepare_data(root, "mine", output=output, progress=False)
+        assert layout.index.read_bytes() == content
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -135,7 +145,7 @@ def unreadable(path: Path) -> None:
 
 def test_pictures_that_cannot_be_looked_at_are_bad_ones(root: Path) -> None:
     unreadable(root / "images" / "8.png")
-    says = r"picture 8: .*8.png: cannot be read: Too many"
+    says = r"image 8: .*8.png: cannot be read: Too many"
     with pytest.raises(DataError, match=says):
         prepare_data(root, "mine", progress=False)
     with pytest.warns(UserWarning, match=f"1 bad record left out: {says}"):
@@ -168,8 +178,8 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
     assert out[1].split() == ["val", "3", "3", "3", "3"]
     assert out[2].endswith("dropped from objects that have others: 1")
     assert out[3] == f"refs of {root / 'mine' / 'refs(unc).p'}"
-    assert out[4] == f"3 pictures decoded in {root / 'images'}"
-    assert out[5].startswith(f"{root / 'mine' / 'index(unc)'} (")
+    assert out[4] == f"3 images decoded in {root / 'images'}"
+    assert out[5].startswith(f"{root / 'mine' / 'index(unc).safetensors'} (")
 
 
 # the program prints its warnings, it does not raise them
@@ -178,10 +188,10 @@ def test_prepare_counts_what_it_leaves_out(root: Path, capfd: pytest.CaptureFixt
     spoil(root, "missing")
     assert main(["data", "prepare", "mine", str(root)]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("masksd: error: picture 8: ")
+    assert error.startswith("masksd: error: image 8: ")
     assert error.endswith("or leave its refs out with --skip-bad")
     assert main(["data", "prepare", "mine", str(root), "--skip-bad"]) == 0
-    assert "masksd: warning: 2 bad records left out: picture 8" in capfd.readouterr().err
+    assert "masksd: warning: 2 bad records left out: image 8" in capfd.readouterr().err
 
 
 def test_prepare_says_which_files_it_wants(
@@ -214,7 +224,7 @@ def test_an_index_elsewhere_serves_other_commands(
     assert main(["data", "inspect", str(root), "mine", "--index", str(place)]) == 0
     stored = DataConfig(data_root=root, name="mine", index=place)
     data = open_split(DataConfig.from_dict(stored.to_dict()), "val", TOKENIZER, 8)
-    assert data._index.folder == place
+    assert data._index.path == place
     assert main(["data", "inspect", str(root), "mine", "--index", "none"]) == 2
     assert "no index none (set index, --index" in capfd.readouterr().err
 
@@ -227,7 +237,7 @@ def test_inspect_prints_and_draws(
     build_shapes(tmp_path / "data", config, progress=False)
     assert main(["data", "inspect", "data", "--samples", "6"]) == 0
     out = capfd.readouterr().out
-    assert "area, % of the picture: median" in out
+    assert "area, % of the image: median" in out
     with Image.open("shapes-masksd.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
     outline = np.abs(pixels - (0xD8, 0x1B, 0x60)).sum(-1) < 12

@@ -12,7 +12,7 @@ import torch
 from masksd.config import DistillConfig, MaskingConfig
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.transforms import normalize
 from masksd.kit.evaluation.recall import on_pixels, relevance_recall, top_patches
 from masksd.kit.sources import build_model, open_split

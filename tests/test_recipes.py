@@ -11,7 +11,7 @@ import pytest
 
 from masksd import DistillConfig
 from masksd.kit.config import TrainConfig
-from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import RECIPES, get_recipe
 from masksd.kit.training.trainer import train
 from masksd.models import list_models

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from masksd.kit.data.bad import BadRecords, DataError
-from masksd.kit.data.gather import gather_index
 from masksd.kit.data.layout import find_files
-from masksd.kit.data.records import Annotation, read_instances, read_refs
+from masksd.kit.data.prepare import gather_index
+from masksd.kit.data.records import Annotation, BadRecords, DataError, read_instances, read_refs
 from tests.refer_folders import SQUARE, annotation, image, ref, write_refer
 
 NAN = float("nan")
@@ -19,7 +18,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("images", {"file_name": "../9.png"}, r"images\[1\] \(id 9\): field 'file_name' is '../9.png'"),
     ("images", {"width": 0}, r"images\[1\] \(id 9\): field 'width' is 0"),
     ("images", {"height": "6"}, r"images\[1\] \(id 9\): field 'height' must be of type int"),
-    ("images", {"width": 40000}, "annotation 90: a picture of 40000x6 pixels"),
+    ("images", {"width": 40000}, "annotation 90: an image of 40000x6 pixels"),
     ("annotations", {"segmentation": None}, r"annotations\[1\] \(id 90\): field 'segmentation'"),
     ("annotations", {"image_id": 5}, r"annotations\[1\] \(id 90\): field 'image_id' is 5"),
     ("annotations", {"segmentation": [[1, 2, 3, 4]]}, "annotation 90: segmentation: no polygon"),
@@ -32,11 +31,15 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         r"sentences\[0\] \(sent_id 1\): .*blank",
     ),
     ("refs", {"sentences": ["red"]}, r"refs\[1\] \(ref_id 2\): sentences\[0\] must be of type"),
-    ("refs", {"ann_id": 91}, r"refs\[1\] \(ref_id 2\): field 'ann_id' is 91, not in instances"),
+    (
+        "refs",
+        {"ann_id": 91},
+        r"refs\[1\] \(ref_id 2\): field 'ann_id' is 91, which is not in instances",
+    ),
     ("refs", {"ann_id": [70, 90]}, r"refs\[1\] \(ref_id 2\): field 'ann_id' is a list"),
     ("refs", {"image_id": 7}, r"refs\[1\] \(ref_id 2\): field 'image_id' is 7, but object 90"),
     ("refs", {"split": 3}, r"refs\[1\] \(ref_id 2\): field 'split' must be of type str"),
-    ("refs", {"ref_id": None}, r"refs\[1\]: field 'ref_id' must be of type int, it is missing"),
+    ("refs", {"ref_id": None}, r"refs\[1\]: field 'ref_id' must be of type int, but is missing"),
 ]
 
 
@@ -75,7 +78,7 @@ def test_a_record_that_is_no_object(tmp_path: Path, which: str) -> None:
     records = lists()
     records[which].append("text")
     layout = find_files(write_refer(tmp_path, **records), "mine", "unc")
-    with pytest.raises(DataError, match=rf"{which}\[2\] must be of type dict, it is of type str"):
+    with pytest.raises(DataError, match=rf"{which}\[2\] must be of type dict, but is of type str"):
         gather_index(layout)
     bad = BadRecords()
     assert len(gather_index(layout, bad).refs) == 2
@@ -95,7 +98,7 @@ def test_an_id_that_comes_twice_is_always_an_error(tmp_path: Path, which: str) -
     records = lists()
     records[which].append(dict(records[which][0]))
     layout = find_files(write_refer(tmp_path, **records), "mine", "unc")
-    with pytest.raises(DataError, match="which another record has already"):
+    with pytest.raises(DataError, match="which another record already has"):
         gather_index(layout, BadRecords())
 
 
@@ -103,7 +106,7 @@ def test_a_sentence_id_that_comes_twice_is_always_an_error(tmp_path: Path) -> No
     records = lists()
     records["refs"][1]["sentences"] = records["refs"][0]["sentences"]
     layout = find_files(write_refer(tmp_path, **records), "mine", "unc")
-    with pytest.raises(DataError, match="'sent_id' is 100, which another record has already"):
+    with pytest.raises(DataError, match="'sent_id' is 100, which another record already has"):
         gather_index(layout, BadRecords())
 
 
@@ -112,8 +115,8 @@ def test_a_sentence_id_that_comes_twice_is_always_an_error(tmp_path: Path) -> No
     [
         ("{", "not valid JSON"),
         ("3", "must be of type list"),
-        ("null", "it is missing"),
-        ('{"a": 1}', "must be of type list, it is of type dict"),
+        ("null", "but is missing"),
+        ('{"a": 1}', "must be of type list, but is of type dict"),
     ],
 )
 def test_files_that_are_no_such_files_are_always_an_error(
@@ -131,11 +134,11 @@ def test_files_that_are_no_such_files_are_always_an_error(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ref_id": 2**63}, r"refs\[0\]: field 'ref_id' is larger than a number of 64 bits"),
-        ({"ann_id": -(2**70)}, r"\(ref_id 1\): field 'ann_id' is larger than"),
-        ({"category_id": 2**64}, "field 'category_id' is larger than"),
-        ({"split": "\ud800"}, "field 'split' is no valid Unicode text"),
-        ({"sentences": [{"sent_id": 0, "sent": "\udfff"}]}, "field 'sent' is no valid Unicode"),
+        ({"ref_id": 2**63}, r"refs\[0\]: field 'ref_id' does not fit in 64 bits"),
+        ({"ann_id": -(2**70)}, r"\(ref_id 1\): field 'ann_id' does not fit in"),
+        ({"category_id": 2**64}, "field 'category_id' does not fit in"),
+        ({"split": "\ud800"}, "field 'split' is not valid Unicode text"),
+        ({"sentences": [{"sent_id": 0, "sent": "\udfff"}]}, "field 'sent' is not valid Unicode"),
     ],
 )
 def test_what_json_can_hold_and_an_index_cannot(

@@ -19,13 +19,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as coco_mask
 
-from masksd.kit.data.pictures import read_picture
+from masksd.kit.data.images import read_image
 from masksd.kit.data.records import DataError, check_file_name
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
-from masksd.kit.data.transforms import fit_mask, fit_picture
+from masksd.kit.data.transforms import fit_image, fit_mask
 
 TOKENIZER = load_tokenizer("shapes", 17)
 
@@ -113,7 +113,7 @@ def test_any_counts_are_drawn_or_refused(text: str) -> None:
         ([], "no polygon"),
         ([3], "a polygon must be a list"),
         (None, "segmentation is a NoneType"),
-        ({"size": [8, 10], "counts": [80]}, r"size is \[8, 10\], the picture has \[10, 8\]"),
+        ({"size": [8, 10], "counts": [80]}, r"size is \[8, 10\], but the image has \[10, 8\]"),
         ({"size": [10, 8], "counts": [79]}, "the runs cover 79 of 80 pixels"),
         ({"size": [10, 8], "counts": [90, -10]}, "ints of at least 0"),
         ({"size": [10, 8], "counts": [80.0]}, "counts must be a string or a list of ints"),
@@ -140,7 +140,7 @@ def test_unusable_polygons_are_counted() -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_formats(tmp_path: Path, form: str) -> None:
     Image.new("RGB", (6, 4), (200, 10, 30)).save(tmp_path / "a", form)
-    result = read_picture(tmp_path / "a")
+    result = read_image(tmp_path / "a")
     assert (result.mode, result.size) == ("RGB", (6, 4))
     assert np.abs(np.array(result.getpixel((3, 2))) - (200, 10, 30)).max() < 12
 
@@ -149,20 +149,20 @@ def test_transparency_is_laid_onto_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))
     picture.save(tmp_path / "a.png")
-    result = read_picture(tmp_path / "a.png")
+    result = read_image(tmp_path / "a.png")
     assert [result.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
     palette = Image.new("P", (1, 1), 0)
     palette.putpalette([9, 9, 9])
     palette.save(tmp_path / "p.png", transparency=0)
-    assert read_picture(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_turned_only_where_wanted(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (6, 4)
-    assert read_picture(tmp_path / "a.jpg", upright=True).size == (4, 6)
+    assert read_image(tmp_path / "a.jpg").size == (6, 4)
+    assert read_image(tmp_path / "a.jpg", upright=True).size == (4, 6)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -174,22 +174,22 @@ def png_header(width: int, height: int) -> bytes:
 def test_bad_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with pytest.raises(DataError, match=r"a.bin: no such file"):
-        read_picture(path)
+        read_image(path)
     with pytest.raises(DataError, match=r"cannot be decoded"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
     path.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP picture"):
-        read_picture(path)
+    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP image"):
+        read_image(path)
     Image.new("RGB", (4, 4)).save(path, "GIF")
     with pytest.raises(DataError, match="not a readable"):
-        read_picture(path)
+        read_image(path)
     Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path, "PNG")
     with pytest.raises(DataError, match="more than 8 bits a channel"):
-        read_picture(path)
+        read_image(path)
     for width, height in ((9000, 9000), (12000, 10000), (60000, 60000)):
         path.write_bytes(png_header(width, height))
         with pytest.raises(DataError, match=r"at most|exceeds limit"):
-            read_picture(path)
+            read_image(path)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -200,7 +200,7 @@ def test_every_truncation_is_an_error(tmp_path: Path, form: str) -> None:
     for end in range(0, len(data) * 9 // 10, max(1, len(data) // 60)):
         (tmp_path / "cut").write_bytes(data[:end])
         with pytest.raises(DataError, match="cut: "):
-            read_picture(tmp_path / "cut")
+            read_image(tmp_path / "cut")
 
 
 # -- the data set ----------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_items(root: Path) -> None:
         assert item["target"].shape == (64, 64)
         assert item["target"].max() == 1
         assert torch.equal(item["tokens"], TOKENIZER.encode(data.sentence(index)))
-        assert data.picture(index).size == (96, 96)
+        assert data.image(index).size == (96, 96)
         truth = data.truth(index)
         assert truth.shape == (96, 96)
         assert truth.sum() == areas[owners[index]]
@@ -380,15 +380,18 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"image": {"id": "7"}}, r"images\[0\]: field 'id' must be of type int, it is of type str"),
-        ({"image": {"id": None}}, r"images\[0\]: field 'id' must be of type int, it is missing"),
+        (
+            {"image": {"id": "7"}},
+            r"images\[0\]: field 'id' must be of type int, but is of type str",
+        ),
+        ({"image": {"id": None}}, r"images\[0\]: field 'id' must be of type int, but is missing"),
         (
             {"image": {"width": 0}},
-            r"images\[0\] \(id 7\): field 'width' is 0, it must be",
+            r"images\[0\] \(id 7\): field 'width' is 0, expected at least",
         ),
-        ({"image": {"width": True}}, "field 'width' must be of type int, it is of type bool"),
-        ({"image": {"width": 40000}}, "annotation 5: a picture of 40000x6 pixels"),
-        ({"image": {"file_name": "../a.png"}}, "'../a.png', a bare file name is expected"),
+        ({"image": {"width": True}}, "field 'width' must be of type int, but is of type bool"),
+        ({"image": {"width": 40000}}, "annotation 5: an image of 40000x6 pixels"),
+        ({"image": {"file_name": "../a.png"}}, "'../a.png', expected a bare file name"),
         ({"image": {"file_name": ".."}}, "a bare file name"),
         ({"image": {"file_name": ""}}, "a bare file name"),
         ({"image": {"file_name": "c:\\a.png"}}, "a bare file name"),
@@ -402,24 +405,27 @@ def test_json_refs_and_another_picture_folder(tmp_path: Path) -> None:
         ({"repeat": "annotations"}, r"annotations\[1\] \(id 5\): field 'id' is 5"),
         (
             {"annotation": {"image_id": 8}},
-            r"annotations\[0\] \(id 5\): field 'image_id' is 8, no such",
+            r"annotations\[0\] \(id 5\): field 'image_id' is 8, but there is no such",
         ),
         ({"annotation": {"segmentation": 3}}, "field 'segmentation' must be a list or an object"),
         ({"annotation": {"segmentation": [[1, 2]]}}, "annotation 5: segmentation: no polygon"),
         (
             {"ref": {"ann_id": 6}},
-            r"refs\[0\] \(ref_id 1\): field 'ann_id' is 6, not in instances.json",
+            r"refs\[0\] \(ref_id 1\): field 'ann_id' is 6, which is not in instances.json",
         ),
-        ({"ref": {"image_id": 8}}, "field 'image_id' is 8, but object 5 belongs to picture 7"),
+        ({"ref": {"image_id": 8}}, "field 'image_id' is 8, but object 5 belongs to image 7"),
         ({"ref": {"split": None}}, r"refs\[0\] \(ref_id 1\): field 'split' must be of type str"),
         ({"ref": {"sentences": []}}, "field 'sentences' has no usable sentence"),
         ({"ref": {"sentences": ["red"]}}, r"sentences\[0\] must be of type dict"),
         ({"repeat": "refs"}, r"refs\[1\] \(ref_id 1\): field 'ref_id' is 1, which another"),
         ({"repeat": "sentences"}, r"refs\[0\] \(ref_id 1\): sentences: field 'sent_id' is 0"),
         ({"sentence": {"sent": "  "}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
-        ({"sentence": {"sent": "  ", "raw": ""}}, r"\(sent_id 0\): fields 'sent' and 'raw' are bl"),
+        (
+            {"sentence": {"sent": "  ", "raw": ""}},
+            r"\(sent_id 0\): fields 'sent' and 'raw' are both bl",
+        ),
         ({"sentence": {"sent": None}}, "ref_id 1: sent_id 0: field 'sent' is missing or blank"),
-        ({"sentence": {"sent": 3}}, "field 'sent' must be of type str, it is of type int"),
+        ({"sentence": {"sent": 3}}, "field 'sent' must be of type str, but is of type int"),
         ({"ref": {"category_id": "3"}}, "field 'category_id' must be of type int"),
         ({"ref": {"ann_id": [5, 6]}}, "field 'ann_id' is a list: refs of several or of no"),
         ({"sentence": {"sent_id": 0.5}}, "field 'sent_id' must be of type int"),
@@ -449,7 +455,7 @@ def test_sentences_of_one_form_only(tmp_path: Path) -> None:
 def test_fit(tmp_path: Path, fit: str) -> None:
     data = open_mine(folder(tmp_path), fit=fit)
     item = data[0]
-    assert torch.equal(item["image"], fit_picture(data.picture(0), 8, fit))
+    assert torch.equal(item["image"], fit_image(data.image(0), 8, fit))
     assert torch.equal(item["target"], fit_mask(data.truth(0), 8, fit))
 
 
@@ -473,7 +479,7 @@ def test_a_colon_in_a_file_name_is_refused_on_windows_alone(
     assert open_mine(root)[0]["target"].sum() > 0
     with monkeypatch.context() as patch:
         patch.setattr("os.name", "nt")
-        with pytest.raises(DataError, match=r"images\[0\]: .* is 'c:a.png', a bare file name"):
+        with pytest.raises(DataError, match=r"images\[0\]: .* is 'c:a.png', expected a bare file"):
             check_file_name("c:a.png", "images[0]")
 
 
@@ -494,7 +500,7 @@ def test_the_only_data_set_is_meant(tmp_path: Path) -> None:
     says = r"\(unknown data set 'shapes'; did you mean 'mine'\? .*; set name, --name\)"
     with pytest.raises(DataError, match=says):
         ReferDataset(tmp_path, "shapes", "val", tokenizer=TOKENIZER, image_size=8)
-    with pytest.raises(DataError, match=r"no folder \S+/empty/shapes; no picture folder"):
+    with pytest.raises(DataError, match=r"no folder \S+/empty/shapes; no image folder"):
         ReferDataset(tmp_path / "empty", "shapes", "val", tokenizer=TOKENIZER, image_size=8)
 
 
@@ -538,20 +544,22 @@ def test_bad_pictures_name_file_id_and_reason(tmp_path: Path) -> None:
     path = root / "images" / "a.png"
     data = open_mine(root)
     Image.new("RGB", (6, 8)).save(path)
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: 6x8 pixels, instances.json says 8x6"):
+    with pytest.raises(
+        DataError, match=r"image 7: .*a.png: 6x8 pixels, but instances.json says 8x6"
+    ):
         data[0]
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: "):
+    with pytest.raises(DataError, match=r"image 7: .*a.png: "):
         data[0]
     path.unlink()
-    with pytest.raises(DataError, match=r"picture 7: .*a.png: no such file"):
+    with pytest.raises(DataError, match=r"image 7: .*a.png: no such file"):
         data[0]
 
 
 def test_missing_files_are_named_at_once(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError) as caught:
         ReferDataset(tmp_path / "none", "refcoco", "val", tokenizer=TOKENIZER, image_size=8)
-    for word in ("no folder", "no picture folder", "Wanted:", "instances.json", "refs(unc).p"):
+    for word in ("no folder", "no image folder", "Wanted:", "instances.json", "refs(unc).p"):
         assert word in str(caught.value)
     with pytest.raises(DataError, match="unknown data set 'shape'; did you mean 'shapes'"):
         ReferDataset(root, "shape", "val", tokenizer=TOKENIZER, image_size=8)
@@ -560,7 +568,7 @@ def test_missing_files_are_named_at_once(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError, match="if it is elsewhere, set images, --images"):
         dataset(root, images=tmp_path / "none")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DataError, match=r"no refs in .*; no instances.json .*; no picture folder"):
+    with pytest.raises(DataError, match=r"no refs in .*; no instances.json .*; no image folder"):
         open_mine(tmp_path)
 
 
@@ -599,7 +607,7 @@ def test_upright_is_what_pillow_makes_of_it(tmp_path: Path, orientation: int) ->
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored))
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png", upright=True)), expected)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", upright=True)), expected)
 
 
 def test_odd_exif_does_not_matter(tmp_path: Path) -> None:
@@ -610,4 +618,4 @@ def test_odd_exif_does_not_matter(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "a.jpg", exif=block)
     with Image.open(tmp_path / "a.jpg") as stored, pytest.raises(TypeError):
         ImageOps.exif_transpose(stored)
-    assert read_picture(tmp_path / "a.jpg", upright=True).size == (3, 5)
+    assert read_image(tmp_path / "a.jpg", upright=True).size == (3, 5)

@@ -14,7 +14,7 @@ from PIL import Image
 from masksd.kit.checkpoints import save_checkpoint
 from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.evaluation.report_folder import CASES, case_rows, pick_cases, write_report
 from masksd.kit.evaluation.scoring import score
 from masksd.kit.figures import draw_cases

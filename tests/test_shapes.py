@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from masksd.kit.data.shapes.build import Sample, ShapesConfig, build_shapes, draw_sample
-from masksd.kit.data.shapes.drawing import draw_picture, visible_masks
+from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import (
     PLACES,
     Expression,
@@ -187,7 +187,7 @@ def test_hard_pictures_need_more_than_colour_and_kind() -> None:
 
 def palette_distance(sample: Sample, level: str) -> np.ndarray:
     """How far each pixel is from each colour of the palette, ``(96, 96, 7)``."""
-    pixels = np.asarray(draw_picture(sample.scene, LEVELS[level], 96), dtype=np.int64)
+    pixels = np.asarray(draw_image(sample.scene, LEVELS[level], 96), dtype=np.int64)
     return np.abs(pixels[:, :, None] - np.array(list(COLORS.values()))).sum(axis=3)
 
 

@@ -48,7 +48,7 @@ from benchmarks.study.summary import study_table, summarise
 from masksd.config import DistillConfig
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.randomness import EpochSampler
 from masksd.kit.sources import build_model
 from masksd.kit.training.budget import measure_budget

@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksd.kit.data.gather import gather_index
 from masksd.kit.data.index import Index
 from masksd.kit.data.layout import find_files
+from masksd.kit.data.prepare import gather_index
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-from masksd.kit.data.sheet import draw_data_sheet, draw_refs, read_cell
-from masksd.kit.data.survey import count_split, format_surveys, survey_split
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.data.survey import (
+    count_split,
+    draw_data_sheet,
+    draw_refs,
+    format_surveys,
+    read_cell,
+    survey_split,
+)
 from tests.refer_folders import annotation, image, ref, write_refer
 from tests.test_index import TOKENIZER
 

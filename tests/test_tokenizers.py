@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksd.kit.data.shapes.expressions import shapes_vocabulary
+from masksd.kit.data.shapes import shapes_vocabulary
 from masksd.kit.data.tokenizers import Tokenizer, load_tokenizer
 
 

@@ -24,7 +24,7 @@ from masksd import DistillConfig, MaskingConfig
 from masksd.kit.checkpoints import load_checkpoint, load_training_state
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError, cache_folder
 from masksd.kit.data.records import DataError
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.evaluation.scoring import evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.files import StagedFolder
@@ -482,7 +482,7 @@ def test_lavt_trains_and_its_checkpoint_is_scored_and_predicts(
     again = evaluate_all(checkpoint, dataset, limit=config.eval_samples)
     assert again == run.scores
     predictor = Predictor(checkpoint)
-    predictor.set_image(dataset.picture(0))
+    predictor.set_image(dataset.image(0))
     assert predictor.predict(dataset.sentence(0)).mask.shape == dataset.truth(0).shape
 
 

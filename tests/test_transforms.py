@@ -14,18 +14,18 @@ from PIL import Image
 from masksd.kit.data.transforms import (
     CLIP_MEAN,
     CLIP_STD,
+    fit_image,
     fit_mask,
-    fit_picture,
     letterbox_geometry,
     normalize,
+    resize_image,
     resize_mask,
-    resize_picture,
 )
 
 
 def test_resize_picture_agrees_with_torch_antialiasing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    result = resize_picture(Image.fromarray(pixels), 32)
+    result = resize_image(Image.fromarray(pixels), 32)
     wide = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(
         wide, size=(32, 32), mode="bilinear", antialias=True, align_corners=False
@@ -36,7 +36,7 @@ def test_resize_picture_agrees_with_torch_antialiasing() -> None:
 
 def test_resize_picture_keeps_channels_and_a_fitting_size() -> None:
     pixels = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
-    result = resize_picture(Image.fromarray(pixels), 4)
+    result = resize_image(Image.fromarray(pixels), 4)
     assert torch.equal(result, torch.from_numpy(pixels).permute(2, 0, 1))
     assert result.is_contiguous()
 
@@ -69,7 +69,7 @@ def test_resize_mask_reads_any_nonzero_as_one() -> None:
 def test_squash_is_the_default_fit() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    assert torch.equal(fit_picture(picture, 6), resize_picture(picture, 6))
+    assert torch.equal(fit_image(picture, 6), resize_image(picture, 6))
     assert torch.equal(fit_mask(pixels[..., 0] > 99, 6), resize_mask(pixels[..., 0] > 99, 6))
 
 
@@ -103,7 +103,7 @@ def test_letterbox_is_that_of_cris(height: int, width: int, size: int, seed: int
     key = np.random.default_rng(seed)
     pixels = key.integers(0, 256, (height, width, 3), dtype=np.uint8)
     mask = key.integers(0, 2, (height, width), dtype=np.uint8)
-    result = fit_picture(Image.fromarray(pixels), size, "letterbox")
+    result = fit_image(Image.fromarray(pixels), size, "letterbox")
     fitted = fit_mask(mask, size, "letterbox")
     assert result.shape == (3, size, size)
     assert result.is_contiguous()
@@ -131,14 +131,14 @@ def test_letterbox_geometry_centres_and_fills(height: int, width: int, size: int
 
 def test_letterbox_of_a_fitting_square_changes_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    result = fit_picture(Image.fromarray(pixels), 8, "letterbox")
+    result = fit_image(Image.fromarray(pixels), 8, "letterbox")
     assert torch.equal(result, torch.from_numpy(pixels).permute(2, 0, 1))
     mask = pixels[..., 0] > 99
     assert torch.equal(fit_mask(mask, 8, "letterbox"), torch.from_numpy(mask.astype(np.uint8)))
 
 
 def test_letterbox_pads_with_the_mean_colour() -> None:
-    result = fit_picture(Image.new("RGB", (64, 16), (9, 9, 9)), 32, "letterbox")
+    result = fit_image(Image.new("RGB", (64, 16), (9, 9, 9)), 32, "letterbox")
     assert result[:, 0, 0].tolist() == [round(255 * each) for each in CLIP_MEAN]
     assert result[:, 16, 16].tolist() == [9, 9, 9]
     assert result[:, 31, 31].tolist() == [123, 117, 104]
@@ -162,22 +162,22 @@ def test_normalize_refuses(bad: torch.Tensor) -> None:
 
 def test_errors_name_what_came() -> None:
     with pytest.raises(ValueError, match="mode 'L', expected 'RGB'"):
-        resize_picture(Image.new("L", (2, 2)), 4)
+        resize_image(Image.new("L", (2, 2)), 4)
     with pytest.raises(
         ValueError, match="size must be a whole number of pixels of at least 1, got 0"
     ):
-        resize_picture(Image.new("RGB", (2, 2)), 0)
+        resize_image(Image.new("RGB", (2, 2)), 0)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 1\), expected \(H, W\)"):
         resize_mask(np.zeros((2, 2, 1)), 4)
     for fit in ("squash", "letterbox"):
         with pytest.raises(ValueError, match="mode 'L', expected 'RGB'"):
-            fit_picture(Image.new("L", (2, 2)), 4, fit)
+            fit_image(Image.new("L", (2, 2)), 4, fit)
         with pytest.raises(ValueError, match="at least 1, got 0"):
-            fit_picture(Image.new("RGB", (2, 2)), 0, fit)
+            fit_image(Image.new("RGB", (2, 2)), 0, fit)
         with pytest.raises(ValueError, match=r"expected \(H, W\)"):
             fit_mask(np.zeros((2, 2, 1)), 4, fit)
     with pytest.raises(ValueError, match="unknown fit 'letterbx'; did you mean 'letterbox'"):
-        fit_picture(Image.new("RGB", (2, 2)), 4, "letterbx")
+        fit_image(Image.new("RGB", (2, 2)), 4, "letterbx")
     with pytest.raises(ValueError, match="unknown fit 'crop'"):
         fit_mask(np.zeros((2, 2)), 4, "crop")
     with pytest.raises(ValueError, match="width must be a whole number of pixels of at least 1"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.study.names import recorded_towers, recorded_train
 from masksd.kit.config import TrainConfig
-from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
 from masksd.kit.training.pretrain import PretrainConfig
 

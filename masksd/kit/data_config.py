@@ -44,7 +44,7 @@ class DataConfig:
         name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
         split_by: who made the splits, as the refs file says: masksd, unc, google, umd; None takes
             the one papers use, or the only one.
-        index: folder that masksd data prepare wrote; None takes DATA_ROOT/NAME/index(SPLIT_BY),
+        index: file that masksd data prepare wrote; None takes the one beside the refs file,
             and reads the sources where there is none.
         text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
         skip_bad: leave out bad records, blank sentences and refs without a picture, and count them.

@@ -11,7 +11,7 @@ from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.config import DataConfig, TrainConfig, cache_folder
 from masksd.kit.data.layout import find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
-from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
@@ -47,7 +47,7 @@ def shapes_folder(shapes: ShapesConfig) -> Path:
         >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
         'shapes-hard-10-300-300-300-96px-seed0'
     """
-    pictures = "-".join(map(str, shapes.pictures().values()))
+    pictures = "-".join(map(str, shapes.images().values()))
     name = f"shapes-{shapes.level}{shapes.variant}-{pictures}-{shapes.size}px-seed{shapes.seed}"
     return cache_folder() / name
 

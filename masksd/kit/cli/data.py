@@ -12,7 +12,7 @@ from masksd.kit.cli.options import checked, command, unchecked
 
 def data_commands() -> dict[str, Any]:
     """Make the commands by name."""
-    from masksd.kit.data.shapes.build import ShapesConfig
+    from masksd.kit.data.shapes import ShapesConfig
 
     name: Any = Annotated[str, tyro.conf.Positional], tyro.MISSING
     root: Any = Annotated[Path, tyro.conf.Positional], tyro.MISSING
@@ -51,7 +51,7 @@ def _shapes(options: Any) -> None:
     Attributes:
         output: folder; None takes the one in the cache that training uses.
     """
-    from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+    from masksd.kit.data.shapes import ShapesConfig, build_shapes
     from masksd.kit.sources import shapes_folder
 
     config = checked(ShapesConfig(), options.config)
@@ -69,7 +69,8 @@ def _prepare(options: Any) -> None:
         root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p.
         split_by: whose split: unc, google, umd; None takes the one papers use, or the only one.
         images: folder of the pictures; None takes ROOT/images.
-        output: folder of the index; None takes ROOT/NAME/index(SPLIT_BY), where training looks.
+        output: file of the index; None takes ROOT/NAME/index(SPLIT_BY).safetensors, where training
+            looks.
         skip_bad: leave out bad records and refs of bad pictures, and count them.
         check_pictures: decode every picture, instead of looking whether its file exists.
     """
@@ -90,10 +91,10 @@ def _prepare(options: Any) -> None:
     dropped = int(index.objects["dropped"].sum())
     if dropped:
         print(f"polygons that cannot be drawn, dropped from objects that have others: {dropped}")
-    size = sum(path.stat().st_size for path in layout.index.iterdir())
-    pictures = "decoded" if options.check_pictures else "found"
+    size = layout.index.stat().st_size
+    images = "decoded" if options.check_pictures else "found"
     print(f"refs of {layout.refs}")
-    print(f"{len(index.images)} pictures {pictures} in {layout.images}")
+    print(f"{len(index.images)} images {images} in {layout.images}")
     print(f"{layout.index} ({size / 1e6:.1f} MB)")
 
 
@@ -105,17 +106,24 @@ def _inspect(options: Any) -> None:
         name: of the data set; may be left out where ROOT holds one.
         split_by: whose split: unc, google, umd; None takes the one papers use, or the only one.
         images: folder of the pictures; None takes ROOT/images.
-        index: folder that masksd data prepare wrote; None takes ROOT/NAME/index(SPLIT_BY), and
+        index: file that masksd data prepare wrote; None takes the one beside the refs file, and
             reads the sources where there is none.
         text: which form of the sentences: sent (cleaned) or raw (as written).
         samples: refs on the sheet.
         seed: of the refs drawn.
         output: the sheet, a PNG; None takes NAME-SPLIT_BY.png in the working folder.
     """
-    from masksd.kit.data.gather import find_index
     from masksd.kit.data.layout import data_sets, find_files, find_split_by
-    from masksd.kit.data.sheet import draw_data_sheet, draw_refs, read_cell
-    from masksd.kit.data.survey import count_split, format_counts, format_surveys, survey_split
+    from masksd.kit.data.prepare import find_index
+    from masksd.kit.data.survey import (
+        count_split,
+        draw_data_sheet,
+        draw_refs,
+        format_counts,
+        format_surveys,
+        read_cell,
+        survey_split,
+    )
 
     found = data_sets(options.root)
     if options.name is None and len(found) != 1:

@@ -1,16 +1,19 @@
 """A data set in refer format as a few arrays: small, quick to open, shared by worker processes.
 
-The arrays come from the sources in some seconds (:mod:`masksd.kit.data.gather`), or are mapped into
-memory from a folder that ``masksd data prepare`` wrote, in some milliseconds. The folder holds
-plain ``.npy`` files and ``index.json``, with size and SHA-256 of the sources; nothing in it is a
-pickle. Only what refs speak of is kept: other objects and pictures stay where they are.
+The arrays come from the sources in some seconds (:func:`masksd.kit.data.prepare.gather_index`), or
+are mapped into memory from the safetensors file that ``masksd data prepare`` wrote, in some
+milliseconds. Tables are stored there as the bytes of their rows; the header holds size and SHA-256
+of the sources. Only what refs speak of is kept: other objects and images stay where they are.
+
+A number that leads out of an array, or a coordinate that is not finite, would crash or read
+elsewhere when a mask is drawn, so all of them are checked whenever an index is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +21,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksd.errors import unknown_name
-from masksd.kit.data.arrays import ARRAYS, contradiction
-from masksd.kit.data.bad import BadRecords, DataError
 from masksd.kit.data.layout import Layout
-from masksd.kit.data.records import ImageRecord, check_file_name
+from masksd.kit.data.records import BadRecords, DataError, ImageRecord, check_file_name
 from masksd.kit.data.segmentation import decode_mask
+from masksd.kit.files import write_files
 
-METADATA = "index.json"
-_FORMAT = 2
-_LEFT_OUT = "left-out.json"
-_MAGIC = b"\x93NUMPY\x01\x00"
+_FORMAT = 3
+METADATA = "masksd_index"  # the entry of the file's header
+_SPAN = ("<i8", (2,))  # where something starts and ends in another array
+# rows of one array name rows of another
+ARRAYS: Mapping[str, Any] = {
+    "refs": [
+        ("ref_id", "<i8"),
+        ("object", "<i4"),
+        ("image", "<i4"),
+        ("category_id", "<i8"),
+        ("has_category", "?"),
+        ("split", "<i4"),
+        ("sentences", *_SPAN),
+    ],
+    "sentences": [("sent_id", "<i8"), ("sent", *_SPAN), ("raw", *_SPAN)],  # in text
+    "images": [("image_id", "<i8"), ("width", "<i4"), ("height", "<i4"), ("name", *_SPAN)],
+    "objects": [
+        ("ann_id", "<i8"),
+        ("image", "<i4"),
+        ("is_runs", "?"),
+        ("parts", *_SPAN),  # in runs, or in polygons
+        ("dropped", "<i4"),  # unusable polygons
+    ],
+    "polygons": [("points", *_SPAN)],  # in coordinates
+    "coordinates": "<f8",
+    "runs": "<i8",
+    "text": "u1",  # UTF-8
+}
+_MAX_SIDE = 32_768
+_MAX_PARTS = 4_096  # polygons of an object; drawing takes time by the square of their number
+_MAX_OUTLINE = 4_000_000  # pixels along both axes; drawing takes memory for each
 
 
 class Index:
-    """Refs, sentences, objects and pictures of all splits, as arrays.
+    """Refs, expressions, objects and images of all splits, as the arrays of ``ARRAYS``.
 
-    Args:
-        arrays: by the names of ``ARRAYS``, with its dtypes.
-        splits: names of the splits; refs hold their numbers.
-        bad: the records that were left out when it was made.
-        folder: where the arrays are mapped from; None for arrays in memory.
-        fingerprint: of that folder, see :func:`load_index`.
-
-    Attributes:
-        refs: the refs in the order of their file, a structured array.
-        sentences: the sentences in the same order.
-        images: the pictures that refs speak of.
-        objects: the objects that refs speak of.
-
-    Raises:
-        DataError: arrays that contradict each other.
-
-    Example:
-        >>> import tempfile
-        >>> from masksd.kit.data.gather import gather_index
-        >>> from masksd.kit.data.layout import find_files
-        >>> from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-        >>> small = ShapesConfig(train=1, val=1, test_a=1, test_b=1)
-        >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
-        >>> index = gather_index(find_files(root, "shapes", "masksd"))
-        >>> index.splits, len(index.images)
-        (('train', 'val', 'testA', 'testB'), 4)
-        >>> ref = index.rows("val")[0]
-        >>> index.mask(int(index.refs["object"][ref])).shape
-        (96, 96)
+    ``path`` and ``fingerprint`` are of the file that the arrays are mapped from, None for arrays in
+    memory. Arrays that contradict each other are a DataError.
     """
 
     def __init__(
@@ -69,50 +71,41 @@ class Index:
         arrays: Mapping[str, NDArray[Any]],
         splits: Sequence[str],
         bad: BadRecords,
-        folder: Path | None = None,
+        path: Path | None = None,
         fingerprint: str | None = None,
     ) -> None:
         self.refs, self.sentences = arrays["refs"], arrays["sentences"]
         self.images, self.objects = arrays["images"], arrays["objects"]
         self.splits, self.bad = tuple(splits), bad
-        self.folder, self.fingerprint = folder, fingerprint
+        self.path, self.fingerprint = path, fingerprint
         self._arrays = dict(arrays)
         for name, kind in ARRAYS.items():
             if arrays[name].dtype != np.dtype(kind) or arrays[name].ndim != 1:
-                raise DataError(f"array {name!r} has another type than {kind}")
-        wrong = contradiction(self._arrays, len(self.splits))
+                raise DataError(f"array {name!r} is not one-dimensional of type {kind}")
+        wrong = _contradiction(self._arrays, len(self.splits))
         if wrong:
             raise DataError(f"array {wrong!r} is damaged")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker as the name of the folder, where there is one, and its fingerprint."""
-        if self.folder is not None:
-            return load_index, (self.folder, self.fingerprint)
+        """Travel to a worker as the path of the file, where there is one, and its fingerprint."""
+        if self.path is not None:
+            return load_index, (self.path, self.fingerprint)
         return Index, (self._arrays, self.splits, self.bad)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the rows of ``refs`` that belong to a split, in order.
-
-        Raises:
-            ValueError: an unknown split, with the nearest name.
-        """
+        """Return the rows of ``refs`` that belong to a split, in order."""
         if split not in self.splits:
             raise unknown_name("split", split, self.splits)
         return np.flatnonzero(self.refs["split"] == self.splits.index(split))
 
     def sentence(self, row: int, text: str) -> str:
-        """Return a sentence.
-
-        Args:
-            row: of ``sentences``.
-            text: ``"sent"`` or ``"raw"``.
-        """
+        """Return an expression by its row of ``sentences``; ``text`` is ``"sent"`` or ``"raw"``."""
         return self._text(self.sentences[text][row])
 
     def image(self, row: int) -> ImageRecord:
-        """Return the record of a picture by its row of ``images``."""
+        """Return the record of an image by its row of ``images``."""
         entry = self.images[row]
-        name = check_file_name(self._text(entry["name"]), f"{self.folder}: images[{row}]")
+        name = check_file_name(self._text(entry["name"]), f"{self.path}: images[{row}]")
         return ImageRecord(int(entry["image_id"]), name, int(entry["width"]), int(entry["height"]))
 
     def mask(self, row: int) -> NDArray[np.uint8]:
@@ -130,38 +123,35 @@ class Index:
         spans = self._arrays["polygons"]["points"][start:end].tolist()
         return [self._arrays["coordinates"][first:last].tolist() for first, last in spans]
 
-    def save(self, folder: Path, layout: Layout, sources: Mapping[str, Any]) -> None:
-        """Write the arrays and the metadata into a folder that exists.
+    def save(self, layout: Layout, sources: Mapping[str, Any]) -> None:
+        """Write ``layout.index``; ``sources`` is from before they were read."""
+        from safetensors.numpy import save
 
-        Args:
-            folder: empty; put in its place by the caller when all is written.
-            layout: of the data set.
-            sources: what :func:`describe_sources` said before they were read.
-        """
         digest = hashlib.sha256()
+        tensors = {}
         for name, array in self._arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
             digest.update(np.ascontiguousarray(array).tobytes())
-        left_out = {"count": self.bad.count, "reasons": self.bad.reasons}
-        (folder / _LEFT_OUT).write_text(json.dumps(left_out, indent=0) + "\n")
+            tensors[name] = array
+            if array.dtype.names is not None:
+                tensors[name] = array.view("u1").reshape(len(array), array.dtype.itemsize)
         metadata = {
             "format": _FORMAT,
             "name": layout.name,
             "split_by": layout.split_by,
             "splits": self.splits,
-            "rows": {name: len(array) for name, array in self._arrays.items()},
             "sources": sources,
-            # not compared when it is opened: it makes another file of metadata for other arrays
+            "left_out": {"count": self.bad.count, "reasons": self.bad.reasons},
+            # not compared when it is opened: it gives other arrays another fingerprint
             "sha256": digest.hexdigest(),
         }
-        (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+        write_files({layout.index: save(tensors, metadata={METADATA: json.dumps(metadata)})})
 
     def _text(self, span: NDArray[np.int64]) -> str:
         start, end = span.tolist()
         try:
             return self._arrays["text"][start:end].tobytes().decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.folder}: array 'text' is damaged: {error}") from None
+            raise DataError(f"{self.path}: array 'text' is damaged: {error}") from None
 
 
 def describe_sources(layout: Layout) -> dict[str, Any]:
@@ -173,101 +163,78 @@ def describe_sources(layout: Layout) -> dict[str, Any]:
 
 
 def open_index(layout: Layout) -> Index:
-    """Open the index of a data set, if it belongs to the sources as they are now.
+    """Open the index of a data set; a DataError unless it belongs to the sources as they are now.
 
     The sources are not read: size and time of change are compared, and only where the time differs
     (after copying, say) the SHA-256.
-
-    Args:
-        layout: of the data set; ``layout.index`` must exist.
-
-    Returns:
-        The index; its arrays are mapped into memory and read when they are needed.
-
-    Raises:
-        DataError: no index, a damaged one, or one that is older than its sources.
     """
-    metadata, _ = _metadata(layout.index)
-    fix = (
-        f"run `masksd data prepare {layout.name} ROOT --split-by {layout.split_by}` again, or name "
-        "another index (--index)"
-    )
+    index, sources = _read(layout.index)
     for role, path in (("refs", layout.refs), ("instances", layout.instances)):
-        known, found = metadata["sources"][role], _stamp(path)
+        known, found = sources[role], _stamp(path)
         if found == {key: known[key] for key in found}:
             continue
         if found["bytes"] != known["bytes"] or _digest(path) != known["sha256"]:
-            raise DataError(f"{layout.index} does not belong to {path} as it is now; {fix}")
-    return load_index(layout.index)
+            raise DataError(
+                f"{layout.index} does not belong to {path} as it is now; run `masksd data prepare "
+                f"{layout.name} ROOT --split-by {layout.split_by}` again, or name another index "
+                "(--index)"
+            )
+    return index
 
 
-def load_index(folder: Path, fingerprint: str | None = None) -> Index:
-    """Open an index without looking at its sources; see :func:`open_index`.
+def load_index(path: Path, fingerprint: str | None = None) -> Index:
+    """Open an index without looking at its sources; a fingerprint must be the one it has."""
+    index, _ = _read(path)
+    if fingerprint not in (None, index.fingerprint):
+        raise DataError(f"{path}: the index was rewritten while it was open; open the data again")
+    return index
 
-    Args:
-        folder: of the index.
-        fingerprint: SHA-256 of the metadata that it must have; None takes any.
 
-    Returns:
-        The index, with the fingerprint.
+def _read(path: Path) -> tuple[Index, dict[str, Any]]:
+    """Map the arrays of an index into memory; return it with what it knows of its sources."""
+    from safetensors import SafetensorError, safe_open
 
-    Raises:
-        DataError: no index, a damaged one, or another one than was wanted.
-    """
-    metadata, found = _metadata(folder)
-    if fingerprint not in (None, found):
-        raise DataError(f"{folder}: the index was rewritten while it was open; open the data again")
     try:
-        arrays = {
-            name: _map(folder / f"{name}.npy", np.dtype(kind), metadata["rows"][name])
-            for name, kind in ARRAYS.items()
-        }
-        left_out = json.loads((folder / _LEFT_OUT).read_bytes())
+        # through torch, which maps the file; numpy's side of safetensors copies it
+        with safe_open(path, "pt") as file:
+            content = (file.metadata() or {})[METADATA]
+            metadata = json.loads(content)
+            _check_metadata(metadata)
+            arrays = {
+                name: _as_rows(file.get_tensor(name).numpy(), np.dtype(kind))
+                for name, kind in ARRAYS.items()
+            }
+        left_out = metadata["left_out"]
         bad = BadRecords(map(str, left_out["reasons"]), int(left_out["count"]))
-        return Index(arrays, metadata["splits"], bad, folder, found)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(folder, error) from None
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        return Index(arrays, metadata["splits"], bad, path, fingerprint), metadata["sources"]
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        SafetensorError,
+    ) as error:
+        raise DataError(
+            f"{path} is not a readable index ({error}); run `masksd data prepare` again, or remove "
+            "it to read the sources"
+        ) from None
 
 
-def _metadata(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the metadata and their SHA-256."""
-    try:
-        content = (folder / METADATA).read_bytes()
-        metadata: dict[str, Any] = json.loads(content)
-        if metadata["format"] != _FORMAT:
-            raise DataError(f"format {metadata['format']!r} is not {_FORMAT}")
-        if not all(type(name) is str for name in metadata["splits"]):
-            raise DataError("splits are no names")
-        for name in ARRAYS:
-            if type(metadata["rows"][name]) is not int or metadata["rows"][name] < 0:
-                raise DataError(f"rows of {name} are no number")
-        for role in ("refs", "instances"):
-            if metadata["sources"][role].keys() != {"bytes", "mtime_ns", "sha256"}:
-                raise DataError(f"sources say nothing of {role}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(folder, error) from None
-    return metadata, hashlib.sha256(content).hexdigest()
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    if metadata["format"] != _FORMAT:
+        raise DataError(f"format {metadata['format']!r}, expected {_FORMAT}")
+    if not all(type(name) is str for name in metadata["splits"]):
+        raise DataError("its splits are not strings")
+    for role in ("refs", "instances"):
+        if metadata["sources"][role].keys() != {"bytes", "mtime_ns", "sha256"}:
+            raise DataError(f"it does not say which {role} it was made from")
 
 
-def _map(path: Path, kind: np.dtype[Any], rows: int) -> NDArray[Any]:
-    """Map the rows of a ``.npy`` file; type and length are known, so its header is not trusted."""
-    size = path.stat().st_size
-    offset = size - rows * kind.itemsize
-    with path.open("rb") as file:
-        start = file.read(10)  # magic, version 1.0, length of the header
-    if start[:8] != _MAGIC or offset != 10 + int.from_bytes(start[8:], "little"):
-        raise DataError(f"{path.name} ({size} bytes) does not hold {rows} rows")
-    if not rows:
-        return np.zeros(0, dtype=kind)  # nothing that could be mapped
-    # a plain array on the mapped memory: numpy's own class is slower for every row
-    return np.asarray(np.memmap(path, dtype=kind, mode="r", offset=offset, shape=(rows,)))
-
-
-def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{folder} is no index that can be read ({error}); run `masksd data prepare` again, or "
-        "remove the folder to read the sources"
-    )
+def _as_rows(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    """View the bytes of a table as its rows; leave other arrays alone."""
+    if kind.names is None:
+        return array
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != kind.itemsize:
+        raise DataError(f"its rows are not of {kind.itemsize} bytes")
+    return array.view(kind)[:, 0]
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -284,3 +251,65 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _contradiction(arrays: Mapping[str, NDArray[Any]], splits: int) -> str | None:
+    """Name an array whose numbers lead out of another one or cannot be drawn; None for none."""
+    refs, sentences, images = arrays["refs"], arrays["sentences"], arrays["images"]
+    objects, polygons, runs = arrays["objects"], arrays["polygons"], arrays["runs"]
+    coordinates, text = arrays["coordinates"], arrays["text"]
+    checks: list[tuple[str, Callable[[], Any]]] = [  # in this order: later ones rely on earlier
+        ("images", lambda: _spans(images["name"], len(text))),
+        ("images", lambda: (images["width"] > 0) & (images["width"] <= _MAX_SIDE)),
+        ("images", lambda: (images["height"] > 0) & (images["height"] <= _MAX_SIDE)),
+        ("sentences", lambda: _spans(sentences["sent"], len(text))),
+        ("sentences", lambda: _spans(sentences["raw"], len(text))),
+        # false for NaN, too
+        ("coordinates", lambda: coordinates.min(initial=0) >= -2 * _MAX_SIDE),
+        ("coordinates", lambda: coordinates.max(initial=0) <= 2 * _MAX_SIDE),
+        ("polygons", lambda: _spans(polygons["points"], len(coordinates))),
+        ("polygons", lambda: np.diff(polygons["points"]) >= 6),
+        ("polygons", lambda: np.diff(polygons["points"]) % 2 == 0),
+        ("polygons", lambda: _outlines(polygons["points"], coordinates) <= _MAX_OUTLINE),
+        ("runs", lambda: (runs >= 0) & (runs <= _MAX_SIDE**2)),
+        ("objects", lambda: _rows(objects["image"], len(images))),
+        ("objects", lambda: np.diff(objects["parts"]) > 0),
+        ("objects", lambda: _spans(objects["parts"][~objects["is_runs"]], len(polygons))),
+        ("objects", lambda: np.diff(objects["parts"][~objects["is_runs"]]) <= _MAX_PARTS),
+        ("objects", lambda: _spans(objects["parts"][objects["is_runs"]], len(runs))),
+        ("runs", lambda: _covered(objects[objects["is_runs"]], images, runs)),
+        ("refs", lambda: _rows(refs["object"], len(objects))),
+        ("refs", lambda: refs["image"] == objects["image"][refs["object"]]),
+        ("refs", lambda: _rows(refs["split"], splits)),
+        ("refs", lambda: _spans(refs["sentences"], len(sentences))),
+        ("refs", lambda: np.diff(refs["sentences"]) > 0),
+    ]
+    return next((name for name, check in checks if not np.all(check())), None)
+
+
+def _spans(spans: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+    starts, ends = spans[:, 0], spans[:, 1]
+    return (starts >= 0) & (starts <= ends) & (ends <= limit)
+
+
+def _outlines(points: NDArray[np.int64], coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each polygon's length along both axes, without its last side (at most half of it)."""
+    sums = np.zeros(max(len(coordinates) - 1, 0))  # in place: these are the largest arrays
+    np.subtract(coordinates[2:], coordinates[:-2], out=sums[1:])
+    np.abs(sums, out=sums)
+    np.cumsum(sums, out=sums)
+    return np.asarray(sums[points[:, 1] - 2] - sums[points[:, 0]])
+
+
+def _rows(rows: NDArray[Any], limit: int) -> NDArray[np.bool_]:
+    return (rows >= 0) & (rows < limit)
+
+
+def _covered(
+    objects: NDArray[Any], images: NDArray[Any], runs: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each object's runs cover its image exactly."""
+    sums = np.concatenate([[0], np.cumsum(runs)])
+    of = images[objects["image"]]
+    covered = sums[objects["parts"][:, 1]] - sums[objects["parts"][:, 0]]
+    return np.asarray(covered == of["width"].astype(np.int64) * of["height"])

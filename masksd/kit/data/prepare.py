@@ -1,23 +1,39 @@
-"""``masksd data prepare``: check a data set in refer format and write its index."""
+"""``masksd data prepare``: from the source files to an index, in memory or written to disk."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import tempfile
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from masksd.kit.data.bad import BadRecords, DataError
-from masksd.kit.data.catalog import count_difference
-from masksd.kit.data.gather import gather_index
-from masksd.kit.data.index import METADATA, Index, describe_sources, load_index
-from masksd.kit.data.layout import Layout, find_files, find_split_by
-from masksd.kit.data.pictures import find_picture
-from masksd.kit.data.records import ImageRecord
-from masksd.kit.data.refer import read_recorded
-from masksd.kit.data.survey import count_split
-from masksd.kit.files import StagedFolder
+import numpy as np
+from tqdm import tqdm
+
+from masksd.kit.data.images import check_image_file, read_recorded_image
+from masksd.kit.data.index import (
+    ARRAYS,
+    METADATA,
+    Index,
+    describe_sources,
+    load_index,
+    open_index,
+)
+from masksd.kit.data.layout import Layout, count_difference, find_files, find_split_by
+from masksd.kit.data.records import (
+    Annotation,
+    BadRecords,
+    DataError,
+    ImageRecord,
+    Ref,
+    attempt,
+    read_instances,
+    read_refs,
+)
+from masksd.kit.data.segmentation import check_segmentation
 
 
 def prepare_data(
@@ -31,89 +47,200 @@ def prepare_data(
     check_pictures: bool = False,
     progress: bool = True,
 ) -> tuple[Layout, Index]:
-    """Check refs, objects and pictures, and write the index that opens in milliseconds.
+    """Check refs, objects and images, and write the index that opens in milliseconds.
 
     Args:
         root: the folder that holds the data sets.
         name: the data set's folder in it.
         split_by: whose split it is; None takes the one papers use, or the only one there.
-        images: the folder of the pictures; None takes ``<root>/images``.
-        output: the index's folder; None takes ``<root>/<name>/index(<split_by>)``, where
+        images: the folder of the images; None takes ``<root>/images``.
+        output: the index's file; None takes ``<root>/<name>/index(<split_by>).safetensors``, where
             :class:`~masksd.kit.data.refer.ReferDataset` looks for it. An older index is replaced.
-        skip_bad: leave out what is bad, with a warning that counts it; the index keeps every
-            reason in ``left-out.json``.
-        check_pictures: decode every picture and compare its size, instead of looking whether the
+        skip_bad: leave out what is bad, with a warning that counts it; the index keeps the reasons.
+        check_pictures: decode every image and compare its size, instead of looking whether the
             file exists.
         progress: show a bar.
 
-    Returns:
-        The places of the files, and the index.
-
     Raises:
-        DataError: missing files (with where copies of published data sets lie), and without
-            ``skip_bad`` the first bad record or picture.
+        DataError: missing files (with where to download published data sets), and without
+            ``skip_bad`` the first bad record or image.
         ValueError: ``output`` holds something else, or cannot be written.
-
-    Warns:
-        UserWarning: what was left out; each split whose size differs from the published one.
-
-    Example:
-        >>> import tempfile
-        >>> from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-        >>> small = ShapesConfig(train=1, val=1, test_a=1, test_b=1)
-        >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
-        >>> layout, index = prepare_data(root, "shapes", progress=False)
-        >>> layout.index.name, len(index.images)
-        ('index(masksd)', 4)
     """
     split_by = split_by or find_split_by(root, name)
     layout = find_files(root, name, split_by, images)
-    if output is not None:
-        layout = dataclasses.replace(layout, index=Path(output))
+    default, output = layout.index, Path(output or layout.index)
+    layout = dataclasses.replace(layout, index=output)
 
-    def check_target() -> None:
-        target = layout.index
-        if target.exists() and not target.is_dir():
-            raise ValueError(f"output {target} is a file; choose another folder")
-        if target.is_dir() and any(target.iterdir()) and not (target / METADATA).is_file():
-            raise ValueError(f"output {target} exists and is no index; choose another folder")
-
-    def check_picture(image: ImageRecord) -> None:
+    def check_image(image: ImageRecord) -> None:
         try:
-            find_picture(layout.images / image.file_name)
+            check_image_file(layout.images / image.file_name)
         except DataError as error:
             raise DataError(
-                f"picture {image.image_id}: {error}; name the folder of the pictures "
-                "with --images, or leave its refs out with --skip-bad"
+                f"image {image.image_id}: {error}; name the folder of the images with --images, or "
+                "leave its refs out with --skip-bad"
             ) from None
         if check_pictures:
-            read_recorded(layout.images, image)
+            read_recorded_image(layout.images, image)
 
-    bad = BadRecords() if skip_bad else None
-    with contextlib.ExitStack() as stack:
-        with _writing(layout.index):
-            staged = stack.enter_context(StagedFolder(layout.index, check_target))
-        sources = describe_sources(layout)
-        gathered = gather_index(layout, bad, check_picture, progress)
-        with _writing(layout.index):
-            gathered.save(staged.path, layout, sources)
-            staged.publish()
-    index = load_index(layout.index)
+    _check_output(output, output == default)
+    sources = describe_sources(layout)
+    gathered = gather_index(layout, BadRecords() if skip_bad else None, check_image, progress)
+    try:
+        gathered.save(layout, sources)
+    except OSError as error:
+        raise _unwritable(output, error) from None
+    index = load_index(output)
     index.bad.warn()
     for split in index.splits:
-        counts = count_split(index, split)
-        difference = count_difference(name, split_by, split, counts.refs, counts.sentences)
+        refs = index.refs[index.rows(split)]
+        sentences = int(np.diff(refs["sentences"]).sum())
+        difference = count_difference(name, split_by, split, len(refs), sentences)
         if difference:
             warnings.warn(difference, UserWarning, stacklevel=2)
     return layout, index
 
 
-@contextlib.contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    """Name the option where the system refuses to write."""
+def _check_output(output: Path, ours_by_name: bool) -> None:
+    """Refuse a place before minutes of work: one that is taken, or that cannot be written."""
     try:
-        yield
+        if output.is_dir():
+            raise ValueError(
+                f"output {output} is a folder; name a file, such as {output}.safetensors"
+            )
+        if output.exists() and not ours_by_name:
+            with output.open("rb") as file:
+                if METADATA.encode() not in file.read(200):
+                    raise ValueError(
+                        f"output {output} exists and is not an index; choose another --output"
+                    )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
     except OSError as error:
-        raise ValueError(
-            f"output {output} cannot be written ({error.strerror}); choose another --output"
-        ) from None
+        raise _unwritable(output, error) from None
+
+
+def _unwritable(output: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"output {output} cannot be written ({error.strerror}); choose another --output"
+    )
+
+
+def find_index(layout: Layout, bad: BadRecords | None = None) -> Index:
+    """Open the prepared index where there is one, else read the sources; both give the same."""
+    return open_index(layout) if layout.index.exists() else gather_index(layout, bad)
+
+
+def gather_index(
+    layout: Layout,
+    bad: BadRecords | None = None,
+    check_image: Callable[[ImageRecord], object] | None = None,
+    progress: bool = False,
+) -> Index:
+    """Read refs and instances, check what the refs speak of, and put it into arrays.
+
+    Bad records, and images for which ``check_image`` raises a DataError, go to ``bad`` and are left
+    out; without it the first one is raised. It is always an error if no ref is left.
+    """
+    images, annotations = read_instances(layout.instances, bad)
+    refs = read_refs(layout.refs, annotations, bad)
+    gathered = _Gathered()
+    usable: dict[int, bool] = {}  # images by id
+    objects: dict[int, int | None] = {}  # rows by id; None for what was left out
+
+    def is_usable(image: ImageRecord) -> bool:
+        if check_image is not None:
+            check_image(image)
+        return True
+
+    for ref in tqdm(refs, desc=f"checking {layout.name}", unit="ref", disable=not progress):
+        image = images[ref.image_id]
+        if image.image_id not in usable:
+            usable[image.image_id] = bool(attempt(bad, is_usable, image))
+        if usable[image.image_id] and ref.ann_id not in objects:
+            annotation = annotations[ref.ann_id]
+            checked = attempt(bad, _check_object, annotation, image, layout.instances)
+            objects[ref.ann_id] = checked and gathered.add_object(annotation, image, *checked)
+        row = objects.get(ref.ann_id)
+        if row is not None:
+            gathered.add_ref(ref, row)
+        elif bad is not None:  # it is: without it the first bad one was raised
+            what = f"object {ref.ann_id}" if usable[image.image_id] else f"image {ref.image_id}"
+            bad.add(f"{layout.refs}: ref_id {ref.ref_id}: {what} was left out")
+    if not gathered.rows["refs"]:
+        why = "" if bad is None else bad.summary()
+        raise DataError(f"{layout.refs}: no ref is left: {why or 'the file holds none'}")
+    return gathered.index(BadRecords() if bad is None else bad)
+
+
+class _Gathered:
+    """Rows of the arrays while they grow."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Any] = {name: [] for name in ARRAYS}
+        # millions of numbers, which as Python objects take four times the memory
+        self.rows |= {"coordinates": array("d"), "runs": array("q")}
+        self.text = bytearray()
+        self.texts: dict[str, tuple[int, int]] = {}  # their places in it: each is kept once
+        self.splits: dict[str, int] = {}  # their numbers
+        self.images: dict[int, int] = {}  # their rows by id
+
+    def add_object(
+        self, annotation: Annotation, image: ImageRecord, checked: Any, dropped: int
+    ) -> int:
+        if image.image_id not in self.images:
+            self.images[image.image_id] = len(self.images)
+            name = self._add_text(image.file_name)
+            self.rows["images"].append((image.image_id, image.width, image.height, name))
+        is_runs = not isinstance(checked[0], list)
+        if is_runs:
+            parts = self._extend("runs", checked)
+        else:
+            spans = [(self._extend("coordinates", polygon),) for polygon in checked]
+            parts = self._extend("polygons", spans)
+        place = self.images[image.image_id]
+        self.rows["objects"].append((annotation.ann_id, place, is_runs, parts, dropped))
+        return len(self.rows["objects"]) - 1
+
+    def add_ref(self, ref: Ref, row: int) -> None:
+        split = self.splits.setdefault(ref.split, len(self.splits))
+        sentences = [
+            (each.sent_id, self._add_text(each.sent), self._add_text(each.raw))
+            for each in ref.sentences
+        ]
+        category = ref.category_id
+        self.rows["refs"].append(
+            (
+                ref.ref_id,
+                row,
+                self.images[ref.image_id],
+                0 if category is None else category,
+                category is not None,
+                split,
+                self._extend("sentences", sentences),
+            )
+        )
+
+    def index(self, bad: BadRecords) -> Index:
+        arrays = {name: np.array(self.rows[name], dtype=kind) for name, kind in ARRAYS.items()}
+        arrays["text"] = np.frombuffer(bytes(self.text), dtype=np.uint8)
+        return Index(arrays, list(self.splits), bad)
+
+    def _extend(self, name: str, values: Sequence[Any]) -> tuple[int, int]:
+        start = len(self.rows[name])
+        self.rows[name].extend(values)
+        return start, start + len(values)
+
+    def _add_text(self, text: str) -> tuple[int, int]:
+        if text not in self.texts:
+            start = len(self.text)
+            self.text += text.encode()
+            self.texts[text] = start, len(self.text)
+        return self.texts[text]
+
+
+def _check_object(annotation: Annotation, image: ImageRecord, path: Path) -> tuple[Any, int]:
+    try:
+        return check_segmentation(annotation.segmentation, image.height, image.width)
+    except DataError as error:
+        raise DataError(f"{path}: annotation {annotation.ann_id}: {error}") from None

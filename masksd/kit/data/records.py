@@ -1,36 +1,86 @@
 """The two files of the refer format, read and checked: ``refs(...).p`` and ``instances.json``.
 
 Every error names the file, the record, its id and the field, so that a bad entry can be found and
-repaired. With a :class:`~masksd.kit.data.bad.BadRecords` bad entries are left out and noted instead;
-a file that is no such file, or an id that comes twice, is an error all the same.
+repaired. With a :class:`BadRecords` bad entries are left out and noted instead; a file that cannot
+be read, or an id that comes twice, is always an error.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from masksd.kit.data.bad import BadRecords, attempt
-from masksd.kit.data.bad import DataError as DataError
 from masksd.kit.data.pickles import PickleError, read_pickle
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LARGEST_ID = 2**63 - 1
 _LONGEST_TEXT = 10_000  # characters; nobody says so much of an object
 _LONGEST_NAME = 255  # bytes, of a file on any common file system
+_REASONS_SHOWN = 3
+_REASONS_KEPT = 1_000
+
+
+class DataError(ValueError):
+    """Data on disk that are missing, damaged or contradict themselves."""
+
+
+class BadRecords:
+    """The records that were left out because the user asked to go on (``skip_bad``).
+
+    Attributes:
+        reasons: of the first 1,000 records, one line each: file, id and reason.
+        count: how many records were left out, with those whose reason is not kept.
+    """
+
+    def __init__(self, reasons: Iterable[str] = (), count: int | None = None) -> None:
+        given = list(reasons)
+        self.reasons = given[:_REASONS_KEPT]
+        self.count = len(given) if count is None else count
+
+    def add(self, reason: str) -> None:
+        """Note one record: file, id and what is wrong."""
+        self.count += 1
+        if len(self.reasons) < _REASONS_KEPT:
+            self.reasons.append(reason)
+
+    def summary(self) -> str:
+        """Return the count and the first reasons in one line; "" where nothing was left out."""
+        if not self.reasons:
+            return ""
+        rest = self.count - _REASONS_SHOWN
+        more = f"; and {rest} more" if rest > 0 else ""
+        records = "bad record" if self.count == 1 else "bad records"
+        return f"{self.count} {records} left out: {'; '.join(self.reasons[:_REASONS_SHOWN])}{more}"
+
+    def warn(self) -> None:
+        """Emit the summary, if there is one, as a ``UserWarning``."""
+        if self.reasons:
+            warnings.warn(self.summary(), UserWarning, stacklevel=3)
+
+
+def attempt(
+    bad: BadRecords | None, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T | None:
+    """Return what ``read`` returns; where it raises a DataError, note that in ``bad`` if given."""
+    try:
+        return read(*args, **kwargs)
+    except DataError as error:
+        if bad is None:
+            raise
+        bad.add(str(error))
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One referring expression: its id, its cleaned text and the text as written.
-
-    At least one of the two has a word; the other one is "" where it is blank or missing.
-    """
+    """One referring expression, cleaned and as written; one of the two may be blank, as ""."""
 
     sent_id: int
     sent: str
@@ -39,7 +89,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """One referred object with its sentences (at least one); ``category_id`` may be missing."""
+    """One referred object with its expressions (at least one); ``category_id`` may be missing."""
 
     ref_id: int
     ann_id: int
@@ -51,7 +101,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object of a picture; ``segmentation`` is COCO's: polygons or a run-length code."""
+    """One object of an image; ``segmentation`` is COCO's: polygons or a run-length code."""
 
     ann_id: int
     image_id: int
@@ -60,7 +110,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture: its file in the image folder, width and height in pixels."""
+    """One image: its file in the image folder, width and height in pixels."""
 
     image_id: int
     file_name: str
@@ -71,27 +121,9 @@ class ImageRecord:
 def read_instances(
     path: Path, bad: BadRecords | None = None
 ) -> tuple[dict[int, ImageRecord], dict[int, Annotation]]:
-    """Read ``instances.json`` and check it.
+    """Read ``instances.json``: the images by image id and the objects by annotation id.
 
-    Args:
-        path: the file, COCO's layout with ``images`` and ``annotations``.
-        bad: takes the bad records, which are left out; None raises the first.
-
-    Returns:
-        The pictures by image id and the objects by annotation id.
-
-    Raises:
-        DataError: unreadable JSON or an id that comes twice; without ``bad`` also a missing field,
-            an id that is no 64-bit int, a size below 1, a file name with a separator or ``..``, an
-            annotation of an unknown picture.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "instances.json"
-        >>> _ = path.write_text('{"images": [{"id": 7, "file_name": "a.jpg", "width": 8,'
-        ...                     ' "height": 6}], "annotations": []}')
-        >>> read_instances(path)[0][7].width
-        8
+    Bad records go to ``bad``; without it the first one is a DataError.
     """
     content: dict[str, Any] = _typed(_read_json(path), dict, f"{path}: the file")
     images: dict[int, ImageRecord] = {}
@@ -110,21 +142,10 @@ def read_instances(
 def read_refs(
     path: Path, annotations: dict[int, Annotation], bad: BadRecords | None = None
 ) -> list[Ref]:
-    """Read ``refs(<split_by>).p`` (or the same list as ``.json``) and check it.
+    """Read ``refs(<split_by>).p`` (or the same list as ``.json``), in the order of the file.
 
-    Args:
-        path: the file; ``.p`` goes through the restricted reader of :mod:`masksd.kit.data.pickles`.
-        annotations: the objects of ``instances.json``, which the refs must agree with.
-        bad: takes the bad records, which are left out; None raises the first.
-
-    Returns:
-        The refs in the order of the file.
-
-    Raises:
-        DataError: an unreadable file or an id that comes twice; without ``bad`` also a missing
-            field, an id that is no 64-bit int, a ref of several objects, of an unknown object or
-            of another picture, a ref without sentences, a sentence without a word or of more than
-            10,000 characters.
+    The refs must agree with ``annotations``. Bad records go to ``bad``; without it the first one is
+    a DataError.
 
     Example:
         >>> import tempfile
@@ -141,8 +162,6 @@ def read_refs(
             content = read_pickle(path)
         except PickleError as error:
             raise DataError(str(error)) from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     refs: dict[int, Ref] = {}
     sentences: dict[int, Sentence] = {}
     for where, entry in _entries({"refs": content}, "refs", "ref_id", str(path)):
@@ -155,31 +174,15 @@ def read_refs(
 
 
 def check_file_name(name: object, where: str) -> str:
-    """Check that a picture's name leads nowhere but into the picture folder.
-
-    Args:
-        name: as it was read.
-        where: file and record, for the error.
-
-    Returns:
-        The name.
-
-    Raises:
-        DataError: no string, an empty one, ``.``, ``..``, one with a separator (on Windows also a
-            colon, which names a drive), or one of more than 255 bytes.
-
-    Example:
-        >>> check_file_name("a.jpg", "images[0]")
-        'a.jpg'
-    """
+    """Return a file name if it leads nowhere but into the image folder, else raise a DataError."""
     field = f"{where}: field 'file_name'"
     text = _unicode(_typed(name, str, field), "file_name", where)
     size = len(text.encode())
     if size > _LONGEST_NAME:
-        raise DataError(f"{field} has {size} bytes, at most {_LONGEST_NAME} are possible")
+        raise DataError(f"{field} has {size} bytes, at most {_LONGEST_NAME} are allowed")
     separators = "/\\:\0" if os.name == "nt" else "/\\\0"
     if not text or text in (".", "..") or set(text) & set(separators):
-        raise DataError(f"{field} is {text!r}, a bare file name is expected")
+        raise DataError(f"{field} is {text!r}, expected a bare file name")
     return text
 
 
@@ -199,10 +202,10 @@ def _annotation(value: object, where: str, images: dict[int, ImageRecord]) -> An
     if type(segmentation) not in (list, dict):
         raise DataError(f"{where}: field 'segmentation' must be a list or an object")
     if type(segmentation) is list and len(segmentation) == 1 and type(segmentation[0]) is dict:
-        segmentation = segmentation[0]  # data sets in refer layout hold a run-length code so
+        segmentation = segmentation[0]  # some data sets wrap a run-length code in a list
     ann_id, image_id = _integer(entry, "id", where), _integer(entry, "image_id", where)
     if image_id not in images:
-        raise DataError(f"{where}: field 'image_id' is {image_id}, no such picture")
+        raise DataError(f"{where}: field 'image_id' is {image_id}, but there is no such image")
     return Annotation(ann_id, image_id, segmentation)
 
 
@@ -213,7 +216,7 @@ def _ref(
     if type(entry.get("ann_id")) is list:
         raise DataError(
             f"{where}: field 'ann_id' is a list: refs of several or of no objects, as in gRefCOCO, "
-            "are not supported; a ref has one object here"
+            "are not supported; a ref must have one object"
         )
     category = entry.get("category_id")
     ref_id, ann_id = _integer(entry, "ref_id", where), _integer(entry, "ann_id", where)
@@ -222,11 +225,11 @@ def _ref(
     split = _unicode(_typed(entry.get("split"), str, f"{where}: field 'split'"), "split", where)
     annotation = annotations.get(ann_id)
     if annotation is None:
-        raise DataError(f"{where}: field 'ann_id' is {ann_id}, not in instances.json")
+        raise DataError(f"{where}: field 'ann_id' is {ann_id}, which is not in instances.json")
     if annotation.image_id != image_id:
         raise DataError(
             f"{where}: field 'image_id' is {image_id}, but object {ann_id} belongs to "
-            f"picture {annotation.image_id} in instances.json"
+            f"image {annotation.image_id} in instances.json"
         )
     found = (
         attempt(bad, _sentence, item, at)
@@ -243,7 +246,9 @@ def _sentence(value: object, where: str) -> Sentence:
     sent_id = _integer(entry, "sent_id", where)
     sent, raw = (_text(entry, field, where) for field in ("sent", "raw"))
     if not sent and not raw:
-        raise DataError(f"{where}: fields 'sent' and 'raw' are blank; an expression needs a word")
+        raise DataError(
+            f"{where}: fields 'sent' and 'raw' are both blank; an expression needs a word"
+        )
     return Sentence(sent_id, sent, raw)
 
 
@@ -271,11 +276,11 @@ def _read_json(path: Path) -> object:
 def _entries(
     holder: dict[str, Any], field: str, key: str, where: str
 ) -> Iterator[tuple[str, object]]:
-    """Pair every record of a list field with the words that name it in an error."""
+    """Yield every record of a list field with the words that name it in an error."""
     values: list[object] = _typed(holder.get(field), list, f"{where}: field {field!r}")
     for index, value in enumerate(values):
         identity = value.get(key) if type(value) is dict else None
-        # the words of a number too long to print are an error of their own
+        # a number too large to print is reported by its own check
         small = type(identity) is int and abs(identity) <= _LARGEST_ID
         named = f" ({key} {identity})" if small else ""
         yield f"{where}: {field}[{index}]{named}", value
@@ -283,17 +288,17 @@ def _entries(
 
 def _typed(value: object, kind: Callable[..., T], where: str) -> T:
     if type(value) is not kind:
-        got = "missing" if value is None else f"of type {type(value).__name__}"
-        raise DataError(f"{where} must be of type {getattr(kind, '__name__', kind)}, it is {got}")
+        got = "is missing" if value is None else f"is of type {type(value).__name__}"
+        raise DataError(f"{where} must be of type {getattr(kind, '__name__', kind)}, but {got}")
     return value  # type: ignore[return-value]
 
 
 def _integer(entry: dict[str, Any], field: str, where: str, least: int | None = None) -> int:
     value = _typed(entry.get(field), int, f"{where}: field {field!r}")
     if abs(value) > _LARGEST_ID:
-        raise DataError(f"{where}: field {field!r} is larger than a number of 64 bits")
+        raise DataError(f"{where}: field {field!r} does not fit in 64 bits")
     if least is not None and value < least:
-        raise DataError(f"{where}: field {field!r} is {value}, it must be at least {least}")
+        raise DataError(f"{where}: field {field!r} is {value}, expected at least {least}")
     return value
 
 
@@ -301,11 +306,11 @@ def _unicode(text: str, field: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: field {field!r} is no valid Unicode text") from None
+        raise DataError(f"{where}: field {field!r} is not valid Unicode text") from None
     return text
 
 
 def _add(known: dict[int, T], key: int, value: T, where: str, field: str) -> None:
     if key in known:
-        raise DataError(f"{where}: field {field!r} is {key}, which another record has already")
+        raise DataError(f"{where}: field {field!r} is {key}, which another record already has")
     known[key] = value

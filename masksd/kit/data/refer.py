@@ -1,16 +1,9 @@
-"""Data sets of the RefCOCO family on disk (the *refer format*), as a PyTorch data set.
-
-Layout::
-
-    <root>/<name>/instances.json          pictures and objects, COCO's layout
-    <root>/<name>/refs(<split_by>).p      refs with their sentences (or .json, or refs.json alone)
-    <root>/<name>/index(<split_by>)/      from ``masksd data prepare``; without it sources are read
-    <images>/<file_name>                  pictures, by default in <root>/images
-"""
+"""Data sets of the RefCOCO family for torch; :mod:`masksd.kit.data.layout` says where files lie."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,15 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from masksd.errors import check_choice
-from masksd.kit.data.bad import BadRecords
-from masksd.kit.data.bad import DataError as DataError
-from masksd.kit.data.catalog import count_difference
-from masksd.kit.data.gather import find_index
-from masksd.kit.data.layout import find_files
-from masksd.kit.data.pictures import read_picture
-from masksd.kit.data.records import ImageRecord
-from masksd.kit.data.selection import select_split
-from masksd.kit.data.transforms import FITS, fit_mask, fit_picture
+from masksd.kit.data.images import check_image_file, read_recorded_image
+from masksd.kit.data.index import Index
+from masksd.kit.data.layout import Layout, count_difference, find_files
+from masksd.kit.data.prepare import find_index
+from masksd.kit.data.records import BadRecords, DataError
+from masksd.kit.data.transforms import FITS, fit_image, fit_mask
 
 
 class Encoder(Protocol):
@@ -46,11 +36,10 @@ class ReferDataset(Dataset[dict[str, Any]]):
 
     Items are dictionaries of ``image`` uint8 ``(3, S, S)``, ``tokens`` int64 ``(L,)``, ``target``
     uint8 ``(S, S)`` of 0 and 1, and ``index`` int, where ``S`` is ``image_size`` and ``L`` the
-    tokenizer's length. The picture is squashed or letterboxed, its truth likewise (nearest). A
-    truth of several polygons is their union.
+    tokenizer's length. A truth of several polygons is their union.
 
-    In training with ``train_items="refs"`` an item is a ref with one of its sentences, drawn by
-    (seed, epoch, index) alone. Otherwise every sentence is an item.
+    In training with ``train_items="refs"`` an item is a ref with one of its expressions, drawn by
+    (seed, epoch, index) alone. Otherwise every expression is an item.
 
     Args:
         root: the folder that holds the data sets.
@@ -58,20 +47,20 @@ class ReferDataset(Dataset[dict[str, Any]]):
             ``"shapes"``.
         split: the split as its refs name it: ``"train"``, ``"val"``, ``"testA"``, ``"testB"``.
         tokenizer: an object with ``encode(sentence) -> (L,) int64``.
-        image_size: side of the square picture in pixels.
+        image_size: side of the square image in pixels.
         split_by: whose split it is: ``"unc"``, ``"google"``, ``"umd"``, or ``"masksd"`` for shapes.
-        images: the folder of the pictures; None takes ``<root>/images``.
+        images: the folder of the images; None takes ``<root>/images``.
         text: ``"sent"`` (cleaned, as CRIS) or ``"raw"`` (as written, as LAVT).
         train_items: ``"refs"`` or ``"sentences"``; only training looks at it.
         training: whether the items are for training.
-        seed: of the sentences drawn in training, at least 0.
-        cache: keep resized pictures and truths in memory, ``4 * S * S`` bytes or less an item.
+        seed: of the expressions drawn in training, at least 0.
+        cache: keep resized images and truths in memory, ``4 * S * S`` bytes or less an item.
             Every worker process of a data loader keeps a copy of its own: use it without workers.
         fit: ``"squash"`` (to the square, whatever the proportions) or ``"letterbox"`` (CRIS).
-        skip_bad: leave out bad records, sentences that are blank in ``text``, and refs whose
-            picture file does not exist, and go on; one warning counts them.
-        index: folder of the index, which must exist; None takes
-            ``<root>/<name>/index(<split_by>)``, which need not.
+        skip_bad: leave out bad records, expressions that are blank in ``text``, and refs whose
+            image file does not exist; one warning counts them.
+        index: file of the index, which must exist; None takes
+            ``<root>/<name>/index(<split_by>).safetensors``, which need not.
 
     Attributes:
         epoch: set by :meth:`set_epoch`; shared with the workers of a data loader.
@@ -81,16 +70,16 @@ class ReferDataset(Dataset[dict[str, Any]]):
     Raises:
         DataError: missing files (with those wanted and the nearest names), records that are damaged
             or contradict each other, an index that is older than its sources, and, when an item is
-            read, a damaged picture or one whose size differs from ``instances.json``.
+            read, a damaged image or one whose size differs from ``instances.json``.
         ValueError: an unknown split, ``text``, ``train_items`` or ``fit``.
 
     Warns:
         UserWarning: records were left out, here or when the index was made; or a published split
-            has another number of refs or sentences than it was published with.
+            has another number of refs or expressions than it was published with.
 
     Example:
         >>> import tempfile
-        >>> from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+        >>> from masksd.kit.data.shapes import ShapesConfig, build_shapes
         >>> from masksd.kit.data.tokenizers import load_tokenizer
         >>> small = ShapesConfig(train=2, val=1, test_a=1, test_b=1)
         >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
@@ -129,16 +118,17 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self._index = find_index(layout, BadRecords() if skip_bad else None)
         self.bad = BadRecords(self._index.bad.reasons, self._index.bad.count)
         self._text = text
-        selection = select_split(self._index, split, text, layout, self.bad if skip_bad else None)
-        self._rows, self._sentences, counts = selection
+        self._rows, self._sentences, counts = _select_split(
+            self._index, split, text, layout, self.bad if skip_bad else None
+        )
         self.bad.warn()
         difference = count_difference(name, split_by, split, len(self._rows), len(self._sentences))
         if difference:
             warnings.warn(difference, UserWarning, stacklevel=2)
 
         self._draw = training and train_items == "refs"
-        self._firsts = np.concatenate([[0], np.cumsum(counts)])  # of each ref's sentences
-        self._owners = np.repeat(np.arange(len(counts)), counts)  # the ref of each sentence
+        self._firsts = np.concatenate([[0], np.cumsum(counts)])  # of each ref's expressions
+        self._owners = np.repeat(np.arange(len(counts)), counts)  # the ref of each expression
         self._images = self._index.refs["image"][self._rows]
         self._objects = self._index.refs["object"][self._rows]
         self._by_image = np.argsort(self._images, kind="stable")
@@ -150,7 +140,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self.fit = fit
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._picture_cache: dict[int, Tensor] | None = {} if cache else None
+        self._image_cache: dict[int, Tensor] | None = {} if cache else None
         self._target_cache: dict[int, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -159,7 +149,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         ref, sentence = self._item(index)
         return {
-            "image": self._fitted_picture(ref),
+            "image": self._fitted_image(ref),
             "tokens": self.tokenizer.encode(self._index.sentence(sentence, self._text)),
             "target": self._fitted_target(ref),
             "index": index,
@@ -167,18 +157,11 @@ class ReferDataset(Dataset[dict[str, Any]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose sentences are drawn, 0 at first."""
+        """The epoch whose expressions are drawn, 0 at first."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose sentences are drawn; call it before iterating.
-
-        Args:
-            epoch: at least 0.
-
-        Raises:
-            ValueError: a negative epoch.
-        """
+        """Choose the epoch whose expressions are drawn; call it before iterating."""
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         self._epoch.fill_(epoch)
@@ -188,13 +171,9 @@ class ReferDataset(Dataset[dict[str, Any]]):
         return self._index.sentence(self._item(index)[1], self._text)
 
     def other_sentence(self, index: int) -> str | None:
-        """Return a sentence of another object of the same picture, always the same one.
+        """Return an expression of another object of the same image, always the same one.
 
-        Args:
-            index: of the item.
-
-        Returns:
-            The sentence, or None where no other object of the picture is referred to in this split.
+        None where the split refers to no other object of the image.
         """
         ref, _ = self._item(index)
         image = self._images[ref]
@@ -205,30 +184,23 @@ class ReferDataset(Dataset[dict[str, Any]]):
         if not len(others):
             return None
         # not by the seed: a split is scored alike whatever the training was seeded with
-        key = np.random.default_rng([0, index])
-        other = int(others[int(key.integers(len(others)))])
-        first, last = self._firsts[other], self._firsts[other + 1]
-        row = self._sentences[first + int(key.integers(last - first))]
-        return self._index.sentence(int(row), self._text)
+        random = np.random.default_rng([0, index])
+        other = int(others[int(random.integers(len(others)))])
+        return self._index.sentence(self._draw_sentence(other, random), self._text)
 
     def truth(self, index: int) -> NDArray[np.uint8]:
-        """Return the truth of an item at the picture's own size, ``(H, W)`` uint8 of 0 and 1."""
+        """Return the truth of an item at the image's own size, ``(H, W)`` uint8 of 0 and 1."""
         return self._index.mask(int(self._objects[self._item(index)[0]]))
 
-    def picture(self, index: int) -> Image.Image:
-        """Return the picture of an item at its own size, mode ``"RGB"``."""
-        return self._picture(self._item(index)[0])
+    def image(self, index: int) -> Image.Image:
+        """Return the image of an item at its own size, mode ``"RGB"``."""
+        return self._image(self._item(index)[0])
 
     def record(self, index: int) -> dict[str, int | None]:
         """Return what identifies an item.
 
-        Args:
-            index: of the item.
-
-        Returns:
-            ``ref_id``, ``ann_id``, ``image_id``, ``sent_id`` (in training with refs: this
-            epoch's), ``category_id`` (None where the ref has none), ``height`` and ``width`` of
-            the picture in pixels.
+        The keys are ``ref_id``, ``ann_id``, ``image_id``, ``sent_id`` (in training with refs: this
+        epoch's), ``category_id`` (None where the ref has none), ``height`` and ``width``.
         """
         ref, sentence = self._item(index)
         entry = self._index.refs[self._rows[ref]]
@@ -243,65 +215,91 @@ class ReferDataset(Dataset[dict[str, Any]]):
             "width": image.width,
         }
 
-    # -- inside -------------------------------------------------------------------------------
     def _item(self, index: int) -> tuple[int, int]:
         """Return the position of the item's ref in the split, and the row of its sentence."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of a data set of {len(self)}")
         if not self._draw:
             return int(self._owners[index]), int(self._sentences[index])
-        key = np.random.default_rng([self.seed, self.epoch, index])
-        first, last = self._firsts[index], self._firsts[index + 1]
-        return index, int(self._sentences[first + int(key.integers(last - first))])
+        random = np.random.default_rng([self.seed, self.epoch, index])
+        return index, self._draw_sentence(index, random)
 
-    def _picture(self, ref: int) -> Image.Image:
-        return read_recorded(self._image_folder, self._index.image(int(self._images[ref])))
+    def _draw_sentence(self, ref: int, random: np.random.Generator) -> int:
+        first, last = self._firsts[ref], self._firsts[ref + 1]
+        return int(self._sentences[first + int(random.integers(last - first))])
 
-    def _fitted_picture(self, ref: int) -> Tensor:
-        if self._picture_cache is None:
-            return fit_picture(self._picture(ref), self.image_size, self.fit)
+    def _image(self, ref: int) -> Image.Image:
+        return read_recorded_image(self._image_folder, self._index.image(int(self._images[ref])))
+
+    def _fitted_image(self, ref: int) -> Tensor:
         key = int(self._images[ref])
-        if key not in self._picture_cache:
-            fitted = fit_picture(self._picture(ref), self.image_size, self.fit)
-            self._picture_cache[key] = fitted
-        return self._picture_cache[key].clone()  # the caller may write into an item
+        return _cached(
+            self._image_cache,
+            key,
+            lambda: fit_image(self._image(ref), self.image_size, self.fit),
+        )
 
     def _fitted_target(self, ref: int) -> Tensor:
         key = int(self._objects[ref])
-        if self._target_cache is None:
-            return fit_mask(self._index.mask(key), self.image_size, self.fit)
-        if key not in self._target_cache:
-            self._target_cache[key] = fit_mask(self._index.mask(key), self.image_size, self.fit)
-        return self._target_cache[key].clone()
-
-
-def read_recorded(folder: Path, image: ImageRecord) -> Image.Image:
-    """Read a picture of a data set and check that it is the one that is meant.
-
-    Args:
-        folder: of the pictures.
-        image: its record in ``instances.json``.
-
-    Returns:
-        The picture, mode ``"RGB"``, at its own size.
-
-    Raises:
-        DataError: a missing or damaged file, or one of another size, with id, file and reason.
-
-    Example:
-        >>> read_recorded(Path("none"), ImageRecord(7, "a.jpg", 640, 480))
-        Traceback (most recent call last):
-        ...
-        masksd.kit.data.bad.DataError: picture 7: none/a.jpg: no such file
-    """
-    path = folder / image.file_name
-    try:
-        picture = read_picture(path)
-    except DataError as error:
-        raise DataError(f"picture {image.image_id}: {error}") from None
-    if picture.size != (image.width, image.height):
-        raise DataError(
-            f"picture {image.image_id}: {path}: {picture.width}x{picture.height} pixels, "
-            f"instances.json says {image.width}x{image.height}"
+        return _cached(
+            self._target_cache,
+            key,
+            lambda: fit_mask(self._index.mask(key), self.image_size, self.fit),
         )
-    return picture
+
+
+def _cached(cache: dict[int, Tensor] | None, key: int, make: Callable[[], Tensor]) -> Tensor:
+    if cache is None:
+        return make()
+    if key not in cache:
+        cache[key] = make()
+    return cache[key].clone()  # the caller may write into an item
+
+
+def _select_split(
+    index: Index, split: str, text: str, layout: Layout, bad: BadRecords | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Select the refs of a split, with the expressions that are not blank in ``text``.
+
+    Returns rows of the refs, rows of their expressions ref by ref, and how many each ref has.
+    ``bad`` takes these, and the refs whose image file cannot be found. Without it a blank
+    expression is a DataError, and no image is looked for.
+    """
+    rows = index.rows(split)
+    if bad is not None:
+        rows = _with_images(index, rows, layout.images, bad)
+    spans = index.refs["sentences"][rows]
+    sizes = spans[:, 1] - spans[:, 0]
+    owners = np.repeat(np.arange(len(rows)), sizes)
+    # the place of a sentence among those of its ref, added to where they start
+    places = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sentences = np.repeat(spans[:, 0], sizes) + places
+    texts = index.sentences[text][sentences]
+    blank = texts[:, 0] == texts[:, 1]
+    for position in np.flatnonzero(blank):
+        ref_id = int(index.refs["ref_id"][rows[owners[position]]])
+        sent_id = int(index.sentences["sent_id"][sentences[position]])
+        reason = (
+            f"{layout.refs}: ref_id {ref_id}: sent_id {sent_id}: field {text!r} is missing or "
+            "blank; an expression needs a word"
+        )
+        if bad is None:
+            raise DataError(f"{reason}; skip_bad (--skip-bad) leaves such sentences out")
+        bad.add(reason)
+    counts = np.bincount(owners[~blank], minlength=len(rows))
+    return (rows[counts > 0], sentences[~blank], counts[counts > 0])
+
+
+def _with_images(
+    index: Index, rows: NDArray[np.int64], folder: Path, bad: BadRecords
+) -> NDArray[np.int64]:
+    images = index.refs["image"][rows]
+    missing = []
+    for image in np.unique(images).tolist():
+        record = index.image(image)
+        try:
+            check_image_file(folder / record.file_name)
+        except DataError as error:
+            missing.append(image)
+            bad.add(f"image {record.image_id}: {error}")
+    return rows[~np.isin(images, missing)]

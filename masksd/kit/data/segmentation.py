@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksd.kit.data.bad import DataError
+from masksd.kit.data.records import DataError
 
 _MAX_SIDE = 32_768
 _MAX_POLYGONS = 4_096  # drawing takes time by the square of their number
@@ -15,23 +15,13 @@ _MAX_OUTLINE = 2_000_000  # pixels; drawing takes 40 bytes for each
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, int]:
-    """Check a COCO segmentation and bring it into the form that :func:`decode_mask` takes.
+    """Check a COCO segmentation, so that :func:`decode_mask` can draw it.
 
-    Args:
-        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, or a run-length code
-            ``{"size": [height, width], "counts": str | list[int]}`` (column-major runs, starting
-            with zeros).
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-
-    Returns:
-        The list of polygons or the list of runs, and how many polygons were dropped because they
-        have fewer than 6 or an odd count of numbers.
-
-    Raises:
-        DataError: no usable polygon, a coordinate that is not finite or far outside the picture,
-            an outline without measure, runs that do not cover the picture exactly, or a
-            segmentation that draws no pixel (of no area, or wholly outside).
+    It is a list of polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, or a run-length code
+    ``{"size": [height, width], "counts": str | list[int]}`` (column-major, starting with zeros).
+    Returns the list of polygons or of runs, and how many polygons were dropped because they have
+    fewer than 6 or an odd count of numbers. What cannot be drawn safely, or draws no pixel, is a
+    DataError.
 
     Example:
         >>> check_segmentation([[0, 0, 4, 0, 4, 4], [1, 1]], height=6, width=8)
@@ -40,43 +30,28 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
         ([2, 4], 0)
     """
     if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-        raise DataError(f"a picture of {width}x{height} pixels; a side has 1 to {_MAX_SIDE}")
+        raise DataError(f"an image of {width}x{height} pixels; a side must have 1 to {_MAX_SIDE}")
     if isinstance(segmentation, dict):
         return _check_runs(segmentation, height, width), 0
     if not isinstance(segmentation, list):
-        raise DataError(f"segmentation is a {type(segmentation).__name__}, not a list or an object")
+        raise DataError(
+            f"segmentation is a {type(segmentation).__name__}, expected a list or an object"
+        )
     kept = _check_polygons(segmentation, 2 * max(height, width))
     from pycocotools import mask as coco_mask
 
     if not any(coco_mask.area(each) for each in coco_mask.frPyObjects(kept, height, width)):
         raise DataError(
-            "segmentation: its polygons draw no pixel; they have no area or are outside the picture"
+            "segmentation: its polygons draw no pixel; they have no area or lie outside the image"
         )
     return kept, len(segmentation) - len(kept)
 
 
 def decode_mask(checked: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """Draw a segmentation that :func:`check_segmentation` returned.
+    """Draw a checked list of polygons or of runs: ``(height, width)`` uint8 of 0 and 1.
 
     Several polygons are united: a pixel in two of them is 1. (Adding them up gives 2 there, and
     code that keeps ``== 1`` loses the overlap.)
-
-    Args:
-        checked: a list of polygons, or a list of runs.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-
-    Returns:
-        ``(height, width)`` uint8, 1 on the object and 0 elsewhere.
-
-    Example:
-        >>> decode_mask([2, 2, 2], height=2, width=3)
-        array([[0, 1, 0],
-               [0, 1, 0]], dtype=uint8)
-        >>> polygons, _ = check_segmentation([[0, 0, 2, 0, 2, 2, 0, 2]], 2, 3)
-        >>> decode_mask(polygons, height=2, width=3)
-        array([[1, 1, 0],
-               [1, 1, 0]], dtype=uint8)
     """
     if checked and isinstance(checked[0], list):
         from pycocotools import mask as coco_mask
@@ -90,13 +65,7 @@ def decode_mask(checked: Any, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def encode_runs(mask: NDArray[Any]) -> list[int]:
-    """Write a mask as COCO's uncompressed run lengths.
-
-    Args:
-        mask: ``(H, W)``, zero or not.
-
-    Returns:
-        Lengths of the runs in column-major order, the first one (possibly 0) of zeros.
+    """Write a mask ``(H, W)`` as COCO's run lengths: column-major, the first one of zeros.
 
     Example:
         >>> encode_runs(np.array([[1, 0], [1, 0]]))
@@ -109,7 +78,7 @@ def encode_runs(mask: NDArray[Any]) -> list[int]:
 
 
 def _check_polygons(polygons: list[Any], bound: int) -> list[list[float]]:
-    """Return those that can be drawn; an error where drawing one would crash."""
+    """Return those that can be drawn; a DataError where drawing one would crash."""
     if len(polygons) > _MAX_POLYGONS:
         raise DataError(f"segmentation: {len(polygons)} polygons; at most {_MAX_POLYGONS} are read")
     kept = []
@@ -144,7 +113,7 @@ def _check_runs(code: dict[str, Any], height: int, width: int) -> list[int]:
     if size != [height, width]:
         swapped = " (its height and width are swapped)" if size == [width, height] else ""
         raise DataError(
-            f"segmentation: size is {size!r:.40}, the picture has [{height}, {width}]{swapped}"
+            f"segmentation: size is {size!r:.40}, but the image has [{height}, {width}]{swapped}"
         )
     runs = code.get("counts")
     if isinstance(runs, str):
@@ -156,9 +125,7 @@ def _check_runs(code: dict[str, Any], height: int, width: int) -> list[int]:
         if type(run) is not int or not 0 <= run <= pixels:
             raise DataError(f"segmentation: {wanted}, got a run of {run!r:.40}")
     if sum(runs) != pixels:
-        raise DataError(
-            f"segmentation: the runs cover {sum(runs)} of {pixels} pixels of the picture"
-        )
+        raise DataError(f"segmentation: the runs cover {sum(runs)} of {pixels} pixels of the image")
     if not any(runs[1::2]):
         raise DataError("segmentation: its runs draw no pixel")
     return runs
@@ -181,7 +148,7 @@ def _read_compressed(text: str, limit: int) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         if not 0 <= runs[-1] <= limit:
-            raise DataError(f"segmentation: a run of {runs[-1]} in a picture of {limit} pixels")
+            raise DataError(f"segmentation: a run of {runs[-1]} in an image of {limit} pixels")
         value = shift = 0
     if shift:
         raise DataError("segmentation: counts end within a number")

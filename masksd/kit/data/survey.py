@@ -1,17 +1,46 @@
-"""What a data set holds, in numbers: sizes, lengths of sentences, areas of objects."""
+"""What a data set holds: counts, lengths of expressions, areas of objects, a sheet of samples.
+
+This is what ``masksd data inspect`` shows, and what training checks before it starts.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from masksd.kit.data.catalog import PUBLISHED
+from masksd.kit.data.images import read_recorded_image
 from masksd.kit.data.index import Index
+from masksd.kit.data.layout import PUBLISHED, Layout
+from masksd.kit.figures import save_figure
+from masksd.kit.text_tables import align_columns
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from masksd.kit.data.refer import ReferDataset
+    from masksd.kit.data.tokenizers import Tokenizer
+
+_CHECKED = 2_000  # expressions that check_words reads, which takes a fraction of a second
+_COLUMNS = 4  # of the sheet
+_LINES = 5  # of a caption
+_LINE_LENGTH = 36
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """How many refs and expressions a split holds, and of how many images and objects."""
+
+    images: int
+    objects: int
+    refs: int
+    sentences: int
 
 
 class Spread(NamedTuple):
@@ -25,32 +54,14 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SplitCounts:
-    """How much a split holds.
-
-    Attributes:
-        images: pictures that its refs speak of.
-        objects: objects that its refs speak of.
-        refs: its refs.
-        sentences: their sentences.
-    """
-
-    images: int
-    objects: int
-    refs: int
-    sentences: int
-
-
-@dataclass(frozen=True, slots=True)
 class SplitSurvey:
     """What a split looks like.
 
     Attributes:
-        words: words a sentence, as spaces divide them.
-        over_15: share of the sentences with more than 15 words, in [0, 1]; CRIS's 17 tokens hold
-            at most 15.
-        over_20: the same for more than 20 words; G-Ref's 22 tokens hold at most 20.
-        area: share of the picture that an object covers, in [0, 1].
+        words: words an expression, as spaces divide them.
+        over_15: share of the expressions with more than 15 words; CRIS's 17 tokens hold 15.
+        over_20: the same for more than 20 words; G-Ref's 22 tokens hold 20.
+        area: share of the image that an object covers.
         several_polygons: objects of more than one polygon.
         run_lengths: objects given by run lengths.
         dropped_polygons: polygons that cannot be drawn and were dropped.
@@ -65,58 +76,33 @@ class SplitSurvey:
     dropped_polygons: int
 
 
+class DataCell(NamedTuple):
+    """One ref on the sheet: its image, its expressions, and its truth ``(H, W)`` of 0 and 1."""
+
+    title: str
+    image: Image.Image
+    sentences: Sequence[str]
+    truth: NDArray[np.uint8]
+
+
 def count_split(index: Index, split: str) -> SplitCounts:
-    """Count a split.
-
-    Args:
-        index: of the data set.
-        split: as its refs name it.
-
-    Returns:
-        The counts.
-
-    Raises:
-        ValueError: an unknown split.
-
-    Example:
-        >>> import tempfile
-        >>> from masksd.kit.data.gather import gather_index
-        >>> from masksd.kit.data.layout import find_files
-        >>> from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
-        >>> small = ShapesConfig(train=1, val=2, test_a=1, test_b=1)
-        >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
-        >>> index = gather_index(find_files(root, "shapes", "masksd"))
-        >>> count_split(index, "val").images
-        2
-        >>> survey_split(index, "val").words.least >= 2
-        True
-    """
+    """Count what a split holds."""
     refs = index.refs[index.rows(split)]
-    spans = refs["sentences"]
     return SplitCounts(
         images=len(np.unique(refs["image"])),
         objects=len(np.unique(refs["object"])),
         refs=len(refs),
-        sentences=int((spans[:, 1] - spans[:, 0]).sum()),
+        sentences=int(np.diff(refs["sentences"]).sum()),
     )
 
 
 def survey_split(
     index: Index, split: str, text: str = "sent", progress: bool = False
 ) -> SplitSurvey:
-    """Measure the sentences and objects of a split; an object of several refs counts once.
+    """Measure the expressions and objects of a split; an object of several refs counts once.
 
-    Args:
-        index: of the data set.
-        split: as its refs name it.
-        text: which form of the sentences is counted, ``"sent"`` or ``"raw"``; blank ones are not.
-        progress: show a bar.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ValueError: an unknown split.
+    ``text`` says which form of the expressions is counted, ``"sent"`` or ``"raw"``; blank ones are
+    not.
     """
     refs = index.refs[index.rows(split)]
     rows = [row for first, last in refs["sentences"].tolist() for row in range(first, last)]
@@ -142,82 +128,6 @@ def survey_split(
     )
 
 
-def format_counts(name: str, split_by: str, counts: Mapping[str, SplitCounts]) -> str:
-    """Lay counts out as a table, with the published ones where they are known.
-
-    Args:
-        name: of the data set.
-        split_by: whose split it is.
-        counts: by split.
-
-    Returns:
-        Lines of aligned columns, one split a line.
-
-    Example:
-        >>> print(format_counts("mine", "unc", {"val": SplitCounts(1, 2, 3, 4)}))
-        split  images  objects  refs  sentences
-        val         1        2     3          4
-    """
-    published = PUBLISHED.get((name, split_by), {})
-    head = ["split", "images", "objects", "refs", "sentences"]
-    rows = []
-    for split, found in counts.items():
-        row = [split, found.images, found.objects, found.refs, found.sentences]
-        if published:
-            size = published.get(split)
-            row += ["-", "-"] if size is None else [size.refs, size.sentences or "-"]
-        rows.append(row)
-    if published:
-        head += ["refs published", "sentences published"]
-    return _table(head, rows)
-
-
-def format_surveys(surveys: Mapping[str, SplitSurvey]) -> str:
-    """Lay surveys out as a table, one split a column.
-
-    Args:
-        surveys: by split.
-
-    Returns:
-        Lines of aligned columns.
-
-    Example:
-        >>> one = Spread(1, 3, 3.5, 8, 16)
-        >>> area = Spread(0.01, 0.1, 0.15, 0.5, 0.9)
-        >>> print(format_surveys({"val": SplitSurvey(one, 0.25, 0, area, 2, 1, 0)}))
-                                         val
-        words: least                       1
-        words: median                      3
-        words: mean                     3.50
-        words: 95 %                        8
-        words: most                       16
-        over 15 words, %                  25
-        over 20 words, %                   0
-        area, % of the picture: least      1
-        area, % of the picture: median    10
-        area, % of the picture: mean      15
-        area, % of the picture: 95 %      50
-        area, % of the picture: most      90
-        objects of several polygons        2
-        objects of run lengths             1
-        polygons dropped                   0
-    """
-    steps = ("least", "median", "mean", "95 %", "most")
-    each = list(surveys.values())
-    rows: list[list[object]] = []
-    for place, step in enumerate(steps):
-        rows.append([f"words: {step}", *(_short(one.words[place]) for one in each)])
-    rows.append(["over 15 words, %", *(_short(100 * one.over_15) for one in each)])
-    rows.append(["over 20 words, %", *(_short(100 * one.over_20) for one in each)])
-    for place, step in enumerate(steps):
-        label = f"area, % of the picture: {step}"
-        rows.append([label, *(_short(100 * one.area[place]) for one in each)])
-    rows.append(["objects of several polygons", *(one.several_polygons for one in each)])
-    rows.append(["objects of run lengths", *(one.run_lengths for one in each)])
-    rows.append(["polygons dropped", *(one.dropped_polygons for one in each)])
-    return _table(["", *surveys], rows)
-
-
 def _area(parts: list[Any], is_runs: bool, height: int, width: int) -> int:
     """Count the pixels of an object without drawing it; overlaps of polygons count once."""
     if is_runs:
@@ -234,18 +144,152 @@ def _spread(values: NDArray[Any]) -> Spread:
     return Spread(float(least), float(median), float(values.mean()), float(p95), float(most))
 
 
+def format_counts(name: str, split_by: str, counts: Mapping[str, SplitCounts]) -> str:
+    """Lay counts out as a table, one split a line, with the published ones where they are known.
+
+    Example:
+        >>> print(format_counts("mine", "unc", {"val": SplitCounts(1, 2, 3, 4)}))
+        split  images  objects  refs  sentences
+        val         1        2     3          4
+    """
+    published = PUBLISHED.get((name, split_by), {})
+    lines = [["split", "images", "objects", "refs", "sentences"]]
+    if published:
+        lines[0] += ["refs published", "sentences published"]
+    for split, found in counts.items():
+        line = [split, found.images, found.objects, found.refs, found.sentences]
+        if published:
+            size = published.get(split)
+            line += ["-", "-"] if size is None else [size.refs, size.sentences or "-"]
+        lines.append(list(map(str, line)))
+    return align_columns(lines)
+
+
+def format_surveys(surveys: Mapping[str, SplitSurvey]) -> str:
+    """Lay surveys out as a table, one split a column."""
+    each = list(surveys.values())
+    steps = ("least", "median", "mean", "95 %", "most")
+    lines = [["", *surveys]]
+    for place, step in enumerate(steps):
+        lines.append([f"words: {step}", *(_short(one.words[place]) for one in each)])
+    lines.append(["over 15 words, %", *(_short(100 * one.over_15) for one in each)])
+    lines.append(["over 20 words, %", *(_short(100 * one.over_20) for one in each)])
+    for place, step in enumerate(steps):
+        label = f"area, % of the image: {step}"
+        lines.append([label, *(_short(100 * one.area[place]) for one in each)])
+    lines.append(["objects of several polygons", *(str(one.several_polygons) for one in each)])
+    lines.append(["objects of run lengths", *(str(one.run_lengths) for one in each)])
+    lines.append(["polygons dropped", *(str(one.dropped_polygons) for one in each)])
+    return align_columns(lines)
+
+
 def _short(value: float) -> str:
     rounded = round(value, 2)
     return f"{rounded:.0f}" if rounded == int(rounded) else f"{rounded:.2f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+def draw_refs(index: Index, seed: int, count: int) -> list[int]:
+    """Draw rows of refs for a sheet, the same number of every split as far as that goes."""
+    if count < 1 or seed < 0:
+        raise ValueError(f"samples must be at least 1 and seed at least 0, got {count} and {seed}")
+    shares = [len(part) for part in np.array_split(np.arange(count), len(index.splits))]
+    drawn: list[int] = []
+    for number, (split, share) in enumerate(zip(index.splits, shares, strict=True)):
+        rows = index.rows(split)
+        random = np.random.default_rng([seed, number])
+        chosen = random.choice(rows, size=min(share, len(rows)), replace=False)
+        drawn += np.sort(chosen).tolist()
+    return drawn
+
+
+def read_cell(layout: Layout, index: Index, row: int, text: str = "sent") -> DataCell:
+    """Read what a sheet shows of a ref, given by its row."""
+    ref = index.refs[row]
+    first, last = ref["sentences"].tolist()
+    return DataCell(
+        title=f"{index.splits[ref['split']]}, ref {ref['ref_id']}",
+        image=read_recorded_image(layout.images, index.image(int(ref["image"]))),
+        sentences=[index.sentence(each, text) for each in range(first, last)],
+        truth=index.mask(int(ref["object"])),
     )
+
+
+def draw_data_sheet(cells: Sequence[DataCell], path: str | Path) -> Path:
+    """Draw images with expressions and the outlined truth as a PNG, four a row."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if not cells:
+        raise ValueError("a sheet needs at least one ref")
+    rows = -(-len(cells) // _COLUMNS)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.12)
+    figure = Figure(figsize=(3.1 * _COLUMNS, 4.1 * rows), layout=layout)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, cell in zip(grid.flat, cells, strict=False):
+        axes.imshow(np.asarray(cell.image))
+        if cell.truth.min() != cell.truth.max():  # else there is no edge to draw
+            for color, width in (("white", 3.0), ("#d81b60", 1.4)):
+                axes.contour(cell.truth, levels=[0.5], colors=color, linewidths=width)
+        axes.set_title(cell.title, fontsize=9, color="0.4", loc="left")
+        # an expression may hold a dollar sign, which does not start a formula
+        axes.text(
+            0.0, -0.03, _caption(cell.sentences), fontsize=10, va="top", ha="left",
+            transform=axes.transAxes, parse_math=False,
+        )  # fmt: skip
+    return save_figure(figure, path)
+
+
+def _caption(sentences: Sequence[str]) -> str:
+    lines: list[str] = []
+    for sentence in sentences:
+        lines += textwrap.wrap(sentence, _LINE_LENGTH, initial_indent="• ", subsequent_indent="  ")
+    more = [f"  ({len(lines) - _LINES + 1} more lines)"] if len(lines) > _LINES else []
+    return "\n".join(lines[: _LINES - len(more)] + more)
+
+
+def spread_indices(total: int, limit: int) -> list[int]:
+    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all.
+
+    Example:
+        >>> spread_indices(10, 4)
+        [0, 2, 5, 7]
+        >>> spread_indices(3, 0)
+        [0, 1, 2]
+    """
+    if not limit or limit >= total:
+        return list(range(total))
+    return [index * total // limit for index in range(limit)]
+
+
+def check_words(dataset: ReferDataset, tokenizer: Tokenizer, name: str) -> str | None:
+    """Say how many expressions hold unknown words or are cut, in an even sample; None if none.
+
+    A ValueError where not one expression has a word that the tokenizer knows.
+    """
+    sentences = [dataset.sentence(index) for index in spread_indices(len(dataset), _CHECKED)]
+    unknown = cut = known = 0
+    for sentence in sentences:
+        kept = tokenizer.kept(sentence)
+        tokens = int(tokenizer.attention_mask(tokenizer.encode(sentence)).sum()) - 2
+        known += tokens > len(tokenizer.unknown_words(kept))
+        unknown += bool(tokenizer.unknown_words(sentence))
+        cut += kept != sentence
+    if sentences and not known:
+        raise ValueError(
+            f"tokenizer {name!r} knows no word of the sentences, as in {sentences[0][:80]!r}; "
+            "choose another tokenizer (--tokenizer)"
+        )
+    parts = []
+    if unknown:
+        share = f"{100 * unknown / len(sentences):.1f} %"
+        parts.append(
+            f"{share} of the sentences hold words that tokenizer {name!r} does not know "
+            "(--tokenizer)"
+        )
+    if cut:
+        share = f"{100 * cut / len(sentences):.1f} %"
+        of = "" if unknown else " of the sentences"
+        parts.append(f"{share}{of} are cut at max_length {tokenizer.max_length} (--max-length)")
+    return "; ".join(parts) or None

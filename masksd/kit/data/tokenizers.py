@@ -1,56 +1,60 @@
 """Sentences to token ids: start token, the words, end token, then padding.
 
-Three vocabularies (see :mod:`masksd.kit.data.vocabularies`) share this convention. Which ids are no
-padding is told by the position of the first end token, never by comparing with the padding: some
-code pads with 0, some with the end token itself.
+There are three kinds of vocabulary: words of the shapes data set, CLIP's byte pairs, BERT's word
+pieces. What is padding is told by the position of the first end token, never by comparing with the
+padding: some code pads with 0, some with the end token itself.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from masksd.errors import check_choice, unknown_name
-from masksd.kit.data.vocabularies import (
-    BERT_FILES,
-    BERT_NAME,
-    CLIP_FILES,
-    CLIP_NAME,
-    UNKNOWN,
-    Vocabulary,
-    bert_vocabulary,
-    clip_vocabulary,
-    word_vocabulary,
-)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_LENGTH = 17  # the paper's for RefCOCO and RefCOCO+; 22 for G-Ref, LAVT has 20
 
 _SETTINGS = "tokenizer_settings.json"
 _MODEL = "tokenizer.json"
+CLIP_NAME = "openai/clip-vit-base-patch16"
+CLIP_FILES = ("vocab.json", "merges.txt")
+BERT_NAME = "bert-base-uncased"
+BERT_FILES = ("vocab.txt",)
+# the token of a word that the vocabulary lacks, by kind; byte pairs lack none
+UNKNOWN = {"words": "[unknown]", "clip": None, "bert": "[UNK]"}
+
+
+class Vocabulary(NamedTuple):
+    """A backend of the ``tokenizers`` library with its kind and its special tokens."""
+
+    backend: Backend
+    kind: str
+    start_token: int
+    end_token: int
+    pad_token: int
 
 
 class Tokenizer:
-    """Turns sentences into ids of one length; see :func:`load_tokenizer`.
-
-    Args:
-        vocabulary: the backend, its kind and its special tokens.
-        max_length: number of ids of every encoded sentence, at least 3.
+    """Turns sentences into ids of one length; :func:`load_tokenizer` makes one.
 
     Attributes:
         kind: ``"words"``, ``"clip"`` or ``"bert"``.
         vocab_size: number of ids.
         start_token: the id in front.
-        end_token: the id behind; the largest of the vocabulary, except for BERT's.
+        end_token: the id behind; the largest of the vocabulary, except for BERT's, since the models
+            of the others find it by argmax.
         pad_token: the id that fills up.
-        max_length: see above.
-
-    Raises:
-        ValueError: an unknown kind, an end token that is not the largest id of words or byte pairs
-            (their models find it by argmax), or a ``max_length`` below 3.
+        max_length: number of ids of every encoded sentence, at least 3.
 
     Example:
         >>> tokenizer = load_tokenizer("shapes", max_length=6)
@@ -87,35 +91,20 @@ class Tokenizer:
         return Tokenizer, (self._vocabulary, self.max_length)
 
     def encode(self, sentence: str) -> Tensor:
-        """Encode one sentence.
+        """Encode one sentence as ``(max_length,)`` int64; the empty one is start and end alone.
 
         A long one keeps its first ``max_length - 2`` tokens, then the end token, as CRIS does. LAVT
         cuts after ``max_length`` tokens, so that its longest sentences have no end token; ours keep
-        it, since the attention mask and the masking of words both go by its position. The empty
-        sentence is start and end alone.
-
-        Args:
-            sentence: any text.
-
-        Returns:
-            ``(max_length,)`` int64.
-
-        Raises:
-            ValueError: text that is not valid Unicode (a lone surrogate).
+        it, since the attention mask and the masking of words both go by its position.
         """
         body = [token for token, _ in self._pieces(sentence)[: self.max_length - 2]]
         ids = [self.start_token, *body, self.end_token]
         return torch.tensor(ids + [self.pad_token] * (self.max_length - len(ids)))
 
     def attention_mask(self, tokens: Tensor) -> Tensor:
-        """Tell the ids of a sentence from its padding.
+        """Tell ids ``(..., L)`` from their padding: 1 up to and with the first end token, then 0.
 
-        Args:
-            tokens: ``(..., L)`` int64, padded with any id, the end token among them.
-
-        Returns:
-            ``(..., L)`` int64: 1 up to and including the first end token, 0 behind. A row without
-            one (LAVT's longest sentences) is all 1.
+        A row without an end token (LAVT's longest sentences) is all 1.
 
         Example:
             >>> tokenizer = load_tokenizer("shapes", max_length=6)
@@ -126,17 +115,7 @@ class Tokenizer:
         return (ends.cumsum(dim=-1) - ends.long() == 0).long()
 
     def unknown_words(self, sentence: str) -> list[str]:
-        """Return the words of a sentence that the vocabulary lacks (none with byte pairs).
-
-        Args:
-            sentence: any text.
-
-        Returns:
-            The words as written, in order.
-
-        Raises:
-            ValueError: as :meth:`encode`.
-        """
+        """Return the words of a sentence that the vocabulary lacks (none with byte pairs)."""
         name = UNKNOWN[self.kind]
         if name is None:
             return []
@@ -150,12 +129,6 @@ class Tokenizer:
     def kept(self, sentence: str) -> str:
         """Return the beginning of a sentence that :meth:`encode` keeps, the whole if it fits.
 
-        Args:
-            sentence: any text.
-
-        Raises:
-            ValueError: as :meth:`encode`.
-
         Example:
             >>> load_tokenizer("shapes", max_length=4).kept("the red circle")
             'the red'
@@ -165,11 +138,7 @@ class Tokenizer:
         return sentence if len(pieces) <= most else sentence[: pieces[most - 1][1][1]]
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer into a folder, for :func:`load_tokenizer`.
-
-        Args:
-            folder: created if need be.
-        """
+        """Write the tokenizer into a folder, for :func:`load_tokenizer`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MODEL).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
@@ -206,20 +175,9 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
         max_length: number of ids of every encoded sentence; None takes the one that was saved, or
             17, the paper's for RefCOCO.
 
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ValueError: an unknown name, a folder without the files, or a Hub repository that is
-            neither in the cache nor to be reached.
-
     Example:
         >>> load_tokenizer("shapes", 22).max_length
         22
-        >>> load_tokenizer("bart")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown tokenizer 'bart'; did you mean 'bert'? Known: 'bert', ...
     """
     folder = Path(name_or_dir)
     if (folder / _SETTINGS).is_file():
@@ -231,22 +189,22 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
 def _vocabulary(name_or_dir: str | Path) -> Vocabulary:
     folder, name = Path(name_or_dir), str(name_or_dir)
     if name == "shapes":
-        from masksd.kit.data.shapes.expressions import shapes_vocabulary
+        from masksd.kit.data.shapes import shapes_vocabulary
 
-        return word_vocabulary(shapes_vocabulary())
+        return _word_vocabulary(shapes_vocabulary())
     if folder.is_dir():
         if all((folder / each).is_file() for each in CLIP_FILES):
-            return clip_vocabulary(folder)
+            return _clip_vocabulary(folder)
         if all((folder / each).is_file() for each in BERT_FILES):
-            return bert_vocabulary(folder)
+            return _bert_vocabulary(folder)
         raise ValueError(
             f"tokenizer folder {folder} has neither {_SETTINGS} (a saved tokenizer) nor "
             f"{' and '.join(CLIP_FILES)} (CLIP's) nor {' and '.join(BERT_FILES)} (BERT's)"
         )
     if name == "bert":
-        return bert_vocabulary(BERT_NAME)
+        return _bert_vocabulary(BERT_NAME)
     if name == "clip" or name.count("/") == 1:
-        return clip_vocabulary(CLIP_NAME if name == "clip" else name)
+        return _clip_vocabulary(CLIP_NAME if name == "clip" else name)
     error = unknown_name("tokenizer", name, ["bert", "clip", "shapes"])
     raise ValueError(f"{error} (--tokenizer)")
 
@@ -277,3 +235,92 @@ def _read_backend(text: str, folder: Path) -> Backend:
         return Backend.from_str(text)
     except Exception as error:  # the library raises this very class, whatever is wrong
         raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
+
+
+def _word_vocabulary(words: Sequence[str]) -> Vocabulary:
+    """Build a vocabulary of lower-case words, split at spaces and punctuation.
+
+    The words get the ids from 2 on; 0 pads, 1 is unknown, start and end come last.
+    """
+    ids = {word: index for index, word in enumerate(["[pad]", "[unknown]", *words])}
+    ids |= {"[start]": len(ids), "[end]": len(ids) + 1}
+    backend = Backend(models.WordLevel(ids, unk_token=UNKNOWN["words"]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
+    )
+    return Vocabulary(backend, "words", ids["[start]"], ids["[end]"], ids["[pad]"])
+
+
+def _clip_vocabulary(source: str | Path) -> Vocabulary:
+    """Read CLIP's byte pairs, from a folder or by a name on the Hub; padding is 0, as in CRIS."""
+    from transformers import CLIPTokenizer
+
+    clip = _from_transformers(CLIPTokenizer, source, CLIP_FILES)
+    return Vocabulary(clip.backend_tokenizer, "clip", clip.bos_token_id, clip.eos_token_id, 0)
+
+
+def _bert_vocabulary(source: str | Path) -> Vocabulary:
+    """Read BERT's word pieces, from a folder or by a name on the Hub.
+
+    They are lower-case unless a ``tokenizer_config.json`` beside ``vocab.txt`` says otherwise.
+    """
+    from transformers import BertTokenizer
+
+    folder = _folder_of(source, BERT_FILES)
+    try:
+        tokens = (folder / BERT_FILES[0]).read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise ValueError(f"tokenizer folder {folder} is damaged: vocab.txt: {error}") from None
+    # the library adds what is missing behind the others, where no model looks for it
+    for wanted in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+        if tokens.count(wanted) != 1:
+            raise ValueError(
+                f"tokenizer folder {folder} is damaged: vocab.txt must have one line {wanted!r}, "
+                f"it has {tokens.count(wanted)}"
+            )
+    bert = _from_transformers(BertTokenizer, folder, BERT_FILES)
+    ids = (bert.cls_token_id, bert.sep_token_id, bert.pad_token_id)
+    return Vocabulary(bert.backend_tokenizer, "bert", *ids)
+
+
+def _from_transformers(
+    kind: type[PreTrainedTokenizerBase], source: str | Path, files: Sequence[str]
+) -> PreTrainedTokenizerBase:
+    folder = _folder_of(source, files)
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises this very class
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"tokenizer folder {folder} is damaged: {', '.join(files)} or another file of it "
+            f"cannot be read ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _folder_of(source: str | Path, files: Sequence[str]) -> Path:
+    """Return the folder of a tokenizer's files, from the Hub's cache or a download if need be."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from transformers.utils.hub import has_file
+
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
+    try:
+        for file in files:
+            path = try_to_load_from_cache(name, file)
+            if not isinstance(path, str):
+                # asked once: where there is no network, a download tries again for 23 seconds
+                if not has_file(name, file):
+                    raise FileNotFoundError(f"no {file}")
+                path = hf_hub_download(name, file)
+    except (OSError, HFValidationError) as error:
+        wanted = " ".join(files)
+        raise ValueError(
+            f"tokenizer {name!r} is not in the cache and cannot be downloaded "
+            f"({type(error).__name__}); get {' and '.join(files)} with `hf download {name} "
+            f"{wanted} tokenizer_config.json` where there is a network, or pass a folder that "
+            "holds them"
+        ) from None
+    return Path(path).parent

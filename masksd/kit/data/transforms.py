@@ -1,4 +1,4 @@
-"""From a picture and its mask to tensors. Pixels stay 8-bit until they are on the device.
+"""From an image and its mask to tensors. Pixels stay 8-bit until they are on the device.
 
 Two ways to make a square: *squash* changes the proportions, *letterbox* keeps them and pads.
 """
@@ -22,48 +22,21 @@ FITS = ("squash", "letterbox")
 _PAD = torch.tensor([123.0, 117.0, 104.0])  # CLIP's mean in 8 bits
 
 
-def resize_picture(picture: Image.Image, size: int) -> Tensor:
-    """Squash a picture to a square, bilinear with antialiasing.
-
-    Args:
-        picture: any size, mode ``"RGB"``.
-        size: side of the square in pixels.
-
-    Returns:
-        ``(3, size, size)`` uint8.
-
-    Raises:
-        ValueError: a picture that is not RGB, or a size below 1.
-
-    Example:
-        >>> resize_picture(Image.new("RGB", (9, 5), (1, 2, 3)), 4)[:, 0, 0]
-        tensor([1, 2, 3], dtype=torch.uint8)
-    """
-    _check_picture(picture, size)
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # antialiased in Pillow
+def resize_image(image: Image.Image, size: int) -> Tensor:
+    """Squash an RGB image to ``(3, size, size)`` uint8, bilinear with antialiasing."""
+    _check_image(image, size)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)  # antialiased in Pillow
     channels = np.empty((3, size, size), dtype=np.uint8)
-    for index, channel in enumerate(picture.split()):  # faster than one array and its transpose
+    for index, channel in enumerate(image.split()):  # faster than one array and its transpose
         channels[index] = np.asarray(channel)
     return torch.from_numpy(channels)
 
 
 def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
-    """Squash a mask to a square: each new pixel takes the value at its centre (nearest).
+    """Squash a mask ``(H, W)`` to ``(size, size)`` uint8 of 0 and 1.
 
-    Args:
-        mask: ``(H, W)``, zero or not.
-        size: side of the square in pixels.
-
-    Returns:
-        ``(size, size)`` uint8 of 0 and 1.
-
-    Raises:
-        ValueError: a mask that is not two-dimensional, or a size below 1.
-
-    Example:
-        >>> resize_mask(np.array([[0, 1], [0, 0]]), 4)[0]
-        tensor([0, 0, 1, 1], dtype=torch.uint8)
+    Each new pixel takes the value at its centre (nearest).
     """
     _check_mask(mask, size)
     height, width = mask.shape
@@ -73,38 +46,27 @@ def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
     return torch.from_numpy((resized != 0).astype(np.uint8))
 
 
-def fit_picture(picture: Image.Image, size: int, fit: str = "squash") -> Tensor:
-    """Bring a picture into a square.
+def fit_image(image: Image.Image, size: int, fit: str = "squash") -> Tensor:
+    """Bring an RGB image into a square, ``(3, S, S)`` uint8.
 
-    ``"squash"`` is :func:`resize_picture`. ``"letterbox"`` is CRIS's way, as OpenCV's
+    ``"squash"`` is :func:`resize_image`. ``"letterbox"`` is CRIS's way, as OpenCV's
     ``warpAffine`` defines it: scaled by :func:`letterbox_geometry`, centred, cubic (a = -0.75)
     without antialiasing at positions of 1/32 pixel, padded with CLIP's mean colour.
 
-    Args:
-        picture: any size, mode ``"RGB"``.
-        size: side S of the square in pixels.
-        fit: ``"squash"`` or ``"letterbox"``.
-
-    Returns:
-        ``(3, S, S)`` uint8.
-
-    Raises:
-        ValueError: a picture that is not RGB, a size below 1, or an unknown ``fit``.
-
     Example:
-        >>> picture = Image.new("RGB", (8, 4), (255, 0, 0))
-        >>> fit_picture(picture, 4, "letterbox")[:, :, 1]  # the top and bottom are padding
+        >>> image = Image.new("RGB", (8, 4), (255, 0, 0))
+        >>> fit_image(image, 4, "letterbox")[:, :, 1]  # the top and bottom are padding
         tensor([[123, 255, 255, 123],
                 [117,   0,   0, 117],
                 [104,   0,   0, 104]], dtype=torch.uint8)
     """
     check_choice("fit", fit, FITS)
     if fit == "squash":
-        return resize_picture(picture, size)
-    _check_picture(picture, size)
-    scale, left, top = letterbox_geometry(picture.height, picture.width, size)
-    width, height = picture.size
-    pixels = torch.from_numpy(np.array(picture)).view(height, 3 * width).float()
+        return resize_image(image, size)
+    _check_image(image, size)
+    scale, left, top = letterbox_geometry(image.height, image.width, size)
+    width, height = image.size
+    pixels = torch.from_numpy(np.array(image)).view(height, 3 * width).float()
     pixels -= _PAD.repeat(width)  # with the padding as zero, what lies outside needs no tap
     rows = torch.sparse.mm(_cubic_taps(height, size, scale, top), pixels)  # (S, 3 W)
     turned = rows.view(size, width, 3).permute(1, 2, 0).reshape(width, 3 * size)
@@ -114,22 +76,9 @@ def fit_picture(picture: Image.Image, size: int, fit: str = "squash") -> Tensor:
 
 
 def fit_mask(mask: NDArray[Any], size: int, fit: str = "squash") -> Tensor:
-    """Bring a mask into a square, nearest, so that it lies on :func:`fit_picture`'s picture.
+    """Bring a mask ``(H, W)`` into a square, nearest, so that it lies on :func:`fit_image`'s image.
 
-    Args:
-        mask: ``(H, W)``, zero or not.
-        size: side S of the square in pixels.
-        fit: ``"squash"`` (:func:`resize_mask`) or ``"letterbox"`` (0 on the padding).
-
-    Returns:
-        ``(S, S)`` uint8 of 0 and 1.
-
-    Raises:
-        ValueError: a mask that is not two-dimensional, a size below 1, or an unknown ``fit``.
-
-    Example:
-        >>> fit_mask(np.ones((4, 8)), 4, "letterbox")[:, 0]
-        tensor([0, 1, 1, 0], dtype=torch.uint8)
+    Returns ``(S, S)`` uint8 of 0 and 1; the padding of a letterbox is 0.
     """
     check_choice("fit", fit, FITS)
     if fit == "squash":
@@ -145,21 +94,9 @@ def fit_mask(mask: NDArray[Any], size: int, fit: str = "squash") -> Tensor:
 
 
 def letterbox_geometry(height: int, width: int, size: int) -> tuple[float, float, float]:
-    """Return how a letterbox places a picture: ``x' = scale * x + left``, ``y' = scale * y + top``.
+    """Return ``scale, left, top`` of a letterbox: ``x' = scale * x + left``, and ``y'`` likewise.
 
     Coordinates are pixel indices: (0, 0) is the centre of the first pixel, as in CRIS.
-
-    Args:
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-        size: side S of the square in pixels.
-
-    Returns:
-        ``scale = min(S / height, S / width)``, ``left = (S - width * scale) / 2`` and
-        ``top = (S - height * scale) / 2``.
-
-    Raises:
-        ValueError: a side below 1.
 
     Example:
         >>> letterbox_geometry(480, 640, 416)
@@ -174,24 +111,9 @@ def letterbox_geometry(height: int, width: int, size: int) -> tuple[float, float
 def normalize(
     images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
-    """Scale 8-bit pictures to [0, 1], subtract the mean and divide by the deviation.
+    """Scale 8-bit images ``(B, 3, H, W)`` to [0, 1], subtract the mean, divide by the deviation.
 
     Runs on the device of ``images``: only a quarter of the bytes travel there.
-
-    Args:
-        images: ``(B, 3, H, W)`` uint8.
-        mean: of red, green, blue, in [0, 1].
-        std: of red, green, blue, in [0, 1].
-
-    Returns:
-        ``(B, 3, H, W)`` float32.
-
-    Raises:
-        ValueError: another shape or dtype.
-
-    Example:
-        >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), [0.5] * 3, [0.5] * 3).max()
-        tensor(1.)
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -203,7 +125,7 @@ def normalize(
 
 
 def _cubic_taps(length: int, size: int, scale: float, shift: float) -> Tensor:
-    """Return the matrix ``(size, length)``, sparse, that resamples one axis of a picture."""
+    """Return the matrix ``(size, length)``, sparse, that resamples one axis of an image."""
     position = np.floor((np.arange(size) - shift) / scale * 32 + 0.5) / 32
     taps = np.floor(position).astype(np.int64)[:, None] + np.arange(-1, 3)
     weights = _cubic(np.abs(position[:, None] - taps))
@@ -228,10 +150,10 @@ def _nearest(length: int, size: int, scale: float, shift: float) -> NDArray[np.i
     return np.where((index >= 0) & (index < length), index, -1)
 
 
-def _check_picture(picture: Image.Image, size: int) -> None:
+def _check_image(image: Image.Image, size: int) -> None:
     _check_side("size", size)
-    if picture.mode != "RGB":
-        raise ValueError(f"picture has mode {picture.mode!r}, expected 'RGB'; use .convert('RGB')")
+    if image.mode != "RGB":
+        raise ValueError(f"image has mode {image.mode!r}, expected 'RGB'; use .convert('RGB')")
 
 
 def _check_mask(mask: NDArray[Any], size: int) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.evaluation.reading import scoring_batches, spread_indices
+from masksd.kit.data.survey import spread_indices
+from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.views import ObjectViews, equal_sentences
 from masksd.masking import correlate

@@ -34,20 +34,6 @@ class ScoringBatch(NamedTuple):
     truths: list[NDArray[np.uint8]]  # those at the images' own sizes (H, W)
 
 
-def spread_indices(total: int, limit: int) -> list[int]:
-    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all.
-
-    Example:
-        >>> spread_indices(10, 4)
-        [0, 2, 5, 7]
-        >>> spread_indices(3, 0)
-        [0, 1, 2]
-    """
-    if not limit or limit >= total:
-        return list(range(total))
-    return [index * total // limit for index in range(limit)]
-
-
 def given_sentence(dataset: ReferDataset, index: int, sentences: str) -> str:
     """Return the sentence that a model is given with an item, by kind."""
     if sentences == "own":

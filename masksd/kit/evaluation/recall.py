@@ -11,7 +11,8 @@ from torch import Tensor
 
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.evaluation.reading import scoring_batches, spread_indices
+from masksd.kit.data.survey import spread_indices
+from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import model_inputs
 from masksd.kit.training.wrapping import wrap_model

@@ -147,7 +147,7 @@ def case_rows(
     drawn = []
     for batch, row in zip(batches, rows, strict=True):
         [(prediction, truth)] = scored_masks(checkpoint, dataset, batch, protocol, threshold)
-        image = dataset.picture(row["index"])
+        image = dataset.image(row["index"])
         if protocol.scored_at == "input":
             image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
         masks = truth.cpu().numpy(), prediction.cpu().numpy()

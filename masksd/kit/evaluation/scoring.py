@@ -10,12 +10,12 @@ from torch import Tensor
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import (
     SENTENCES,
     ScoringBatch,
     given_sentence,
     scoring_batches,
-    spread_indices,
 )
 from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import predict_logits

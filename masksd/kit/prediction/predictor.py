@@ -13,8 +13,8 @@ from torch import Tensor
 
 from masksd.errors import check_fraction
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
-from masksd.kit.data.pictures import read_picture, to_rgb
-from masksd.kit.data.transforms import fit_picture, normalize
+from masksd.kit.data.images import read_image, to_rgb
+from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
 from masksd.models.base import CrisModel
 from masksd.segmenter import evaluating
@@ -95,9 +95,9 @@ class Predictor:
         if isinstance(image, Image.Image):
             upright = to_rgb(image, upright=True)
         else:
-            upright = read_picture(image, upright=True)
+            upright = read_image(image, upright=True)
         config, model = self.checkpoint.config, self.checkpoint.model
-        fitted = fit_picture(upright, config.image_size, config.fit)[None]
+        fitted = fit_image(upright, config.image_size, config.fit)[None]
         fitted = fitted.to(next(model.parameters()).device)
         encoded = None
         if isinstance(model, CrisModel):

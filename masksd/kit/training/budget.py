@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.errors import check_choice
 from masksd.kit.config import DataConfig, TrainConfig
-from masksd.kit.data.catalog import PUBLISHED, SplitSize, preferred_split
+from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
 from masksd.kit.sources import (
     find_root,
     model_options,
@@ -212,7 +212,7 @@ def check_splits(config: TrainConfig) -> None:
         for split in (config.train_split, config.eval_split):
             open_split(data, split, _NoTokenizer(), 1, cache=False)
         return
-    known = shapes_config(data).pictures() if data.name == "shapes" else _published(data)
+    known = shapes_config(data).images() if data.name == "shapes" else _published(data)
     if known:
         check_choice("train_split", config.train_split, known)
         check_choice("eval_split", config.eval_split, known)

@@ -55,7 +55,7 @@ def example_rows(
             masked = out.masks["lmvsd"][row].cpu().numpy().reshape(side, side)
         rows.append(
             SheetRow(
-                image=dataset.picture(index),
+                image=dataset.image(index),
                 sentence=dataset.sentence(index),
                 truth=truth,
                 prediction=predicted,

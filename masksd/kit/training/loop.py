@@ -18,7 +18,8 @@ from masksd.distill import DistillOutput
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
-from masksd.kit.evaluation.reading import spread_indices, without_traceback
+from masksd.kit.data.survey import spread_indices
+from masksd.kit.evaluation.reading import without_traceback
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.figures import draw_curves, draw_sheet

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from masksd.kit.config import TrainConfig
-from masksd.kit.data.coverage import check_words
+from masksd.kit.data.survey import check_words
 from masksd.kit.files import StagedFolder, check_place
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.schedules import Schedule

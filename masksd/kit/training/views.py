@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.transforms import fit_picture
+from masksd.kit.data.transforms import fit_image
 
 
 class ObjectViews(Dataset[dict[str, Any]]):
@@ -35,7 +35,7 @@ class ObjectViews(Dataset[dict[str, Any]]):
 
     Example:
         >>> import tempfile
-        >>> from masksd.kit.data.shapes.build import ShapesConfig, build_shapes
+        >>> from masksd.kit.data.shapes import ShapesConfig, build_shapes
         >>> from masksd.kit.data.tokenizers import load_tokenizer
         >>> small = ShapesConfig(train=2, val=1, test_a=1, test_b=1)
         >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
@@ -56,7 +56,7 @@ class ObjectViews(Dataset[dict[str, Any]]):
         draw = np.random.default_rng([self.seed, data.epoch, index])
         box = draw_cut(data.truth(index), self.context, draw)
         return {
-            "image": fit_picture(data.picture(index).crop(box), data.image_size, data.fit),
+            "image": fit_image(data.image(index).crop(box), data.image_size, data.fit),
             "tokens": data.tokenizer.encode(data.sentence(index)),
         }
 

@@ -1,1 +1,5 @@
-"""The shapes data set: procedural pictures with referring expressions, in refer format."""
+"""The shapes data set: procedural images with referring expressions, in refer format."""
+
+from masksd.kit.data.shapes.build import ShapesConfig as ShapesConfig
+from masksd.kit.data.shapes.build import build_shapes as build_shapes
+from masksd.kit.data.shapes.expressions import shapes_vocabulary as shapes_vocabulary

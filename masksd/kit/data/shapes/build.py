@@ -1,7 +1,7 @@
-"""The embedded data set: procedural pictures with referring expressions, written in refer format.
+"""The embedded data set: procedural images with referring expressions, written in refer format.
 
 It is written as files and read back by :class:`masksd.kit.data.refer.ReferDataset`, so that the
-default run takes the very path that RefCOCO takes.
+default run takes the path that RefCOCO takes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from tqdm import tqdm
 
 from masksd.errors import check_choice
 from masksd.kit.data.segmentation import encode_runs
-from masksd.kit.data.shapes.drawing import draw_picture, visible_masks
+from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expressions
-from masksd.kit.data.shapes.expressions import shapes_vocabulary as shapes_vocabulary
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
 from masksd.kit.partial import partial_folder
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
-_REFS_A_PICTURE = 4
+_REFS_AN_IMAGE = 4
 
 
 @dataclass(frozen=True)
@@ -42,23 +41,12 @@ class ShapesConfig:
             patterned background, noise).
         variant: ``""``, ``"+"`` (no words of place, as RefCOCO+) or ``"g"`` (long sentences, as
             G-Ref).
-        train: pictures for training, at least 1.
-        val: pictures for validation, at least 1.
-        test_a: pictures of the test whose expressions name circles, squares and triangles.
-        test_b: pictures of the test whose expressions name stars, crosses and diamonds.
-        size: side of the square pictures in pixels, 48 to 1024.
+        train: images for training, at least 1.
+        val: images for validation, at least 1.
+        test_a: images of the test whose expressions name circles, squares and triangles.
+        test_b: images of the test whose expressions name stars, crosses and diamonds.
+        size: side of the square images in pixels, 48 to 1024.
         seed: of everything drawn, at least 0.
-
-    Raises:
-        ValueError: an unknown level or variant, or a number outside its range.
-
-    Example:
-        >>> ShapesConfig(level="medium").size
-        96
-        >>> ShapesConfig(level="eazy")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown level 'eazy'; did you mean 'easy'? Known: 'easy', 'hard', 'medium'
     """
 
     level: str = "easy"
@@ -82,8 +70,8 @@ class ShapesConfig:
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{field} must be an int from {least} to {most}, got {value!r}")
 
-    def pictures(self) -> dict[str, int]:
-        """Return the number of pictures of each split."""
+    def images(self) -> dict[str, int]:
+        """Return the number of images of each split."""
         return dict(zip(SPLITS, (self.train, self.val, self.test_a, self.test_b), strict=True))
 
 
@@ -96,23 +84,10 @@ class Sample:
 
 
 def draw_sample(config: ShapesConfig, split: str, index: int) -> Sample:
-    """Draw one picture's scene and expressions; (config, split, index) decide everything.
+    """Draw one image's scene and expressions; (config, split, index) decide everything.
 
     Every expression is true of exactly one object. Two to four objects are referred to, each by two
-    or three expressions, and each shares its kind with another object of the picture.
-
-    Args:
-        config: the data set.
-        split: ``"train"``, ``"val"``, ``"testA"`` or ``"testB"``.
-        index: number of the picture in its split, from 0.
-
-    Returns:
-        The sample.
-
-    Example:
-        >>> sample = draw_sample(ShapesConfig(), "train", 0)
-        >>> len(sample.expressions) >= 2
-        True
+    or three expressions, and each shares its kind with another object of the image.
     """
     level = LEVELS[config.level]
     draw = random.Random((config.seed << 64) | (SPLITS.index(split) << 48) | index)
@@ -128,7 +103,7 @@ def draw_sample(config: ShapesConfig, split: str, index: int) -> Sample:
         ]
         draw.shuffle(eligible)
         expressions = {}
-        for number in eligible[:_REFS_A_PICTURE]:
+        for number in eligible[:_REFS_AN_IMAGE]:
             found = draw_expressions(number, scene.objects, level, config.variant, draw)
             if found:
                 expressions[number] = found
@@ -137,24 +112,12 @@ def draw_sample(config: ShapesConfig, split: str, index: int) -> Sample:
 
 
 def build_shapes(root: str | Path, config: ShapesConfig, progress: bool = True) -> Path:
-    """Write the shapes data set in refer format.
+    """Write the shapes data set in refer format into a folder of its own, and return the folder.
 
-    Writes ``<root>/shapes/instances.json``, ``<root>/shapes/refs(masksd).p``, the pictures in
-    ``<root>/images`` and a manifest. All of it is written beside and then renamed: ``root`` holds a
-    whole data set or nothing. The same config gives the same bytes; a folder that holds them
-    already is left as it is.
-
-    Args:
-        root: the folder to be made, for this data set alone (it may exist if it is empty).
-        config: what to draw.
-        progress: show a progress bar.
-
-    Returns:
-        ``root``, ready for ``ReferDataset(root, "shapes", split, split_by="masksd", ...)``.
-
-    Raises:
-        ValueError: ``root`` holds something else: other files, a data set of another config or
-            a damaged one.
+    It holds ``shapes/instances.json``, ``shapes/refs(masksd).p``, a manifest beside them, and
+    ``images``. All of it is written elsewhere and then renamed: ``root`` holds a whole data set or
+    nothing. The same config gives the same bytes; a folder that holds them already is left as it
+    is, and one that holds anything else is a ValueError.
 
     Example:
         >>> import tempfile
@@ -182,7 +145,7 @@ def build_shapes(root: str | Path, config: ShapesConfig, progress: bool = True) 
 
 
 def _is_built(root: Path, config: ShapesConfig) -> bool:
-    """Whether the data set is there; False for nothing there, an error for anything else."""
+    """Whether the data set is there; False if nothing is, a ValueError for anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     fix = "choose another folder or remove this one"
@@ -192,7 +155,7 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
     try:
         manifest = json.loads(manifest_path.read_bytes())
         made, made_format = manifest["config"], manifest["format"]
-        digests, pictures = manifest["sha256"], manifest["pictures"]
+        digests, count = manifest["sha256"], manifest["pictures"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is damaged ({error!r}); {fix}") from None
     wanted = dataclasses.asdict(config)
@@ -203,7 +166,7 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
         )
     found = {name: _sha256(root / "shapes" / name) for name in digests}
     folder = root / "images"
-    if found != digests or not folder.is_dir() or sum(1 for _ in folder.iterdir()) != pictures:
+    if found != digests or not folder.is_dir() or sum(1 for _ in folder.iterdir()) != count:
         raise ValueError(f"{root} holds a damaged shapes data set; {fix}")
     return True
 
@@ -218,8 +181,8 @@ def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
     }
     refs: list[dict[str, Any]] = []
     sentence_count = 0
-    pictures = config.pictures()
-    jobs = [(split, index) for split, count in pictures.items() for index in range(count)]
+    counts = config.images()
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     bar = tqdm(jobs, desc=f"drawing shapes ({config.level})", unit="img", disable=not progress)
     for split, index in bar:
         sample = draw_sample(config, split, index)
@@ -230,9 +193,9 @@ def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
             "height": config.size,
         }
         instances["images"].append(image)
-        picture = draw_picture(sample.scene, LEVELS[config.level], config.size)
+        drawn = draw_image(sample.scene, LEVELS[config.level], config.size)
         # without chroma subsampling, which would smear the colours that the words speak of
-        picture.save(folder / "images" / image["file_name"], quality=92, subsampling=0)
+        drawn.save(folder / "images" / image["file_name"], quality=92, subsampling=0)
         first = len(instances["annotations"]) + 1
         instances["annotations"] += _annotations(sample.scene, image["id"], first, config.size)
         for number, found in sorted(sample.expressions.items()):
@@ -265,7 +228,7 @@ def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
     manifest = {
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
-        "pictures": sum(pictures.values()),
+        "pictures": sum(counts.values()),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     (folder / "shapes" / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

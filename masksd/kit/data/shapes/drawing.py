@@ -1,4 +1,4 @@
-"""Pictures of the shapes data set: a scene to pixels, and which pixels each object keeps."""
+"""Images of the shapes data set: a scene to pixels, and which pixels each object keeps."""
 
 from __future__ import annotations
 
@@ -17,47 +17,31 @@ Box = tuple[int, int, int, int]
 RGB = tuple[int, ...]
 
 
-def draw_picture(scene: Scene, level: Level, size: int) -> Image.Image:
-    """Draw a scene, from back to front, with smooth edges.
+def draw_image(scene: Scene, level: Level, size: int) -> Image.Image:
+    """Draw a scene ``size`` pixels wide and high, from back to front, with smooth edges.
 
-    Args:
-        scene: the objects; its seed makes background and noise.
-        level: its textures decide the background (flat, shaded, patterned), its noise is added.
-        size: side of the picture in pixels.
-
-    Returns:
-        ``size`` x ``size``, mode ``"RGB"``.
-
-    Example:
-        >>> from masksd.kit.data.shapes.scenes import LEVELS
-        >>> star = SceneObject("star", "red", "big", "plain", 0.5, 0.5, 0.05)
-        >>> draw_picture(Scene((star,), 0), LEVELS["easy"], 64).getpixel((32, 32))
-        (214, 32, 40)
+    The scene's seed makes background and noise. The level's noise is added, and decides between a
+    flat, a shaded and a patterned background.
     """
     draw = random.Random(scene.seed)
     fine = _background(level, size * _FINE, draw)
     for item in scene.objects:
         _draw_object(fine, item, draw)
-    picture = fine.reduce(_FINE)
+    image = fine.reduce(_FINE)
     if level.noise:
         noise = np.random.default_rng(scene.seed).normal(0, level.noise, (size, size, 3))
-        noisy = np.asarray(picture, dtype=np.float64) + noise
-        picture = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
-    return picture
+        noisy = np.asarray(image, dtype=np.float64) + noise
+        image = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+    return image
 
 
 def visible_masks(
     scene: Scene, size: int
 ) -> list[tuple[list[list[float]], NDArray[np.uint8], float]]:
-    """Find what each object shows of itself: later objects cover earlier ones.
+    """Return what each object shows of itself: later objects cover earlier ones.
 
-    Args:
-        scene: the objects from back to front.
-        size: side of the picture in pixels.
-
-    Returns:
-        For each object its polygon in pixels (COCO's form), the mask of what is visible
-        ``(size, size)`` uint8, and the visible share of its pixels.
+    For each object that is its polygon in pixels (COCO's form), the mask of what is visible
+    ``(size, size)`` uint8, and the visible share of its pixels.
 
     Example:
         >>> back = SceneObject("square", "red", "big", "plain", 0.5, 0.5, 0.25)

@@ -16,7 +16,7 @@ from masksd.kit.data.shapes.scenes import COLORS, KINDS, SIZES, TEXTURES, Level,
 VARIANTS = ("", "+", "g")
 PLACES = ("left", "right", "top", "bottom")
 RELATIONS = ("left of", "right of", "above", "below", "next to")
-_MARGIN = 0.07  # by how much something must lie farther out, in fractions of the picture
+_MARGIN = 0.07  # by how much something must lie farther out, in fractions of the image
 _NEARER = 1.4  # by which factor the nearest must be nearer than the second
 
 _SHORT = {
@@ -49,14 +49,7 @@ _LONG = {
 class Expression:
     """A structured expression; a None attribute is not mentioned.
 
-    Attributes:
-        kind: such as ``"circle"``.
-        color: such as ``"red"``.
-        size: ``"small"`` or ``"big"``.
-        texture: ``"plain"``, ``"striped"`` or ``"dotted"``.
-        place: one of :data:`PLACES`.
-        relation: one of :data:`RELATIONS`, to the ``anchor``.
-        anchor: an expression by attributes alone.
+    ``relation`` is to the ``anchor``, itself an expression by attributes alone.
     """
 
     kind: str
@@ -73,26 +66,16 @@ class Expression:
 
 
 def referents(expression: Expression, objects: Sequence[SceneObject]) -> tuple[set[int], set[int]]:
-    """Find what an expression means in a scene.
+    """Find the objects that an expression is clearly true of, and those it might be taken for.
 
     Attributes must hold exactly. A place means the object farthest out on that side, if it lies in
-    that half of the picture and clearly farther out than the rest. A direction means the objects
-    that lie more in this direction from the anchor than across it; "next to" the one clearly
-    nearest. An anchor that is not one object means nothing.
-
-    Args:
-        expression: what is said.
-        objects: the scene.
-
-    Returns:
-        The indices of the objects it is clearly true of, and of those somebody might take it for
-        (a superset).
+    that half of the image and clearly farther out than the rest. A direction means the objects that
+    lie more in this direction from the anchor than across it; "next to" the one clearly nearest. An
+    anchor that is not one object means nothing.
 
     Example:
         >>> pair = [SceneObject("star", color, "big", "plain", x, 0.5, 0.05)
         ...         for color, x in (("red", 0.2), ("blue", 0.8))]
-        >>> referents(Expression("star", color="red"), pair)
-        ({0}, {0})
         >>> referents(Expression("star", place="right"), pair)
         ({1}, {1})
         >>> referents(Expression("star"), pair)
@@ -121,13 +104,7 @@ def referents(expression: Expression, objects: Sequence[SceneObject]) -> tuple[s
 
 
 def unambiguous(expression: Expression, target: int, objects: Sequence[SceneObject]) -> bool:
-    """Whether an expression means the target and nothing else, even read generously.
-
-    Example:
-        >>> one = [SceneObject("star", "red", "big", "plain", 0.2, 0.5, 0.05)]
-        >>> unambiguous(Expression("star"), 0, one)
-        True
-    """
+    """Whether an expression means the target and nothing else, even read generously."""
     certain, possible = referents(expression, objects)
     return certain == possible == {target}
 
@@ -135,26 +112,10 @@ def unambiguous(expression: Expression, target: int, objects: Sequence[SceneObje
 def draw_expressions(
     target: int, objects: Sequence[SceneObject], level: Level, variant: str, draw: random.Random
 ) -> list[tuple[Expression, str]]:
-    """Draw up to 3 unambiguous expressions of different wording for an object.
+    """Draw two or three unambiguous expressions of different wording for an object, or none.
 
-    Args:
-        target: index of the object.
-        objects: the scene, at least two.
-        level: whose weights choose between attributes, place and relation.
-        variant: ``""``, ``"+"`` (no words of place) or ``"g"`` (long sentences).
-        draw: the random stream.
-
-    Returns:
-        Expressions with their sentences, lower-case; two or three, or none where two were not
-        found.
-
-    Example:
-        >>> from masksd.kit.data.shapes.scenes import LEVELS
-        >>> pair = [SceneObject("star", color, "big", "plain", x, 0.5, 0.05)
-        ...         for color, x in (("red", 0.2), ("blue", 0.8))]
-        >>> found = draw_expressions(0, pair, LEVELS["easy"], "", random.Random(3))
-        >>> all("star" in sentence for _, sentence in found), len(found) in (2, 3)
-        (True, True)
+    Returns them with their sentences, in lower case. The level's weights choose between attributes,
+    place and relation; variant ``"+"`` has no words of place, ``"g"`` long sentences.
     """
     wanted = draw.choice((2, 2, 3))
     templates = _LONG if variant == "g" else _SHORT
@@ -175,12 +136,7 @@ def draw_expressions(
 
 
 def shapes_vocabulary() -> list[str]:
-    """Return every word that a sentence of any level and variant can hold, in sorted order.
-
-    Example:
-        >>> "circle" in shapes_vocabulary()
-        True
-    """
+    """Return every word that a sentence of any level and variant can hold, in sorted order."""
     words = {*KINDS, *COLORS, *SIZES, *TEXTURES}
     for templates in (*_SHORT.values(), *_LONG.values()):
         for template in templates:
@@ -214,7 +170,7 @@ def _draw_attributes(item: SceneObject, level: Level, draw: random.Random) -> Ex
 
 
 def _outwards(place: str, item: SceneObject) -> float:
-    """How far out an object lies on a side; positive in that half of the picture."""
+    """How far out an object lies on a side; positive in that half of the image."""
     offset = item.x - 0.5 if place in ("left", "right") else item.y - 0.5
     return -offset if place in ("left", "top") else offset
 

@@ -1,6 +1,6 @@
 """Scenes of the shapes data set: which objects, of what look, where.
 
-Lengths are fractions of the picture's side, x to the right and y downwards.
+Lengths are fractions of the image's side, x to the right and y downwards.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Level:
     """How hard the scenes of a level are.
 
     Attributes:
-        objects: least and most objects a picture.
+        objects: least and most objects an image.
         kinds: number of kinds they are drawn from.
         colors: number of colours they are drawn from.
         textures: the textures they are drawn from.
-        areas: least and most area of a small and of a big object, in fractions of the picture.
+        areas: least and most area of a small and of a big object, in fractions of the image.
         spacing: least distance of two centres, in sums of their radii; below 1 they may overlap.
         copies: how many objects have each of the two looks (colour and kind) of the main kind.
         twins: share of the other objects that may repeat a look.
@@ -123,48 +123,33 @@ class SceneObject:
         return _RADII[self.kind] * math.sqrt(self.area)
 
     def outline(self) -> list[tuple[float, float]]:
-        """Corners in order, in fractions of the picture."""
+        """Corners in order, in fractions of the image."""
         scale = math.sqrt(self.area)
         return [(self.x + scale * x, self.y + scale * y) for x, y in unit_outline(self.kind)]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects from back to front, and the seed of the picture's background."""
+    """Objects from back to front, and the seed of the image's background."""
 
     objects: tuple[SceneObject, ...]
     seed: int
 
 
 def unit_outline(kind: str) -> tuple[tuple[float, float], ...]:
-    """Return the corners of a kind of area 1 around the origin, y downwards.
-
-    Example:
-        >>> unit_outline("square")
-        ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
-    """
+    """Return the corners of a kind of area 1 around the origin, y downwards."""
     return _OUTLINES[kind]
 
 
 def layout_signature(scene: Scene) -> tuple[tuple[int, int, str], ...]:
-    """Describe where which kinds lie, on a grid of 6 x 6 cells; looks do not enter.
-
-    Example:
-        >>> layout_signature(Scene((SceneObject("star", "red", "big", "plain", .5, .1, .05),), 0))
-        ((3, 0, 'star'),)
-    """
+    """Describe where which kinds lie, on a grid of 6 x 6 cells; looks do not enter."""
     return tuple(
         sorted((int(each.x * _CELLS), int(each.y * _CELLS), each.kind) for each in scene.objects)
     )
 
 
 def layout_split(scene: Scene) -> str:
-    """Return the one split that may show the layout of a scene, whatever the seed.
-
-    Example:
-        >>> layout_split(Scene((SceneObject("star", "red", "big", "plain", .5, .1, .05),), 0))
-        'train'
-    """
+    """Return the one split that may show the layout of a scene, whatever the seed."""
     digest = hashlib.sha256(repr(layout_signature(scene)).encode()).digest()
     bucket = int.from_bytes(digest[:8], "big") % 10
     return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
@@ -174,19 +159,6 @@ def draw_scene(level: Level, split: str, draw: random.Random) -> Scene:
     """Draw a scene whose layout belongs to a split.
 
     At least two objects share a kind that the split refers to, and differ in colour.
-
-    Args:
-        level: how hard it is.
-        split: one of :data:`SPLITS`.
-        draw: the random stream.
-
-    Returns:
-        The scene.
-
-    Example:
-        >>> scene = draw_scene(LEVELS["easy"], "val", random.Random(0))
-        >>> layout_split(scene), 3 <= len(scene.objects) <= 5
-        ('val', True)
     """
     while True:
         scene = _try_scene(level, split, draw)
