@@ -168,7 +168,7 @@ ERRORS = {
     ),
     "device that is not there": (
         (*PREDICT, "picture.png", "circle", "--device", "cuda:99"),
-        "device 'cuda:99' is asked for, but torch finds",
+        "device 'cuda:99' does not exist: torch finds",
     ),
     "picture as mask": (
         ("predict", "a-mask.png", "red", "--output", "a.png"),
@@ -314,7 +314,7 @@ def test_help_shows_units_and_defaults(
         main(["train", "--help"])
     assert left.value.code == 0
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())
-    assert "side of the squared input, pixels" in text
+    assert "side of the square input, pixels" in text
     assert "--lr FLOAT peak learning rate. (default: 0.0015)" in text
     assert "--distill.image.ratio {None}|FLOAT share of those that is masked, in [0, 1]" in text
     assert "--level STR" in text

@@ -32,6 +32,7 @@ FLOORS = [
     ["kit.training", "kit.recipes"],
     ["kit"],  # the kit's face
     ["kit.cli"],
+    ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODELS_MAY_USE = {"models", "errors", "losses", "segmenter"}

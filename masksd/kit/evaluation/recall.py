@@ -14,7 +14,7 @@ from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.evaluation.scoring import check_scoring, spread_indices
 from masksd.kit.feeding import model_inputs
-from masksd.kit.training.wrapping import wrap_model
+from masksd.kit.sources import wrap_model
 from masksd.masking import select_tokens
 
 if TYPE_CHECKING:
