@@ -22,11 +22,12 @@ FLOORS = [
     ["low_memory", "describe"],
     ["distill"],
     [""],  # masksd itself, the face
-    ["kit.files", "kit.randomness", "kit.devices", "kit.schedules"],
+    ["kit.files", "kit.randomness", "kit.devices", "kit.schedules", "kit.data_config"],
     ["kit.figures"],
     ["kit.data"],
     ["kit.config", "kit.scores"],
     ["kit.checkpoints"],
+    ["kit.encoder_weights"],
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
     ["kit.training", "kit.recipes"],
