@@ -131,7 +131,7 @@ def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
     assert shown["distill.lambda_image"] == "0.75"
     assert shown["dropout"] == "0.1"  # of the model, which the config leaves to it
     assert shown["tokenizer"] == "clip"
-    assert shown["refs"].startswith("42,404 items, 21,202 steps an epoch, 2,120,200 in all")
+    assert shown["refs"].startswith("42,404 items, 21,202 steps per epoch, 2,120,200 in all")
     assert shown["sentences"].endswith("<- train_items")
     assert "194.1 M of the model" in shown["parameters"]
 

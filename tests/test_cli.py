@@ -342,7 +342,7 @@ def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
     )
     assert (shown["steps"], shown["epochs"], shown["warmup"]) == ("7", "-", "0")
     assert (shown["schedule"], shown["milestones"], shown["lr"]) == ("poly", "-", "0.0001")
-    assert shown["refs"] == "42,404 items, 21,202 steps an epoch, 7 in all <- train_items"
+    assert shown["refs"] == "42,404 items, 21,202 steps per epoch, 7 in all <- train_items"
 
 
 def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) -> None:

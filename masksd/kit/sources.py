@@ -92,6 +92,16 @@ def open_split(
 def build_model(config: TrainConfig) -> Checkpoint:
     """Build the tokenizer and the model of a run; weights are drawn from torch's global stream.
 
+    Args:
+        config: of the run; its data are not opened.
+
+    Returns:
+        A named tuple of ``config``, ``model`` (in train mode) and ``tokenizer``, as
+        :func:`masksd.kit.load_checkpoint` returns it.
+
+    Raises:
+        ValueError: an unknown model or tokenizer, or weights that do not exist or do not fit.
+
     Example:
         >>> checkpoint = build_model(TrainConfig(max_length=9))
         >>> checkpoint.config.image_size, checkpoint.model.config.max_length

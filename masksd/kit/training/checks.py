@@ -37,7 +37,7 @@ def warn_of_long_warmup(schedule: Schedule) -> None:
 
 @contextlib.contextmanager
 def batch_norm_watched(model: nn.Module, batch_size: int) -> Iterator[None]:
-    """Refuse passes in which a BatchNorm gets one value a channel, whatever mode it is in.
+    """Refuse passes in which a BatchNorm gets one value per channel, even in eval mode.
 
     Example:
         >>> import torch

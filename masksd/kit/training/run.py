@@ -195,7 +195,7 @@ class Run(Loop):
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> dict[str, dict[str, float]]:
-        """Save, score with every kind of sentence, and draw."""
+        """Save, score with the right, another and no expression, and draw."""
         self.save()
         scores = evaluate_all(self.checkpoint, self.scoring, **self.scoring_options())
         self.write({"step": self.done, "scores": scores})

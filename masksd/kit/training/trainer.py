@@ -55,7 +55,7 @@ class RunResult:
 def train(config: TrainConfig) -> RunResult:
     """Train a model with masked self-distillation and score it.
 
-    The run's folder receives ``config.json``, ``metrics.jsonl`` (one JSON object a line),
+    The run's folder receives ``config.json``, ``metrics.jsonl`` (one JSON object per line),
     ``curves.png``, ``sheet.png`` and ``checkpoint/``. It is written out of sight and takes its
     place, replacing an older run, with the first checkpoint; a run that fails or is stopped before
     that leaves nothing. Under ``torchrun`` every process trains and the first one writes.
