@@ -78,7 +78,9 @@ class Prepare:
         print(format_counts(layout.name, layout.split_by, counts))
         dropped = int(index.objects["dropped"].sum())
         if dropped:
-            print(f"polygons that cannot be drawn, dropped from objects that have others: {dropped}")
+            print(
+                f"polygons that cannot be drawn, dropped from objects that have others: {dropped}"
+            )
         size = sum(path.stat().st_size for path in layout.index.iterdir())
         images = "decoded" if self.check_pictures else "found"
         print(f"refs of {layout.refs}")
