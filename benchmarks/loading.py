@@ -153,13 +153,13 @@ def waiting(cache: bool, train_steps: int, root: Path) -> tuple[float, float]:
     waited, taken = [0.0], [0.0]
 
     class Watched(trainer.Run):
-        def fit(self) -> None:
+        def fit(self, progress: bool) -> None:
+            self.batches = self.watched(iter(self.batches))
             start = time.perf_counter()
-            super().fit()
+            super().fit(progress)
             taken[0] = time.perf_counter() - start
 
-        def _batches(self) -> Iterator[dict[str, Tensor]]:
-            batches = super()._batches()
+        def watched(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
             while True:
                 start = time.perf_counter()
                 batch = next(batches)

@@ -11,15 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masksd import DistillConfig
-from masksd.kit.cli.dry_run import GROUPS, dry_run
+from masksd.kit.cli.dry_run import HEADINGS, dry_run
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.feeding import model_inputs
 from masksd.kit.recipes import RECIPES, get_recipe
-from masksd.kit.sources import build_model, open_split
+from masksd.kit.sources import build_model, open_split, wrap_model
 from masksd.kit.training.budget import check_splits, count_items, measure_budget
-from masksd.kit.training.wrapping import wrap_model
 
 
 @pytest.mark.parametrize("name", ["clip_cris_tiny", "lavt_tiny"])
@@ -119,16 +118,20 @@ def test_items_of_published_data_are_known_without_them(
 
 
 def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
-    grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(TrainConfig))
     config = dataclasses.replace(get_recipe("paper-ablation-vit-b"), batch_size=2)
     text = dry_run("paper-ablation-vit-b", config)
+    values = [line.split(maxsplit=1) for line in text.partition("\ncost ")[0].splitlines()]
+    names = [name.partition(".")[0] for name, _ in values]
+    for field in dataclasses.fields(TrainConfig):
+        assert names.count(field.name) >= 1 or field.name == "data", field.name
+    assert len({name for name, _ in values}) == len(values)
+    assert all(heading in text.splitlines() for heading in HEADINGS.values())
     shown = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
     assert shown["lr"] == "1e-05"
     assert shown["distill.lambda_image"] == "0.75"
     assert shown["dropout"] == "0.1"  # of the model, which the config leaves to it
     assert shown["tokenizer"] == "clip"
-    assert shown["refs"].startswith("42,404 items, 21,202 steps an epoch, 2,120,200 in all")
+    assert shown["refs"].startswith("42,404 items, 21,202 steps per epoch, 2,120,200 in all")
     assert shown["sentences"].endswith("<- train_items")
     assert "194.1 M of the model" in shown["parameters"]
 

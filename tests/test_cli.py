@@ -168,7 +168,7 @@ ERRORS = {
     ),
     "device that is not there": (
         (*PREDICT, "picture.png", "circle", "--device", "cuda:99"),
-        "device 'cuda:99' is asked for, but torch finds",
+        "device 'cuda:99' does not exist: torch finds",
     ),
     "picture as mask": (
         ("predict", "a-mask.png", "red", "--output", "a.png"),
@@ -314,7 +314,7 @@ def test_help_shows_units_and_defaults(
         main(["train", "--help"])
     assert left.value.code == 0
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())
-    assert "side of the squared input, pixels" in text
+    assert "side of the square input, pixels" in text
     assert "--lr FLOAT peak learning rate. (default: 0.0015)" in text
     assert "--distill.image.ratio {None}|FLOAT share of those that is masked, in [0, 1]" in text
     assert "--level STR" in text
@@ -342,7 +342,7 @@ def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
     )
     assert (shown["steps"], shown["epochs"], shown["warmup"]) == ("7", "-", "0")
     assert (shown["schedule"], shown["milestones"], shown["lr"]) == ("poly", "-", "0.0001")
-    assert shown["refs"] == "42,404 items, 21,202 steps an epoch, 7 in all <- train_items"
+    assert shown["refs"] == "42,404 items, 21,202 steps per epoch, 7 in all <- train_items"
 
 
 def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) -> None:

@@ -22,16 +22,25 @@ FLOORS = [
     ["low_memory", "describe"],
     ["distill"],
     [""],  # masksd itself, the face
-    ["kit.files", "kit.randomness", "kit.devices", "kit.schedules", "kit.text_tables"],
+    [
+        "kit.files",
+        "kit.randomness",
+        "kit.devices",
+        "kit.schedules",
+        "kit.data_config",
+        "kit.text_tables",
+    ],
     ["kit.figures"],
     ["kit.data"],
     ["kit.config", "kit.scores"],
     ["kit.checkpoints"],
+    ["kit.encoder_weights"],
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
     ["kit.training", "kit.recipes"],
     ["kit"],  # the kit's face
     ["kit.cli"],
+    ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODELS_MAY_USE = {"models", "errors", "losses", "segmenter"}

@@ -10,8 +10,8 @@ import torch
 from masksd import DistillConfig
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES
+from masksd.kit.sources import wrap_model
 from masksd.kit.training.optimizers import build_optimizer, freeze, parameter_groups
-from masksd.kit.training.wrapping import wrap_model
 from masksd.models import create_model
 
 

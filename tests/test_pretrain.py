@@ -19,11 +19,11 @@ from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.views import ObjectViews, draw_cut, equal_sentences
 from masksd.kit.encoder_weights import encoder_bytes, load_encoder
 from masksd.kit.evaluation.alignment import area_under_curve, dot_relevance
 from masksd.kit.sources import build_model, open_split
 from masksd.kit.training.pretrain import PretrainConfig, contrastive_loss, pretrain
-from masksd.kit.training.views import ObjectViews, draw_cut, equal_sentences
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_weights_that_do_not_fit_are_refused(
     save_file({"a": torch.zeros(2)}, strange)
     for change, text in (
         ({"encoder_weights": tmp_path / "none"}, "no file"),
-        ({"encoder_weights": cut}, "no whole safetensors file"),
-        ({"encoder_weights": strange}, "holds other weights"),
-        ({"max_length": 9}, "1 tensors are not those of this model's encoder"),
+        ({"encoder_weights": cut}, "not a complete safetensors file"),
+        ({"encoder_weights": strange}, "was not written by `masksd pretrain`"),
+        ({"max_length": 9}, "1 tensors do not fit this model's encoder"),
         ({"image_size": 32}, "pretrain with the same model, image_size"),
         ({"model": "lavt_tiny"}, "has no encoder of two towers"),
     ):
@@ -110,16 +110,16 @@ def test_weights_that_do_not_fit_are_refused(
     model = build_model(config.run_config()).model
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(encoder_bytes(model.encoder, "clip"))
-    with pytest.raises(ValueError, match="numbered by tokenizer 'clip', the run has 'shapes'"):
+    with pytest.raises(ValueError, match="trained with tokenizer 'clip', but the run has 'shapes'"):
         load_encoder(model, foreign, "shapes")
-    with pytest.raises(ValueError, match="two sources"):
+    with pytest.raises(ValueError, match="both say where the towers come from"):
         TrainConfig(pretrained=True, encoder_weights=config.output)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model": "lavt_tiny"}, "no two towers"),
+        ({"model": "lavt_tiny"}, "does not have two towers"),
         ({"batch_size": 500}, "one step takes 500"),
     ],
 )
@@ -137,7 +137,7 @@ def test_what_cannot_be_pretrained_is_refused(
     [
         ({"steps": 0}, "steps must be"),
         ({"batch_size": 1}, "batch_size must be"),
-        ({"context": (3.0, 2.0)}, "context must be two numbers"),
+        ({"context": (3.0, 2.0)}, "context must be two finite numbers"),
         ({"patches": -1.0}, "patches must be"),
         ({"lr": math.inf}, "lr must be"),
         ({"output": Path("towers.pt")}, "must end in .safetensors"),
@@ -273,4 +273,4 @@ def test_the_command_pretrains_and_training_takes_it_over(
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["encoder_weights"], config["ramp"]) == (towers, [0.5, 1.0])
     assert main(["pretrain", *options, "--context", "0.5", "1"]) == 2
-    assert "context must be two numbers from 1" in capsys.readouterr().err
+    assert "context must be two finite numbers of at least 1" in capsys.readouterr().err

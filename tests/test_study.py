@@ -50,10 +50,9 @@ from masksd.kit.config import DataConfig, TrainConfig, TrainingError
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.randomness import EpochSampler
-from masksd.kit.sources import build_model
+from masksd.kit.sources import build_model, wrap_model
 from masksd.kit.training.budget import measure_budget
 from masksd.kit.training.pretrain import PretrainConfig
-from masksd.kit.training.wrapping import wrap_model
 from masksd.models import create_model
 
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}

@@ -27,15 +27,14 @@ from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.evaluation.scoring import evaluate_all
 from masksd.kit.feeding import model_inputs
-from masksd.kit.files import StagedFolder
-from masksd.kit.partial import partial_folder
+from masksd.kit.files import StagedFolder, partial_folder
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.randomness import EpochSampler, keyed_seed
 from masksd.kit.schedules import Schedule
-from masksd.kit.sources import build_model, open_split
-from masksd.kit.training.loop import Run
-from masksd.kit.training.trainer import RunResult, check_output, train
-from masksd.kit.training.wrapping import wrap_model
+from masksd.kit.sources import build_model, open_split, wrap_model
+from masksd.kit.training.checks import check_output
+from masksd.kit.training.run import Run
+from masksd.kit.training.trainer import RunResult, train
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +304,7 @@ def test_speed_is_that_of_training_alone(
         time.sleep(2)
         return {}
 
-    monkeypatch.setattr("masksd.kit.training.loop.evaluate", slow)
+    monkeypatch.setattr("masksd.kit.training.run.evaluate", slow)
     run = train(settings(data, tmp_path / "two", steps=4, log_every=2, evaluate_every=1))
     text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
     speeds = [json.loads(line).get("pictures_per_second") for line in text.splitlines()]
@@ -380,7 +379,7 @@ def test_wrong_runs_write_nothing(
     [
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"lr": math.inf}, "lr must be a finite number above 0"),
-        ({"weight_decay": -1.0}, "weight_decay must be finite, 0 or more"),
+        ({"weight_decay": -1.0}, "weight_decay must be a finite number, 0 or more"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0"),
         ({"threshold": 1.5}, r"threshold must be a number in \[0, 1\]"),
         ({"mixed_precision": "fp15"}, "did you mean 'fp16'"),
@@ -391,8 +390,8 @@ def test_wrong_runs_write_nothing(
         ({"epochs": 3}, "exactly one of steps and epochs .* got steps=1000 and epochs=3"),
         ({"warmup": None}, "exactly one of warmup and warmup_epochs"),
         ({"steps": None, "epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
-        ({"schedule": "multistep"}, "milestones are where schedule 'multistep' drops"),
-        ({"milestones": (0.5,)}, "milestones are where schedule 'multistep' drops"),
+        ({"schedule": "multistep"}, "schedule 'multistep' needs milestones and no other"),
+        ({"milestones": (0.5,)}, "schedule 'multistep' needs milestones and no other"),
         ({"schedule": "multistep", "milestones": (35,)}, r"shares of the run, in \(0, 1\), got"),
         ({"backbone_lr": 2.0}, r"backbone_lr must be a number in \[0, 1\]"),
         ({"gamma": -1.0}, "gamma must be a number"),
@@ -400,11 +399,11 @@ def test_wrong_runs_write_nothing(
         ({"class_weights": (0.9, 0.0)}, "class_weights must be two finite numbers above 0"),
         (
             {"class_weights": (0.9, 1.1), "distill": DistillConfig(dice_weight=1.0)},
-            "class_weights take the place of the segmentation loss",
+            "class_weights replace the segmentation loss",
         ),
         (
             {"class_weights": (0.9, 1.1), "distill": DistillConfig(low_memory=True)},
-            "class_weights make the loss outside the wrapper",
+            "class_weights put the loss outside the wrapper",
         ),
     ],
 )
@@ -563,19 +562,19 @@ def test_a_ramp_raises_the_weights_of_the_branches(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []
-    losses = Run._losses
+    losses = Run.losses
 
     def watched(run: Run, out: Any, target: torch.Tensor) -> Any:
-        weights = {name: float(branch.weight) for name, branch in run._branches()}
+        weights = {name: float(branch.weight) for name, branch in run.branches.items()}
         parts = {name: loss.item() for name, loss in out.losses.items()}
         total = parts["seg"] + sum(weights[name] * parts[name] for name in weights)
         assert out.loss.item() == pytest.approx(total, rel=1e-5)
         seen.append(weights)
         return losses(run, out, target)
 
-    monkeypatch.setattr(Run, "_losses", watched)
+    monkeypatch.setattr(Run, "losses", watched)
     train(settings(data, tmp_path / "run", ramp=(0.2, 0.6)))
-    _, *steps = seen  # the first one is the rehearsal
+    _, *steps = seen  # the first one is the check of a batch
     shares = [step["lmvsd"] / 0.75 for step in steps]
     assert shares == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-6)
     assert [step["vmlsd"] / 0.1 for step in steps] == pytest.approx(shares, abs=1e-6)

@@ -1,15 +1,15 @@
-"""Checkpoints: a folder of safetensors and JSON that is either complete and right, or refused.
+"""Checkpoints: folders of safetensors and JSON that are complete and correct, or refused.
 
 ==========================  =======================================================================
 ``model.safetensors``       the host's weights under the host's own keys
-``checkpoint.json``         :class:`CheckpointConfig`: what is needed to build and feed the host
+``checkpoint.json``         :class:`CheckpointConfig`: how to build and feed the host
 ``tokenizer/``              the tokenizer's own files
-``training.safetensors``    what only training needs: mask tokens, optimiser moments (optional)
+``training.safetensors``    what only resuming needs: mask tokens, optimiser moments (optional)
 ``manifest.json``           size and SHA-256 of every file above
 ==========================  =======================================================================
 
-A checkpoint is written into a folder beside its place, flushed to the disk, and renamed; an older
-one is deleted only then. Nothing in it is a program: no pickle is ever read.
+A checkpoint is written beside its place, flushed to the disk and renamed; only then is an older
+one deleted. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -35,24 +35,21 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What a checkpoint says beside its weights.
+    """How to build and feed the model of a checkpoint.
 
     Attributes:
         model: name in the registry of models.
         model_config: every field of that model's config.
         image_size: side of the squared input, pixels.
-        max_length: tokens of a sentence, start and end token included.
-        mean: of the three channels, in units of 1 (white is 1.0).
+        max_length: tokens per sentence, start and end included.
+        mean: of the three channels, where white is 1.0.
         std: of the three channels, in the same units.
         threshold: probability above which a pixel belongs to the object.
         distill: ``DistillConfig`` as a dict, or None for a host trained without.
-        step: training steps done.
+        step: training steps taken.
         data: ``DataConfig`` of the training as a dict, its folders as strings.
         version: of masksd that wrote it.
-        fit: how a picture becomes a square, ``"squash"`` or ``"letterbox"``.
-
-    Raises:
-        ValueError: a field of another type or out of range, named.
+        fit: how an image becomes a square, ``"squash"`` or ``"letterbox"``.
     """
 
     model: str
@@ -70,35 +67,27 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         for name in ("model", "version"):
-            _check(self, name, isinstance(getattr(self, name), str), "a string")
+            self._check(name, isinstance(getattr(self, name), str), "a string")
         for name in ("model_config", "data"):
-            _check(self, name, isinstance(getattr(self, name), dict), "an object")
+            self._check(name, isinstance(getattr(self, name), dict), "an object")
         for name, least in (("image_size", 1), ("max_length", 3), ("step", 0)):
             value = getattr(self, name)
-            _check(self, name, type(value) is int and value >= least, f"an integer from {least}")
+            self._check(name, type(value) is int and value >= least, f"an integer from {least}")
         for name in ("mean", "std"):
             value = getattr(self, name)
             numbers = isinstance(value, tuple) and all(type(each) in (int, float) for each in value)
-            _check(self, name, numbers and len(value) == 3, "three numbers")
+            self._check(name, numbers and len(value) == 3, "three numbers")
         check_fraction("threshold", self.threshold)
         check_choice("fit", self.fit, FITS)
-        wanted = self.distill is None or isinstance(self.distill, dict)
-        _check(self, "distill", wanted, "an object or null")
+        self._check("distill", isinstance(self.distill, dict | None), "an object or null")
 
-
-def _check(config: CheckpointConfig, name: str, right: bool, wanted: str) -> None:
-    if not right:
-        raise ValueError(f"{name} must be {wanted}, got {getattr(config, name)!r}")
+    def _check(self, name: str, correct: bool, expected: str) -> None:
+        if not correct:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 class Checkpoint(NamedTuple):
-    """A model with all that is needed to feed it.
-
-    Attributes:
-        config: see :class:`CheckpointConfig`.
-        model: the host, on any device.
-        tokenizer: the tokenizer it is trained with.
-    """
+    """A model, on any device, with its tokenizer and all that is needed to feed it."""
 
     config: CheckpointConfig
     model: nn.Module
@@ -108,18 +97,9 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: str | Path, checkpoint: Checkpoint, training: dict[str, Tensor] | None = None
 ) -> Path:
-    """Write a checkpoint, whole or not at all; an older one at the same place is replaced.
+    """Write a checkpoint, whole or not at all; an older one in the same place is replaced.
 
-    Args:
-        folder: where it goes.
-        checkpoint: the host itself, not the wrapper, with all that is needed to build and feed it.
-        training: tensors that only resuming needs, of any shape and dtype.
-
-    Returns:
-        ``folder`` as a path.
-
-    Raises:
-        OSError: if the disk refuses; then the older checkpoint is still there.
+    ``checkpoint`` holds the host itself, not the wrapper; ``training`` is what only resuming needs.
     """
     from safetensors.torch import save_file
 
@@ -127,30 +107,39 @@ def save_checkpoint(
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(checkpoint.config)}, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(temporary / "tokenizer")
-        save_file(_copies(checkpoint.model.state_dict()), temporary / MODEL)
+        save_file(cpu_copies(checkpoint.model.state_dict()), temporary / MODEL)
         if training is not None:
-            save_file(_copies(training), temporary / TRAINING)
+            save_file(cpu_copies(training), temporary / TRAINING)
 
     return write_folder(folder, write)
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy to the CPU: safetensors refuses tensors that share memory or are not contiguous."""
     return {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint and verify every file of it.
+    """Read a checkpoint and verify every file in it.
 
     Args:
-        folder: as given to :func:`save_checkpoint`.
+        folder: that training wrote, as in ``runs/NAME/checkpoint``.
         device: where the model goes.
 
-    Raises:
-        ValueError: if it is missing, incomplete, changed, or of another format.
-
     Returns:
-        The host in eval mode on the device, with its tokenizer and config.
+        A named tuple of ``config`` (a :class:`CheckpointConfig`), ``model`` (the host, in eval
+        mode on the device) and ``tokenizer``.
+
+    Raises:
+        ValueError: it is missing, incomplete, changed, or has another format.
+
+    Example:
+        >>> import tempfile
+        >>> from masksd.kit.config import TrainConfig
+        >>> from masksd.kit.sources import build_model
+        >>> folder = save_checkpoint(f"{tempfile.mkdtemp()}/one", build_model(TrainConfig()))
+        >>> load_checkpoint(folder).config.model
+        'clip_cris_tiny'
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -159,7 +148,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     from masksd.models import create_model
 
     root = verify_folder(folder, (MODEL, CONFIG))
-    config = _read_config(root)
+    config = read_config(root)
     try:
         model = create_model(config.model, **config.model_config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -179,47 +168,32 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
-    """Read what a checkpoint says beside its weights, which are neither read nor verified.
-
-    Args:
-        folder: as given to :func:`save_checkpoint`.
-
-    Raises:
-        ValueError: if it is damaged or of another format.
-        OSError: if there is none.
-    """
-    return _read_config(Path(folder))
-
-
-def _read_config(root: Path) -> CheckpointConfig:
+    """Read how a checkpoint's model is built and fed; nothing else is read or verified."""
+    root = Path(folder)
     try:
         fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{root / CONFIG} is damaged: {error}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{root / CONFIG} is damaged: it holds no object")
+        raise ValueError(f"{root / CONFIG} is damaged: it must hold an object")
     found = fields.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"checkpoint {root} has format {found!r}, this masksd reads {FORMAT}")
-    fields.setdefault("fit", "squash")  # before there was a choice
+    fields.setdefault("fit", "squash")  # older checkpoints lack it
     known = {field.name for field in dataclasses.fields(CheckpointConfig)}
     if set(fields) != known:
         wrong = ", ".join(sorted(known ^ set(fields)))
         raise ValueError(f"{root / CONFIG} lacks or adds fields: {wrong}")
-    lists: dict[str, Any]
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    values: dict[str, Any]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
-        return CheckpointConfig(**lists)
+        return CheckpointConfig(**values)
     except ValueError as error:
         raise ValueError(f"{root / CONFIG} is damaged: {error}") from None
 
 
 def load_training_state(folder: str | Path) -> dict[str, Tensor]:
-    """Read the tensors that only resuming needs, verified.
-
-    Raises:
-        ValueError: if the checkpoint is damaged or has none.
-    """
+    """Read and verify what only resuming needs."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""What a training run is made of; the command line is made from these fields."""
+"""Everything a training run needs to know; its fields are the options of ``masksd train``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from masksd.errors import check_choice, check_fraction
 from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig as DataConfig
 from masksd.kit.data_config import cache_folder as cache_folder
-from masksd.kit.data_config import check_whole
+from masksd.kit.data_config import check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
@@ -22,7 +22,7 @@ OPTIMIZERS = ("adam", "adamw")
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on.
+    """Training cannot go on: too many steps in a row had a gradient that is not finite.
 
     Example:
         >>> raise TrainingError("the gradient was not finite in 20 steps in a row")
@@ -33,69 +33,69 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: model, data, optimiser, method and what is written.
+    """A training run: model, data, optimiser, method and output.
 
-    The defaults train the small model on generated pictures, on a CPU, in minutes.
+    The defaults train the small model on generated images, on a CPU, in minutes.
 
     Attributes:
         model: clip_cris_tiny, clip_cris_vit_s16, clip_cris_vit_b16, clip_cris_vit_l14 (CLIP's
             transformers), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or lavt_swin_b (LAVT).
         pretrained: start from pretrained towers, where the model has them.
-        encoder_weights: file of two towers that masksd pretrain wrote, to start from.
+        encoder_weights: start from the two towers in this file, written by masksd pretrain.
         dropout: of the decoder, in [0, 1]; None takes the model's own.
         data: see DataConfig.
         train_split: split to train on.
         eval_split: split to score on.
-        train_items: one item a ref with a random sentence of it (refs), or one a sentence
-            (sentences).
-        tokenizer: shapes (its words), clip (byte pairs), bert (word pieces; both from the Hugging
-            Face cache), a repository there or a folder; None takes shapes for shapes, and what the
-            model's text tower knows for other data and where it is pretrained.
-        max_length: tokens of a sentence, start and end included; the paper has 22 for G-Ref.
-        image_size: side of the squared input, pixels; None takes the model's own.
-        fit: how a picture becomes a square: squash, or letterbox (centred on padding, as CRIS).
-        batch_size: pictures a step on each device.
-        steps: optimiser steps of the whole run; None where epochs say how long it is.
-        epochs: passes over the training items, where steps do not say how long the run is.
+        train_items: one item per ref with one of its expressions drawn at random (refs), or one
+            item per expression (sentences).
+        tokenizer: shapes (its words), clip (byte pairs) or bert (word pieces; both from the Hugging
+            Face cache), a repository there, or a folder; None takes shapes for the shapes data,
+            and for other data or pretrained towers the tokenizer of the model's text tower.
+        max_length: tokens per sentence, start and end included; the paper has 22 for G-Ref.
+        image_size: side of the square input, pixels; None takes the model's own.
+        fit: how an image becomes a square: squash, or letterbox (centred on padding, as in CRIS).
+        batch_size: images per step on each device.
+        steps: optimiser steps of the whole run; None if epochs is set.
+        epochs: passes over the training items; None if steps is set.
         optimizer: adam or adamw; adam adds the weight decay to the gradient.
         lr: peak learning rate.
-        schedule: how the learning rate goes down: cosine (to 0), multistep (drops) or poly (to 0).
-        warmup: steps over which the learning rate rises from 0; None where warmup_epochs say it.
+        schedule: how the learning rate falls: cosine (to 0), multistep (in drops) or poly (to 0).
+        warmup: steps over which the learning rate rises from 0; None if warmup_epochs is set.
         warmup_epochs: the same in epochs.
-        milestones: of multistep, shares of the run, in (0, 1): 0.7 is epoch 35 of 50.
-        gamma: of multistep, what the learning rate is multiplied by at each of them, in [0, 1].
-        power: of poly, the exponent; LAVT has 0.9.
-        backbone_lr: factor of the learning rate of the two towers, in [0, 1]; not of tables of
-            absolute positions. CRIS has 0.1.
-        weight_decay: on parameters of two and more dimensions only, and not on Swin's tables of
-            relative positions.
-        class_weights: of background and foreground in a cross-entropy on what the model returns, in
-            place of the segmentation loss; LAVT has 0.9 1.1. None takes the loss as it is.
-        frozen: beginnings of names of the model's parameters that are not trained.
-        clip_norm: the gradient is scaled down to this norm; inf never does.
-        max_bad_steps: a step with a gradient that is not finite is skipped; this many in a row end
-            the run.
-        seed: of weights, order of the data, sentences drawn and dropout; masks have distill.seed.
-        workers: processes that read data; 0 reads in the main one.
-        cache: keep decoded pictures in memory.
+        milestones: when multistep drops, as shares of the run in (0, 1): 0.7 is epoch 35 of 50.
+        gamma: factor of the learning rate at each drop of multistep, in [0, 1].
+        power: exponent of poly; LAVT has 0.9.
+        backbone_lr: factor of the learning rate of the two towers, in [0, 1]; their tables of
+            absolute positions are excepted. CRIS has 0.1.
+        weight_decay: of parameters with two or more dimensions, except Swin's tables of relative
+            positions.
+        class_weights: of background and foreground in a cross-entropy on the model's output, which
+            replaces the segmentation loss; LAVT has 0.9 1.1. None keeps the loss as it is.
+        frozen: parameters whose names begin with one of these are not trained.
+        clip_norm: gradients are scaled down to this norm; inf never clips.
+        max_bad_steps: a step whose gradient is not finite is skipped; this many in a row end the
+            run.
+        seed: of weights, data order, drawn expressions and dropout; masks have distill.seed.
+        workers: processes that read data; 0 reads in the main process.
+        cache: keep decoded images in memory.
         mixed_precision: no, fp16 or bf16.
-        cpu: stay on the CPU where there is a GPU.
+        cpu: stay on the CPU even if there is a GPU.
         distill: the method; see DistillConfig.
         ramp: shares of the run, in [0, 1], between which the weights of the branches rise from 0 to
-            those of the method: 0 0 has them full all along, 0.5 0.5 from the middle on. A branch
-            of weight 0 runs all the same.
+            their full value: 0 0 has full weights throughout, 0.5 0.5 from the middle on. A branch
+            of weight 0 is still computed.
         log_every: steps between two lines of metrics.jsonl.
-        evaluate_every: steps between two evaluations and checkpoints; 0 only at the end.
+        evaluate_every: steps between two evaluations with a checkpoint; 0 only at the end.
         eval_samples: expressions scored, evenly spread over the split; 0 scores all.
-        eval_batch_size: pictures a forward pass in evaluation.
-        threshold: probability above which a pixel belongs to the object, in [0, 1].
+        eval_batch_size: images per forward pass in evaluation.
+        threshold: a pixel belongs to the object if its probability is above this, in [0, 1].
         sheet_rows: examples on sheet.png.
         output: folder of the run; None takes runs/shapes-LEVEL, or runs/NAME.
-        overwrite: replace an older run at the same place.
+        overwrite: replace an older run in the same place.
         progress: show progress bars.
 
     Raises:
-        ValueError: a field out of range, named.
+        ValueError: a field is out of range, or two fields contradict each other.
 
     Example:
         >>> TrainConfig(batch_size=16).output_folder().as_posix()
@@ -170,25 +170,24 @@ class TrainConfig:
             eval_batch_size=1,
             sheet_rows=1,
         )
-        for one, other in (("steps", "epochs"), ("warmup", "warmup_epochs")):
-            values = getattr(self, one), getattr(self, other)
-            if values.count(None) != 1:
+        for pair in (("steps", "epochs"), ("warmup", "warmup_epochs")):
+            first, second = (getattr(self, name) for name in pair)
+            if (first is None) == (second is None):
                 raise ValueError(
-                    f"exactly one of {one} and {other} must be given and the other be None, got "
-                    f"{one}={values[0]} and {other}={values[1]}"
+                    f"exactly one of {pair[0]} and {pair[1]} must be set and the other be None, "
+                    f"got {pair[0]}={first} and {pair[1]}={second}"
                 )
-        for name in ("lr", "power"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"{name} must be a finite number above 0, got {getattr(self, name)}"
-                )
+        check_finite(self, "lr", "power", zero=False)
+        check_finite(self, "weight_decay", zero=True)
         for name in ("gamma", "backbone_lr", "threshold"):
             check_fraction(name, getattr(self, name))
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be finite, 0 or more, got {self.weight_decay}")
+        if self.dropout is not None:
+            check_fraction("dropout", self.dropout)
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0 (inf never clips), got {self.clip_norm}")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError(
-                "milestones are where schedule 'multistep' drops, and of no other, got "
+                "schedule 'multistep' needs milestones and no other schedule takes them, got "
                 f"schedule={self.schedule!r} and milestones={self.milestones}"
             )
         if not all(0 < milestone < 1 for milestone in self.milestones):
@@ -201,46 +200,39 @@ class TrainConfig:
             check_fraction("ramp", share)
         if self.pretrained and self.encoder_weights is not None:
             raise ValueError(
-                f"pretrained and encoder_weights={str(self.encoder_weights)!r} are two sources of "
-                "the same weights; give one of the two"
+                f"pretrained and encoder_weights={str(self.encoder_weights)!r} both say where the "
+                "towers come from; set one of them"
             )
-        weights = self.class_weights
-        if weights is not None and not (
-            len(weights) == 2 and all(0 < weight < math.inf for weight in weights)
-        ):
-            raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
-        if weights is not None and self.distill.low_memory:
-            raise ValueError(
-                "class_weights make the loss outside the wrapper, which distill.low_memory runs "
-                "backward inside; set one of the two"
-            )
-        if weights is not None and self.distill.dice_weight:
-            raise ValueError(
-                "class_weights take the place of the segmentation loss, which dice_weight belongs "
-                "to; set one of the two"
-            )
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be above 0 (inf never clips), got {self.clip_norm}")
-        if self.dropout is not None:
-            check_fraction("dropout", self.dropout)
+        self._check_class_weights()
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         check_choice("train_items", self.train_items, ("refs", "sentences"))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("fit", self.fit, FITS)
 
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        if len(weights) != 2 or not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
+        if self.distill.low_memory:
+            raise ValueError(
+                "class_weights put the loss outside the wrapper, but distill.low_memory runs the "
+                "backward inside it; set one of the two"
+            )
+        if self.distill.dice_weight:
+            raise ValueError(
+                "class_weights replace the segmentation loss, which distill.dice_weight belongs "
+                "to; set one of the two"
+            )
+
     def output_folder(self) -> Path:
         """Return the folder of the run."""
         return Path("runs") / self.data.title() if self.output is None else self.output
 
     def schedule_of(self, epoch: int) -> Schedule:
-        """Return the learning rate over the run, and with it the number of steps.
-
-        Args:
-            epoch: steps in a pass over the training items.
-
-        Raises:
-            ValueError: epochs are counted, and there is not one step in an epoch.
+        """Return the learning rate over the run, and its length, given the steps of an epoch.
 
         Example:
             >>> schedule = TrainConfig(epochs=50, steps=None).schedule_of(epoch=662)
@@ -248,7 +240,7 @@ class TrainConfig:
             (33100, 100)
         """
         if epoch < 1 and None in (self.steps, self.warmup):
-            raise ValueError("an epoch has no step; lower the batch size, or count in steps")
+            raise ValueError("an epoch has no step; lower batch_size, or count in steps")
         steps = (self.epochs or 0) * epoch if self.steps is None else self.steps
         warmup = (self.warmup_epochs or 0) * epoch if self.warmup is None else self.warmup
         return Schedule(
@@ -262,10 +254,7 @@ class TrainConfig:
         )
 
     def ramp_at(self, done: float) -> float:
-        """Return the share of their weights that the branches have.
-
-        Args:
-            done: share of the run that is behind, in [0, 1].
+        """Return the factor of the branches' weights when a share ``done`` of the run is over.
 
         Example:
             >>> config = TrainConfig(ramp=(0.2, 0.6))
@@ -278,18 +267,12 @@ class TrainConfig:
         return 0.0 if done <= start else (done - start) / (end - start)
 
     def to_json(self) -> str:
-        """Return the config as JSON text; paths become strings, and an infinite number null.
-
-        Example:
-            >>> TrainConfig(lr=0.5).to_json().count('"lr": 0.5')
-            1
-        """
+        """Return the config as JSON text: paths are strings, and infinity is null."""
         fields = _without_infinity(dataclasses.asdict(self))
         return json.dumps(fields, indent=2, default=str, allow_nan=False) + "\n"
 
 
 def _without_infinity(value: Any) -> Any:
-    """Put None where JSON has no number."""
     if isinstance(value, dict):
         return {key: _without_infinity(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

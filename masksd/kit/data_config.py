@@ -1,8 +1,9 @@
-"""Where the data of a run come from."""
+"""Where the data of a run come from, and the checks that configs share."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,7 @@ from masksd.errors import check_choice, unknown_name
 
 
 def cache_folder() -> Path:
-    """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder.
-
-    Raises:
-        ValueError: if there is neither.
-
-    Example:
-        >>> cache_folder().name != ""
-        True
-    """
+    """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder."""
     own = os.environ.get("MASKSD_CACHE")
     if own:
         return Path(own)
@@ -35,25 +28,26 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and expressions come from: a folder in refer format, or generated shapes.
+    """Where images and expressions come from: a folder in refer format, or generated shapes.
 
     Attributes:
         data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; None generates the
             shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
-        images: folder of the pictures; None takes DATA_ROOT/images.
+        images: folder of the images; None takes DATA_ROOT/images.
         name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
-        split_by: who made the splits, as the refs file says: masksd, unc, google, umd; None takes
-            the one papers use, or the only one.
-        index: file that masksd data prepare wrote; None takes the one beside the refs file,
-            and reads the sources where there is none.
-        text: which form of a sentence: sent (cleaned, as CRIS) or raw (as LAVT).
-        skip_bad: leave out bad records, blank sentences and refs without a picture, and count them.
+        split_by: who made the splits, as in the refs file's name: masksd, unc, google, umd; None
+            takes the one that papers use, or the only one.
+        index: file that masksd data prepare wrote; None takes the one beside the refs file, or the
+            source files if there is none.
+        text: which form of an expression: sent (cleaned, as CRIS) or raw (as LAVT).
+        skip_bad: leave out, and count, bad records, blank expressions and refs without an image.
         level: of generated shapes: easy, medium, hard.
-        variant: of generated shapes: empty, + (no location words), g (long sentences).
-        pictures: generated for training, the other splits aside; None takes the default.
+        variant: of generated shapes: empty, + (no location words), g (long expressions).
+        pictures: images generated for training, apart from the other splits; None takes the
+            default.
 
     Raises:
-        ValueError: a field out of range, named.
+        ValueError: a field is out of range.
 
     Example:
         >>> DataConfig(level="hard").title()
@@ -79,23 +73,12 @@ class DataConfig:
         check_whole(self, pictures=1)
 
     def title(self) -> str:
-        """Return a short name of the data, for folders."""
+        """Return a short name of the data, for folders and tables."""
         made = self.data_root is None and self.name == "shapes"
         return f"shapes-{self.level}{self.variant}" if made else self.name
 
     def generated(self) -> bool:
-        """Say whether the data are made on the spot, not read from a folder of the user's.
-
-        Raises:
-            ValueError: no folder is named, and the data are not such that are generated.
-
-        Example:
-            >>> DataConfig().generated()
-            True
-            >>> DataConfig(name="refcoco").generated()
-            Traceback (most recent call last):
-            ValueError: data set 'refcoco' is not generated; name the folder that holds ...
-        """
+        """Say whether the data are generated; if not, a folder must be named."""
         if self.data_root is None and self.name != "shapes":
             raise ValueError(
                 f"data set {self.name!r} is not generated; name the folder that holds "
@@ -105,22 +88,13 @@ class DataConfig:
         return self.data_root is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; folders as they are found from everywhere.
-
-        Example:
-            >>> DataConfig.from_dict(DataConfig(level="hard").to_dict()).level
-            'hard'
-        """
+        """Return the fields as JSON has them, with absolute paths."""
         fields = dataclasses.asdict(self)
         return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> DataConfig:
-        """Build one from what :meth:`to_dict` returned; what is lacking takes its default.
-
-        Raises:
-            ValueError: an unknown field, or one of another type or out of range.
-        """
+        """Check and take back what :meth:`to_dict` returned; absent fields have their default."""
         default = dataclasses.asdict(cls())
         values = dict(fields)
         for name, value in fields.items():
@@ -138,18 +112,19 @@ class DataConfig:
 
 
 def check_whole(config: object, **least: int) -> None:
-    """Raise a ``ValueError`` unless the named fields are whole numbers, or None, from ``least``.
-
-    Args:
-        config: any object.
-        least: the smallest value, by name of the field.
-
-    Example:
-        >>> check_whole(DataConfig(pictures=5), pictures=1)
-    """
+    """Raise a ``ValueError`` unless the fields are None or whole numbers of at least ``least``."""
     for name, bound in least.items():
         value = getattr(config, name)
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < bound:
             raise ValueError(f"{name} must be a whole number of at least {bound}, got {value!r}")
+
+
+def check_finite(config: object, *names: str, zero: bool) -> None:
+    """Raise a ``ValueError`` unless the fields are finite and above 0, or 0 where ``zero``."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < math.inf or (value == 0 and not zero):
+            bound = ", 0 or more" if zero else " above 0"
+            raise ValueError(f"{name} must be a finite number{bound}, got {value}")

@@ -1,4 +1,4 @@
-"""Which device is taken where none is named, and what is said of it beside a figure."""
+"""Which device computes, and how a result names the machine."""
 
 from __future__ import annotations
 
@@ -10,26 +10,12 @@ import masksd
 
 
 def default_device(*, cpu: bool = False) -> torch.device:
-    """Return the GPU where there is one, else the CPU.
-
-    Args:
-        cpu: take the CPU in any case.
-
-    Example:
-        >>> default_device(cpu=True)
-        device(type='cpu')
-    """
+    """Return the GPU where there is one, unless ``cpu``."""
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Return the device's name and the versions that a score may depend on.
-
-    Args:
-        device: that is computed on.
-
-    Returns:
-        ``device``, ``torch``, ``python`` and ``masksd``.
+    """Name the device and the versions that a score may depend on.
 
     Example:
         >>> list(describe_machine(torch.device("cpu")))

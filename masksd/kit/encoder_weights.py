@@ -8,49 +8,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from masksd.kit.checkpoints import cpu_copies
+
 _ENTRY = "masksd encoder 1"
 
 
 def encoder_bytes(encoder: nn.Module, tokenizer: str) -> bytes:
-    """Return the contents of a file of weights.
-
-    Args:
-        encoder: of a triple.
-        tokenizer: name of the one that its words are numbered by.
-
-    Example:
-        >>> encoder_bytes(nn.Linear(2, 3), "shapes")[8:22]
-        b'{"__metadata__'
-    """
+    """Return the contents of a file of weights, with the name of the tokenizer they belong to."""
     from safetensors.torch import save
 
-    state = encoder.state_dict()
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    # one entry: of several, safetensors writes another order each time
-    contents: bytes = save(tensors, {_ENTRY: json.dumps({"tokenizer": tokenizer})})
+    # a single entry: safetensors writes several in another order each time
+    entry = {_ENTRY: json.dumps({"tokenizer": tokenizer})}
+    contents: bytes = save(cpu_copies(encoder.state_dict()), entry)
     return contents
 
 
 def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
-    """Take the weights of a model's two towers from a file.
-
-    Args:
-        model: whose ``encoder`` is changed in place; neck and decoder stay.
-        path: a file that :func:`masksd.kit.training.pretrain.pretrain` wrote.
-        tokenizer: name of the one that the model is fed by.
-
-    Raises:
-        ValueError: a model without an encoder of its own, a missing or damaged file, or weights of
-            another size or tokenizer; nothing has been changed then.
+    """Load the file that ``masksd pretrain`` wrote into a model's two towers, all of it or nothing.
 
     Example:
         >>> from masksd.models import create_model
         >>> load_encoder(create_model("clip_cris_tiny"), "nowhere.safetensors", "shapes")
         Traceback (most recent call last):
-        ValueError: encoder_weights: no file nowhere.safetensors; `masksd pretrain` writes them
+        ValueError: encoder_weights: no file nowhere.safetensors; `masksd pretrain` writes one
     """
-    from safetensors import SafetensorError, safe_open
-
     where = f"encoder_weights {path}"
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):
@@ -58,24 +39,11 @@ def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
             f"{where}: the model {type(model).__name__} has no encoder of two towers that share a "
             "space; choose a clip_cris model, or leave encoder_weights out"
         )
-    if not Path(path).is_file():
-        raise ValueError(f"encoder_weights: no file {path}; `masksd pretrain` writes them")
-    try:
-        with safe_open(path, framework="pt") as file:
-            entry = (file.metadata() or {}).get(_ENTRY)
-            state: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where} is no whole safetensors file: {error}") from None
-    if entry is None:
-        raise ValueError(f"{where} holds other weights than those of `masksd pretrain`")
-    try:
-        trained = json.loads(entry)["tokenizer"]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{where} does not say its tokenizer; pretrain again") from None
+    trained, state = _read(path, where)
     if trained != tokenizer:
         raise ValueError(
-            f"{where}: its words are numbered by tokenizer {trained!r}, the run has "
-            f"{tokenizer!r}; use --tokenizer {trained}"
+            f"{where}: trained with tokenizer {trained!r}, but the run has {tokenizer!r}; use "
+            f"--tokenizer {trained}"
         )
     own = encoder.state_dict()
     wrong = sorted(
@@ -85,7 +53,27 @@ def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
     )
     if wrong:
         raise ValueError(
-            f"{where}: {len(wrong)} tensors are not those of this model's encoder, the first is "
+            f"{where}: {len(wrong)} tensors do not fit this model's encoder, the first is "
             f"{wrong[0]!r}; pretrain with the same model, image_size and max_length"
         )
     encoder.load_state_dict(state)
+
+
+def _read(path: str | Path, where: str) -> tuple[str, dict[str, Tensor]]:
+    """Return the name of the tokenizer and the tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ValueError(f"encoder_weights: no file {path}; `masksd pretrain` writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = (file.metadata() or {}).get(_ENTRY)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{where} is not a complete safetensors file: {error}") from None
+    if entry is None:
+        raise ValueError(f"{where} was not written by `masksd pretrain`")
+    try:
+        return json.loads(entry)["tokenizer"], state
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{where} does not name its tokenizer; pretrain again") from None

@@ -6,36 +6,21 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
-
-from masksd.kit.partial import partial_folder, partial_folders
 
 MANIFEST = "manifest.json"
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write files under other names beside their places, then rename all of them.
-
-    Args:
-        files: their whole contents by path; older files are replaced.
-
-    Raises:
-        OSError: if one of the places cannot be written; then every older file is still there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     write_files({Path(place) / "note.txt": b"all of it"})
-        ...     (Path(place) / "note.txt").read_bytes()
-        b'all of it'
-    """
+    """Write all files, by path, or none: under other names beside their places, then renamed."""
     temporary = {target: _beside(target, "tmp") for target in files}
     try:
         for target, data in files.items():
             if target.is_dir():
-                raise IsADirectoryError(f"{target} is a folder, a file was to be written there")
+                raise IsADirectoryError(f"{target} is a folder; a file must be written there")
             temporary[target].write_bytes(data)
         for target, path in temporary.items():
             path.replace(target)
@@ -45,21 +30,12 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 class StagedFolder:
-    """A folder that is filled out of sight and takes its place when it is worth keeping.
+    """A folder that is filled out of sight and takes its place when :meth:`publish` is called.
 
-    As a context it removes on leaving what has not taken its place, so that an error or Ctrl-C
-    leaves nothing half written and an older folder untouched.
-
-    Args:
-        target: its place.
-        check: raises where the place may not be taken; called before work starts, and again
-            before anything is replaced.
-
-    Raises:
-        ValueError: what ``check`` raises, a mount point, or a place that another run works for.
-
-    Attributes:
-        path: where the folder is now; the hidden one at first, then the target.
+    A context: leaving it removes what was not published, so that an error or Ctrl-C leaves nothing
+    half written and an older folder untouched. ``check`` raises where the place may not be taken;
+    it is called on entering and again before anything is replaced. ``path`` is where the folder is
+    now: a hidden one beside the target at first, then the target.
 
     Example:
         >>> import tempfile
@@ -84,7 +60,7 @@ class StagedFolder:
         if self.target.is_mount():
             raise ValueError(f"output {self.target} is a mount point; name a folder in it")
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        others = partial_folders(self.target)
+        others = _partial_folders(self.target)
         if others:  # of another process, or another machine
             raise ValueError(
                 f"output {self.target} is being written: {others[0]} exists; wait, choose another "
@@ -94,72 +70,20 @@ class StagedFolder:
         return self
 
     def publish(self) -> None:
-        """Take the place; the older folder there, if any, is removed. Does nothing later on.
-
-        Raises:
-            ValueError: what ``check`` raises.
-        """
+        """Take the place, replacing an older folder; a second call does nothing."""
         if self.path == self.target:
             return
         self.check()
-        previous = _beside(self.target, "previous")
-        shutil.rmtree(previous, ignore_errors=True)  # of a killed process
-        older = self.target.exists()
-        if older:
-            self.target.rename(previous)
-        try:
-            self.path.rename(self.target)
-        except BaseException:
-            if older:
-                previous.rename(self.target)
-            raise
+        _replace(self.target, self.path)
         self.path = self.target
-        shutil.rmtree(previous, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         if self.path != self.target:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def check_place(
-    folder: Path, ours: Collection[str], *, kind: str, strange: str, over: bool
-) -> None:
-    """Raise a ``ValueError`` unless a folder of ours may take a place.
-
-    Args:
-        folder: where it goes.
-        ours: names of what such a folder may hold; anything else is never replaced.
-        kind: what it is, in a word.
-        strange: what is wrong with another name, as in ``"no run writes"``.
-        over: whether an older one may be replaced.
-
-    Example:
-        >>> check_place(Path("nothing/here"), (), kind="run", strange="no run writes", over=False)
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; choose another --output")
-    others = sorted({path.name for path in folder.iterdir()} - set(ours))
-    if others:
-        raise ValueError(
-            f"output {folder} holds {others[0]!r}, which {strange}; choose another --output"
-        )
-    if not over and any(folder.iterdir()):
-        raise ValueError(
-            f"output {folder} holds a {kind} already; choose another --output or pass --overwrite"
-        )
-
-
-def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
-    """Make a folder that appears at once and whole, with a manifest of sizes and SHA-256.
-
-    Args:
-        folder: where it goes; an older one is replaced.
-        write: fills the (empty) folder it is given.
-
-    Returns:
-        ``folder`` as a path.
+def write_folder(folder: str | Path, write: Callable[[Path], object]) -> Path:
+    """Make a folder with a manifest of sizes and SHA-256, flushed to the disk, then put in place.
 
     Example:
         >>> import tempfile
@@ -170,47 +94,74 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, previous = _beside(target, "tmp"), _beside(target, "previous")
-    if temporary.exists():  # of a killed process
-        shutil.rmtree(temporary)
+    temporary = partial_folder(target)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         write(temporary)
-        files = _files(temporary)
-        manifest = {"files": {name: _describe(temporary / name) for name in files}}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        mode = (temporary / MANIFEST).stat().st_mode & 0o777
-        for name in [*files, MANIFEST]:
-            (temporary / name).chmod(mode)  # safetensors writes 0600 whatever the umask is
-            _flush(temporary / name)
-        _flush(temporary)
-        if target.exists():
-            if previous.exists():
-                shutil.rmtree(previous)
-            target.rename(previous)
-        temporary.rename(target)
-        _flush(target.parent)
-    except BaseException:
+        _seal(temporary)
+        _replace(target, temporary)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if previous.exists():
-        shutil.rmtree(previous)
     return target
 
 
-def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
-    """Check a folder against its manifest.
+def _seal(folder: Path) -> None:
+    """Add the manifest and flush every file."""
+    files = _files(folder)
+    manifest = {"files": {name: _describe(folder / name) for name in files}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    mode = (folder / MANIFEST).stat().st_mode & 0o777
+    for name in [*files, MANIFEST]:
+        (folder / name).chmod(mode)  # safetensors writes 0600 whatever the umask is
+        _flush(folder / name)
+    _flush(folder)
 
-    Args:
-        folder: as given to :func:`write_folder`.
-        wanted: names that must be in the manifest.
 
-    Returns:
-        ``folder`` as a path.
+def _replace(target: Path, new: Path) -> None:
+    """Rename a folder to its place; until that is done, the older one is kept beside it."""
+    previous = _beside(target, "previous")
+    older = target.exists()
+    if older:
+        shutil.rmtree(previous, ignore_errors=True)  # left by a killed process
+        target.rename(previous)
+    try:
+        new.rename(target)
+    except BaseException:
+        if older:
+            previous.rename(target)
+        raise
+    _flush(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
 
-    Raises:
-        ValueError: one line saying what is missing or changed.
+
+def check_place(
+    folder: Path, ours: Collection[str], *, kind: str, strange: str, over: bool
+) -> None:
+    """Raise a ``ValueError`` unless a folder that we write may take this place.
+
+    ``ours`` names what such a folder holds: anything else is never replaced. ``strange`` says what
+    is wrong with another name, as in "no run writes"; ``over`` allows replacing an older ``kind``.
     """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; choose another --output")
+    names = {path.name for path in folder.iterdir()}
+    left = tuple(f".{name}.{word}" for name in ours for word in ("tmp", "previous", "partial-"))
+    others = sorted(name for name in names - set(ours) if not name.startswith(left))
+    if others:
+        raise ValueError(
+            f"output {folder} holds {others[0]!r}, which {strange}; choose another --output"
+        )
+    if not over and names:
+        raise ValueError(
+            f"output {folder} holds a {kind} already; choose another --output or pass --overwrite"
+        )
+
+
+def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
+    """Check a folder of :func:`write_folder` against its manifest, which must have ``wanted``."""
     root = Path(folder)
     previous = _beside(root, "previous")
     if not root.is_dir():
@@ -232,7 +183,7 @@ def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
             raise ValueError(f"checkpoint {root} has no {name}")
     present = set(_files(root))
     for name, (size, digest) in entries.items():
-        if name not in present:  # this refuses names that lead out of the folder, too
+        if name not in present:  # this also refuses names that lead out of the folder
             raise ValueError(f"checkpoint {root} is incomplete: {name} is missing")
         found = _describe(root / name)
         if (found["bytes"], found["sha256"]) != (size, digest):
@@ -241,6 +192,40 @@ def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
                 f"of {size} bytes that was saved; copy or train it again"
             )
     return root
+
+
+def partial_folder(target: Path) -> Path:
+    """Name this process's hidden folder beside a target, after removing those of dead processes.
+
+    A name holds machine and process. Folders of other machines, which may share the disk, stay.
+
+    Example:
+        >>> partial_folder(Path("runs/one")).name.startswith(".one.partial-")
+        True
+    """
+    own = f"{_beside(target, 'partial')}-{socket.gethostname()}-"
+    for other in _partial_folders(target):
+        process = str(other).removeprefix(own)
+        if process.isdecimal() and not _alive(int(process)):
+            shutil.rmtree(other, ignore_errors=True)
+    return Path(f"{own}{os.getpid()}")
+
+
+def _partial_folders(target: Path) -> list[Path]:
+    if not target.parent.is_dir():
+        return []
+    beginning = f"{_beside(target, 'partial').name}-"
+    return sorted(path for path in target.parent.iterdir() if path.name.startswith(beginning))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing, only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _beside(target: Path, word: str) -> Path:

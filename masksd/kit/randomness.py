@@ -23,12 +23,16 @@ def keyed_seed(*key: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """Return a generator of its own for a key; torch's global stream stays untouched."""
+    return torch.Generator().manual_seed(keyed_seed(*key))
+
+
 @contextlib.contextmanager
 def keyed_randomness(device: torch.device) -> Iterator[None]:
-    """Give torch's random streams back afterwards; on a CPU, allow deterministic algorithms only.
+    """Restore torch's random streams afterwards; on a CPU, allow only deterministic algorithms.
 
-    Args:
-        device: that computes; on a GPU some gradients have no deterministic algorithm.
+    On a GPU some gradients have no deterministic algorithm.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -49,14 +53,7 @@ def keyed_randomness(device: torch.device) -> Iterator[None]:
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation of the items that depends on (seed, epoch) alone.
-
-    Args:
-        size: number of items.
-        seed: of the run.
-
-    Attributes:
-        epoch: set it before iterating.
+    """A permutation of the items that depends on (seed, epoch) alone; set ``epoch`` beforehand.
 
     Example:
         >>> sampler = EpochSampler(4, seed=0)
@@ -71,5 +68,5 @@ class EpochSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(keyed_seed(self.seed, "order", self.epoch))
+        generator = keyed_generator(self.seed, "order", self.epoch)
         yield from torch.randperm(self.size, generator=generator).tolist()

@@ -1,7 +1,7 @@
-"""Training runs by name: the hyper-parameters of the papers, complete but for the data's folder.
+"""Training runs by name: the hyper-parameters of the papers, complete except for the data folder.
 
-What a paper does not state is left as in the default run, except that nothing is clipped. All of
-them have masked self-distillation on; ``branches none`` is the host alone.
+What a paper does not state is as in the default run, except that gradients are not clipped. All
+train with masked self-distillation; ``--branches none`` trains the host alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from masksd.kit.config import DataConfig, TrainConfig
 
 _REFCOCO = DataConfig(name="refcoco", split_by="unc")
 
-_LARGE = TrainConfig(  # what every run on RefCOCO has
+_LARGE = TrainConfig(  # common to all runs on RefCOCO
     pretrained=True,
     data=_REFCOCO,
     steps=None,
@@ -47,6 +47,8 @@ _CM_MASKSD = dataclasses.replace(  # Sec. IV-A
 )
 
 RECIPES: dict[str, TrainConfig] = {
+    # What `masksd train` runs. Change it here and not in TrainConfig: results of older runs are
+    # found by how they differ from the defaults there.
     "cm-masksd": TrainConfig(),
     "paper-refcoco-vit-b": _CM_MASKSD,
     "paper-refcoco-vit-l": dataclasses.replace(
@@ -54,7 +56,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "paper-ablation-vit-b": dataclasses.replace(_CM_MASKSD, image_size=480),
     # config/refcoco/cris_r50.yaml and train.py of CRIS.pytorch. Its first epoch has the towers at
-    # the full learning rate, by an oversight in how the scheduler is started; ours has not.
+    # the full learning rate, an oversight in how its scheduler starts; ours does not.
     "cris-r50": dataclasses.replace(
         _LARGE,
         model="clip_cris_rn50",
@@ -76,7 +78,7 @@ RECIPES: dict[str, TrainConfig] = {
         threshold=0.35,
     ),
     # README, args.py and train.py of LAVT-RIS. Its optimiser leaves out BERT's embeddings and last
-    # two layers. There all biases decay that are no norm's; here no vector does.
+    # two layers. There all biases except those of norms decay; here no vector does.
     "lavt-swin-b": dataclasses.replace(
         _LARGE,
         model="lavt_swin_b",
@@ -107,14 +109,14 @@ def get_recipe(name: str) -> TrainConfig:
 
     Args:
         name: ``"cm-masksd"`` (the default run), ``"paper-refcoco-vit-b"``,
-            ``"paper-refcoco-vit-l"``, ``"paper-ablation-vit-b"`` (all of CM-MaskSD),
+            ``"paper-refcoco-vit-l"``, ``"paper-ablation-vit-b"`` (all of the CM-MaskSD paper),
             ``"cris-r50"`` or ``"lavt-swin-b"``.
 
     Returns:
-        The config; for those on RefCOCO, ``data.data_root`` is still to be set.
+        The config; ``data.data_root`` of those on RefCOCO still has to be set.
 
     Raises:
-        ValueError: an unknown name, with the nearest.
+        ValueError: an unknown name, with the nearest one.
 
     Example:
         >>> get_recipe("cris-r50").lr

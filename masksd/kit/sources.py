@@ -1,4 +1,4 @@
-"""From a config to data and model: generated shapes or a folder, a tokenizer, a fresh model."""
+"""From a config to its data, its tokenizer, its model and the wrapper around it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from masksd.config import DistillConfig
+from masksd.distill import CrossModalMaskedSelfDistill
+from masksd.hosts import lavt
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.config import DataConfig, TrainConfig, cache_folder
 from masksd.kit.data.layout import find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
 from masksd.models import create_model
+from masksd.models.clip_text import sentence_parts
 from masksd.models.registry import check_pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP, BERT = (49408, 77), (30522, 512)
-"""Token ids and positions of every CLIP that OpenAI published, and of BERT (uncased)."""
+"""Vocabulary size and positions of every CLIP that OpenAI published, and of BERT (uncased)."""
 
 
 def find_root(data: DataConfig, progress: bool = True) -> Path:
-    """Return the folder of the data, after generating shapes where none is named.
-
-    Args:
-        data: what to open.
-        progress: show a bar while generating.
-
-    Raises:
-        ValueError: an unknown level or variant, or a data set that is not generated.
-        DataError: the folder does not exist.
-    """
+    """Return the folder of the data; generate shapes where none is named."""
     if not data.generated() and data.data_root is not None:
         return data.data_root
     shapes = shapes_config(data)
@@ -41,7 +38,7 @@ def find_root(data: DataConfig, progress: bool = True) -> Path:
 
 
 def shapes_folder(shapes: ShapesConfig) -> Path:
-    """Return the place of generated shapes in the cache folder, one for each config.
+    """Return where shapes are generated: a folder in the cache for each config.
 
     Example:
         >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
@@ -53,12 +50,7 @@ def shapes_folder(shapes: ShapesConfig) -> Path:
 
 
 def shapes_config(data: DataConfig) -> ShapesConfig:
-    """Return the configuration of the shapes that are generated.
-
-    Example:
-        >>> shapes_config(DataConfig(level="medium", pictures=10)).train
-        10
-    """
+    """Return the shapes that are generated for a run."""
     default = ShapesConfig()
     train = default.train if data.pictures is None else data.pictures
     return ShapesConfig(level=data.level, variant=data.variant, train=train)
@@ -76,22 +68,7 @@ def open_split(
     cache: bool = True,
     progress: bool = True,
 ) -> ReferDataset:
-    """Open a split.
-
-    Args:
-        data: where it lies.
-        split: ``"train"``, ``"val"``, ``"testA"``, ``"testB"``.
-        tokenizer: turns sentences into ids.
-        image_size: side of the squared input, pixels.
-        train_items: ``"refs"`` or ``"sentences"`` to train on it; None to score on it.
-        fit: ``"squash"`` or ``"letterbox"``.
-        seed: of the sentences drawn.
-        cache: keep decoded pictures in memory.
-        progress: show a bar while generating shapes.
-
-    Raises:
-        ValueError: an unknown name, or data that are missing or damaged.
-    """
+    """Open a split to score on, or to train on where ``train_items`` says what an item is."""
     root = find_root(data, progress)
     return ReferDataset(
         root,
@@ -116,13 +93,14 @@ def build_model(config: TrainConfig) -> Checkpoint:
     """Build the tokenizer and the model of a run; weights are drawn from torch's global stream.
 
     Args:
-        config: of the run.
+        config: of the run; its data are not opened.
 
     Returns:
-        The model in train mode, at step 0.
+        A named tuple of ``config``, ``model`` (in train mode) and ``tokenizer``, as
+        :func:`masksd.kit.load_checkpoint` returns it.
 
     Raises:
-        ValueError: an unknown model or tokenizer, or weights that do not exist or cannot be had.
+        ValueError: an unknown model or tokenizer, or weights that do not exist or do not fit.
 
     Example:
         >>> checkpoint = build_model(TrainConfig(max_length=9))
@@ -133,14 +111,15 @@ def build_model(config: TrainConfig) -> Checkpoint:
         check_pretrained(config.model)
     name = tokenizer_name(config)
     tokenizer = load_tokenizer(name, config.max_length)
-    lavt = _is_lavt(config)
+    lavt_model = _is_lavt(config)
     if config.pretrained:
-        _check_fits(name, tokenizer.vocab_size, config.max_length, *(BERT if lavt else CLIP))
+        expected = "bert" if lavt_model else "clip"
+        _check_fits(name, tokenizer.vocab_size, config.max_length, expected)
     overrides = {**model_options(config), "vocab_size": tokenizer.vocab_size}
-    if not lavt:  # which finds the end of a sentence by its attention mask
+    if not lavt_model:  # LAVT finds the end of a sentence by its attention mask
         overrides["end_token"] = tokenizer.end_token
     model = create_model(config.model, config.pretrained, **overrides)
-    if config.encoder_weights is not None:  # after the draws, which thus are those of a run without
+    if config.encoder_weights is not None:  # after all draws, so that neck and decoder stay equal
         load_encoder(model, config.encoder_weights, name)
     return Checkpoint(
         CheckpointConfig(
@@ -148,8 +127,8 @@ def build_model(config: TrainConfig) -> Checkpoint:
             model_config=dataclasses.asdict(model.config),
             image_size=model.config.image_size,
             max_length=config.max_length,
-            mean=IMAGENET_MEAN if lavt else CLIP_MEAN,
-            std=IMAGENET_STD if lavt else CLIP_STD,
+            mean=IMAGENET_MEAN if lavt_model else CLIP_MEAN,
+            std=IMAGENET_STD if lavt_model else CLIP_STD,
             threshold=config.threshold,
             distill=dataclasses.asdict(config.distill),
             step=0,
@@ -163,7 +142,7 @@ def build_model(config: TrainConfig) -> Checkpoint:
 
 
 def tokenizer_name(config: TrainConfig) -> str:
-    """Return the tokenizer of a run, as :func:`masksd.kit.data.tokenizers.load_tokenizer` takes it.
+    """Return the name of a run's tokenizer, given or by default.
 
     Example:
         >>> tokenizer_name(TrainConfig()), tokenizer_name(TrainConfig(pretrained=True))
@@ -177,14 +156,9 @@ def tokenizer_name(config: TrainConfig) -> str:
 
 
 def model_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields of the model's config that a run sets, apart from its vocabulary.
-
-    Example:
-        >>> model_options(TrainConfig(dropout=0.0))
-        {'max_length': 17, 'dropout': 0.0}
-    """
+    """Return the fields of the model's config that a run sets, apart from its vocabulary."""
     options: dict[str, Any] = {}
-    if not config.pretrained:  # the towers' tables of positions have a length of their own
+    if not config.pretrained:  # pretrained tables of positions have a length of their own
         options["max_length"] = config.max_length
     for option in ("dropout", "image_size"):
         if getattr(config, option) is not None:
@@ -196,18 +170,50 @@ def _is_lavt(config: TrainConfig) -> bool:
     return config.model.startswith("lavt_")
 
 
-def _check_fits(
-    tokenizer: str, vocab_size: int, max_length: int, known: int, positions: int
-) -> None:
+def _check_fits(tokenizer: str, vocab_size: int, max_length: int, expected: str) -> None:
     """Raise unless pretrained weights fit, before hundreds of megabytes of them are loaded."""
+    known, positions = BERT if expected == "bert" else CLIP
     if vocab_size != known:
-        right = "clip" if (known, positions) == CLIP else "bert"
         raise ValueError(
             f"pretrained weights know {known} tokens, tokenizer {tokenizer!r} has "
-            f"{vocab_size}; use --tokenizer {right}, or train without --pretrained"
+            f"{vocab_size}; use --tokenizer {expected}, or train without --pretrained"
         )
     if max_length > positions:
         raise ValueError(
             f"pretrained weights have {positions} positions, max_length is {max_length}; "
             f"use at most {positions}"
         )
+
+
+def wrap_model(
+    model: Any, config: DistillConfig, tokenizer: Tokenizer | None = None
+) -> CrossModalMaskedSelfDistill:
+    """Wrap one of our models; no tokenizer stands for the one of its pretrained weights.
+
+    Example:
+        >>> sorted(wrap_model(create_model("lavt_tiny"), DistillConfig()).branches)
+        ['lmvsd', 'vmlsd']
+    """
+    if not lavt.recognise(model):
+        return CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+    taps = lavt.taps(model)  # these tell words by BERT's token ids
+    if tokenizer is not None and tokenizer.kind != "bert":
+        taps = dataclasses.replace(taps, valid=WordsBeforeEnd(tokenizer.end_token))
+    return CrossModalMaskedSelfDistill.wrap(model, config, taps=taps)
+
+
+class WordsBeforeEnd:
+    """Mark the words, those between the start token and the first end token: bool ``(B, L)``.
+
+    Example:
+        >>> import torch
+        >>> WordsBeforeEnd(9)(torch.tensor([[8, 5, 6, 9, 0]])).tolist()
+        [[False, True, True, False, False]]
+    """
+
+    def __init__(self, end_token: int) -> None:
+        self.end_token = end_token
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the mask for ids ``(B, L)``."""
+        return sentence_parts(tokens, self.end_token)[0]

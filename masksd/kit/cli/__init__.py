@@ -1,7 +1,7 @@
 """The command line: ``masksd train | evaluate | predict | data | pretrain``.
 
-Options are made from the config dataclasses. An error of the user is one line on stderr and exit
-code 2; ``MASKSD_TRACEBACK=1`` shows where it was raised.
+Options come from the config dataclasses. A user's error is one line on stderr and exit code 2;
+``MASKSD_TRACEBACK=1`` shows where it was raised.
 """
 
 from __future__ import annotations
@@ -25,14 +25,10 @@ from masksd.kit.config import TrainingError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the entry point of the ``masksd`` program.
+    """Run a command and return its exit code; None takes the arguments of ``sys.argv``.
 
-    Args:
-        arguments: of the command line, without the program's name; None takes ``sys.argv``.
-
-    Returns:
-        The exit code: 0, 2 after an error of the user, or 141 where whoever read the output has
-        left. Wrong options and ``--help`` leave by ``SystemExit``, as command lines do.
+    0, 2 after a user's error, 130 after Ctrl-C, 141 where the reader of the output has left. Wrong
+    options and ``--help`` leave by ``SystemExit``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
@@ -41,18 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore", category)
         try:
             _run(arguments)
-        except BrokenPipeError:  # whoever read has left, as head does
-            # what is still to be written goes nowhere, or leaving would fail once more
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-            return 141  # as of a program that SIGPIPE ended
+        except BrokenPipeError:  # the reader has left, as head does
+            _discard_output()
+            return 141  # as a program that SIGPIPE ends
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, (ValueError, OSError, TrainingError)):  # not foreseen
+            if not isinstance(error, (ValueError, OSError, TrainingError)):  # unexpected
                 text += " (MASKSD_TRACEBACK=1 shows where)"
             print(f"masksd: error: {text}", file=sys.stderr)
             return 2
@@ -63,16 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    """Run a command; what it prints is written when this returns, or raises ``SystemExit``."""
+    """Run a command and flush what it printed, after ``SystemExit`` too."""
     try:
         if arguments == ["--version"]:
             print(f"masksd {masksd.__version__}")
         else:
             _parse(arguments).run()
-    except SystemExit:  # of --help, too
+    finally:
         sys.stdout.flush()
-        raise
-    sys.stdout.flush()
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -102,6 +92,14 @@ def _parse(arguments: list[str]) -> Any:
 
 def _data(_: Any) -> None:
     """Generate data sets, or look at those on disk; see masksd data --help."""
+
+
+def _discard_output() -> None:
+    """Send what is still to be written nowhere, or leaving would fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

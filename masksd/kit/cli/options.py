@@ -1,4 +1,9 @@
-"""Command-line options from config dataclasses."""
+"""Command-line options from config dataclasses.
+
+tyro reports a value that a config refuses in a box. Our errors are one line, so options are parsed
+into copies of the configs without their checks (:func:`unchecked`) and put into the real ones later
+(:func:`checked`).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,9 @@ import tyro
 
 
 def command(run: Any, **options: Any) -> type:
-    """Make the dataclass of a command.
+    """Make the dataclass of a command from a function, whose docstring is the help.
 
-    Args:
-        run: what the command does with its options; its docstring is the help.
-        options: by name: (type, default), or a dataclass whose fields become options.
+    An option is (type, default), or a dataclass whose fields become options.
 
     Example:
         >>> command(print, steps=(int, 3))().steps
@@ -34,9 +37,9 @@ def command(run: Any, **options: Any) -> type:
 
 
 def unchecked(default: Any) -> type:
-    """Make a dataclass with the fields, defaults and help of a config and none of its checks.
+    """Copy a config's fields, values and help into a dataclass without its checks.
 
-    A field that is a config itself is treated alike; an optional one that is off has no options.
+    Configs inside are treated alike; an optional one that is None has no options.
 
     Example:
         >>> from masksd.kit.config import DataConfig
@@ -49,9 +52,8 @@ def unchecked(default: Any) -> type:
         value = getattr(default, field.name)
         if dataclasses.is_dataclass(value):
             inner: Any = unchecked(value)
-            kind: Any = inner
-            if field.name == "data":  # --level, not --data.level
-                kind = Annotated[inner, tyro.conf.arg(name="")]
+            # --level, not --data.level
+            kind: Any = Annotated[inner, tyro.conf.arg(name="")] if field.name == "data" else inner
             fields.append((field.name, kind, dataclasses.field(default_factory=inner)))
         else:
             fields.append((field.name, hints[field.name], dataclasses.field(default=value)))
@@ -61,7 +63,7 @@ def unchecked(default: Any) -> type:
 
 
 def checked(default: Any, options: Any) -> Any:
-    """Put the values of :func:`unchecked` options into the config, which checks them.
+    """Put :func:`unchecked` options into the config, which checks them.
 
     Example:
         >>> from masksd.kit.config import DataConfig

@@ -19,13 +19,14 @@ def _pretrain(options: Any) -> None:
     report = pretrain(config)
     for name, found in (("untrained", report["untrained"]), ("trained", report)):
         choice, relevance = found["retrieval"], found["relevance"]
+        areas = [
+            f"area {relevance[kind]:.3f} with {words} sentence"
+            for kind, words in (("own", "its"), ("other", "another's"))
+            if kind in relevance
+        ]
         print(
             f"{name:<10} the right sentence {choice['sentence']:.1%}, the right view "
             f"{choice['view']:.1%} (chance {choice['chance']:.1%}); relevance finds the object: "
-            + ", ".join(
-                f"area {relevance[kind]:.3f} with {words} sentence"
-                for kind, words in (("own", "its"), ("other", "another's"))
-                if kind in relevance
-            )
+            + ", ".join(areas)
         )
     print(f"{config.output}: {config.steps} steps in {report['seconds']:.0f} s")

@@ -13,11 +13,6 @@ CHECKPOINT = Path("runs/shapes-easy/checkpoint")
 def data_title(data: DataConfig, split: str, scored: str = "at the original size") -> str:
     """Return the line above a table of scores.
 
-    Args:
-        data: what was scored on.
-        split: of it.
-        scored: how.
-
     Example:
         >>> data_title(DataConfig(), "val")
         'shapes-easy (generated), val, per cent, at the original size'
@@ -27,15 +22,7 @@ def data_title(data: DataConfig, split: str, scored: str = "at the original size
 
 
 def device_name(name: str | None) -> str:
-    """Return the device that is meant; None takes a GPU where there is one.
-
-    Raises:
-        ValueError: a device that torch does not have.
-
-    Example:
-        >>> device_name("cpu")
-        'cpu'
-    """
+    """Check the name of a device that torch has; None takes a GPU where there is one."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -45,5 +32,5 @@ def device_name(name: str | None) -> str:
     if match is None:
         raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
     if name != "cpu" and int(match[1] or 0) >= gpus:
-        raise ValueError(f"device {name!r} is asked for, but torch finds {gpus} CUDA GPUs; use cpu")
+        raise ValueError(f"device {name!r} does not exist: torch finds {gpus} CUDA GPUs; use cpu")
     return name

@@ -18,38 +18,32 @@ UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
 
 
 def train_command(arguments: list[str]) -> type:
-    """Make the command; the preset decides the defaults that the other options show and replace.
-
-    Args:
-        arguments: of the command line, which may name a preset.
-    """
+    """Make the command; the preset on the command line is the default of the other options."""
     for option, known in (("--preset", RECIPES), ("--model", list_models())):
-        if option in arguments and not _value_follows(arguments, option):
+        if option in arguments and not _has_value(arguments, option):
             raise ValueError(f"{option} takes one of {', '.join(known)}")
-    default = unchecked(_preset(arguments))
-    branches = Literal["both", "lmvsd", "vmlsd", "none"]
     return command(
         _train,
-        config=default,
+        config=unchecked(_recipe(arguments)),
         preset=(str, early_option(arguments, "--preset", PRESET)),
-        branches=(branches, "both"),
+        branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
         dry_run=(bool, False),
     )
 
 
-def _value_follows(arguments: list[str], option: str) -> bool:
+def _has_value(arguments: list[str], option: str) -> bool:
     return not [*arguments, "-"][arguments.index(option) + 1].startswith("-")
 
 
-def _preset(arguments: list[str]) -> TrainConfig:
-    """Return the preset without those of its values that others, which are given, replace."""
+def _recipe(arguments: list[str]) -> TrainConfig:
+    """Return the recipe without the values that given options rule out."""
     config: Any = get_recipe(early_option(arguments, "--preset", PRESET))
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
             [other] = set(pair) - set(named)
-            # 1 stands for what the option itself will say
+            # 1 is a placeholder for the value of the option
             config = dataclasses.replace(config, **{named[0]: 1, other: None})
     if "--schedule" in given and early_option(arguments, "--schedule", "") != "multistep":
         config = dataclasses.replace(config, schedule="cosine", milestones=())
@@ -57,14 +51,14 @@ def _preset(arguments: list[str]) -> TrainConfig:
 
 
 def _train(options: Any) -> None:
-    """Train a model with CM-MaskSD and score it; with no option at all, in minutes on a CPU.
+    """Train a model with CM-MaskSD and score it; without any option, in minutes on a CPU.
 
     Attributes:
         preset: a run by name, which the other options change: cm-masksd (the small default),
             paper-refcoco-vit-b, paper-refcoco-vit-l, paper-ablation-vit-b, cris-r50, lavt-swin-b.
         branches: the masked branches that are on; none trains the model alone.
-        dry_run: print every value of the run with parameters, multiply-adds, memory and steps, and
-            stop there.
+        dry_run: only print every value of the run with its parameters, multiply-adds, memory and
+            steps.
     """
     from masksd.kit.evaluation.scoring import format_table
     from masksd.kit.training.trainer import train

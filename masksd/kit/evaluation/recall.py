@@ -15,7 +15,7 @@ from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import model_inputs
-from masksd.kit.training.wrapping import wrap_model
+from masksd.kit.sources import wrap_model
 from masksd.masking import select_tokens
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""What a run costs, before it is started: parameters, multiply-adds, memory and steps.
+"""What a run costs, before it starts: parameters, multiply-adds, memory and steps.
 
-The model is built on torch's meta device, where tensors have shapes and no values, and takes one
-training step there with the batch of the config. No weights and no data are needed.
+The model is built on torch's meta device, where tensors have shapes but no values, and takes one
+training step there. Neither weights nor data are needed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.errors import check_choice
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
+from masksd.kit.data.tokenizers import load_tokenizer
 from masksd.kit.sources import (
     find_root,
     model_options,
@@ -27,11 +28,11 @@ from masksd.kit.sources import (
     shapes_config,
     shapes_folder,
     tokenizer_name,
+    wrap_model,
 )
-from masksd.kit.training.batch_norm import checking_batch_norm
+from masksd.kit.training.checks import batch_norm_watched
 from masksd.kit.training.kept import kept_activations
 from masksd.kit.training.optimizers import freeze
-from masksd.kit.training.wrapping import wrap_model
 from masksd.losses import class_weighted_loss
 from masksd.models import create_model
 
@@ -43,11 +44,11 @@ class Budget:
     Attributes:
         model_config: every field of the model's config.
         parameters: of the host.
-        trainable: of the host and what masksd adds, those that are trained.
-        added: by masksd, in training only.
-        plain: multiply-adds of one plain pass of one picture.
-        forward: of one training step's passes, a picture.
-        step: of these and their backward, a picture.
+        trainable: parameters that are trained, of the host and of masksd.
+        added: parameters of masksd, in training only.
+        plain: multiply-adds of one plain pass, per image.
+        forward: multiply-adds of a training step's passes, per image.
+        step: the same with their backward, per image.
         weights: bytes of all parameters and buffers.
         gradients: bytes.
         optimizer: bytes of Adam's two moments.
@@ -68,17 +69,11 @@ class Budget:
 
 
 def measure_budget(config: TrainConfig) -> Budget:
-    """Count what a training step of a config costs.
+    """Count what a training step costs.
 
-    Activations are the bytes that autograd keeps for backward at their peak, in float32
-    (16-bit training keeps about half), with attention as fused kernels compute it. What kernels and
-    the allocator need beside is not in it: expect a fifth more.
-
-    Args:
-        config: of the run.
-
-    Raises:
-        ValueError: an unknown model, sizes that do not fit, or a batch too small for BatchNorm.
+    Activations are the bytes that autograd keeps for backward at their peak, in float32 (16-bit
+    training keeps about half), with attention as fused kernels compute it. Workspace of kernels and
+    allocator is not included: expect a fifth more.
 
     Example:
         >>> budget = measure_budget(TrainConfig(batch_size=2))
@@ -87,8 +82,6 @@ def measure_budget(config: TrainConfig) -> Budget:
     """
     options = model_options(config)
     if tokenizer_name(config) == "shapes":
-        from masksd.kit.data.tokenizers import load_tokenizer
-
         options["vocab_size"] = load_tokenizer("shapes").vocab_size
     with torch.device("meta"):
         model = create_model(config.model, **options)
@@ -100,16 +93,16 @@ def measure_budget(config: TrainConfig) -> Budget:
         target = torch.zeros(batch, size, size)
     freeze(model, config.frozen)
     host = sum(p.numel() for p in model.parameters())
-    # the counter does not go with the backwards inside of low memory, whose operations are the same
+    # low memory runs backward inside, which the counter cannot follow; its operations are the same
     counted_config = dataclasses.replace(config.distill, low_memory=False)
     sd = wrap_model(model, counted_config).to("meta")
     added = sum(p.numel() for p in sd.distill_parameters())
     trainable = sum(p.numel() for p in sd.parameters() if p.requires_grad)
     own = [*sd.parameters(), *sd.buffers()]
 
-    from torch.utils.flop_counter import FlopCounterMode  # brings triton along
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
-    with _Shapes(), checking_batch_norm(model, batch):
+    with _Shapes(), batch_norm_watched(model, batch):
         with FlopCounterMode(display=False) as counted, torch.no_grad():
             model.eval()(*inputs)
             sd.train()
@@ -124,17 +117,18 @@ def measure_budget(config: TrainConfig) -> Budget:
         sd = wrap_model(model, config.distill).to("meta")
         with kept_activations(own) as kept:
             _loss(sd, inputs, target, config).backward()
-    pictures = 2 * batch  # the counter has two a multiply-add
+    copies = 2 if config.distill.low_memory else 1  # it sums gradients of its own
+    halves = 2 * batch  # the counter counts two operations per multiply-add
     return Budget(
         model_config=dataclasses.asdict(model.config),
         parameters=host,
         trainable=trainable,
         added=added,
-        plain=plain // pictures,
-        forward=forward // pictures,
-        step=step // pictures,
+        plain=plain // halves,
+        forward=forward // halves,
+        step=step // halves,
         weights=sum(tensor.nbytes for tensor in own),
-        gradients=4 * trainable * (2 if config.distill.low_memory else 1),  # one more, held
+        gradients=4 * trainable * copies,
         optimizer=8 * trainable,
         activations=kept.peak,
     )
@@ -151,7 +145,7 @@ def _loss(
 
 
 class _Shapes(TorchFunctionMode):
-    """Let models run without values: attention as one kernel, and every question answered no."""
+    """Let models run without values: attention is one kernel, and every tensor is false."""
 
     def __torch_function__(
         self,
@@ -160,7 +154,7 @@ class _Shapes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.Tensor.__bool__:  # "are all words valid?"; no is the longer way
+        if func is torch.Tensor.__bool__:  # "are all words valid?"; no is the costlier answer
             return False
         if func is F.scaled_dot_product_attention:
             return _fused_attention(*args, **(kwargs or {}))
@@ -177,7 +171,7 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call the operation that GPUs use; the meta device would take the one that keeps matrices."""
+    """Call the kernel that GPUs use; the meta device would take one that keeps the matrices."""
     bias = None
     if attn_mask is not None:
         bias = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
@@ -189,18 +183,16 @@ def _fused_attention(
 
 
 class _NoTokenizer:
-    """Stands in where only items are counted."""
+    """Stands in where items are only counted."""
 
     def encode(self, sentence: str) -> Tensor:
         return torch.zeros(1, dtype=torch.int64)
 
 
 def check_splits(config: TrainConfig) -> None:
-    """Raise a ``ValueError`` unless a run's data have the splits to train and to score on.
+    """Raise a ``ValueError`` unless the data have the splits to train and to score on.
 
-    Args:
-        config: of the run. Where no folder is named, those of the published data set count; of one
-            that is not published nothing is known.
+    Without a folder, the splits of the published data set count; others are not known.
 
     Example:
         >>> check_splits(TrainConfig(eval_split="vall"))
@@ -223,18 +215,7 @@ def _published(data: DataConfig) -> Mapping[str, SplitSize]:
 
 
 def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
-    """Count the items of a training split.
-
-    Args:
-        config: of the run.
-
-    Returns:
-        Their number by ``"refs"`` and ``"sentences"``, those that are known, and where it is from.
-        Shapes that are not generated yet are not, and a data set whose folder is not named is the
-        published one.
-
-    Raises:
-        DataError: a named folder that lacks the data.
+    """Count the training items by ``"refs"`` and ``"sentences"``, where known, and say from where.
 
     Example:
         >>> from masksd.kit.recipes import get_recipe

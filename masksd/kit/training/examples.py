@@ -1,4 +1,4 @@
-"""The rows of the sheet: what a model predicts and what the visual branch would mask."""
+"""The rows of a run's sheet: what the model predicts and what the image branch would mask."""
 
 from __future__ import annotations
 
@@ -22,24 +22,15 @@ def example_rows(
     dataset: ReferDataset,
     indices: Sequence[int],
 ) -> list[SheetRow]:
-    """Predict examples and preview the masks of the next training step on them.
-
-    Args:
-        sd: the wrapper around ``checkpoint.model``; nothing of it changes.
-        checkpoint: the model with its config.
-        dataset: of every sentence.
-        indices: the items to show.
-
-    Returns:
-        One row an item, at the pictures' original sizes.
-    """
+    """Predict items at their images' own sizes, with the masks of the wrapper's next step."""
     config = checkpoint.config
     device = next(checkpoint.model.parameters()).device
     items = [dataset[index] for index in indices]
-    images = torch.stack([item["image"] for item in items]).to(device)
-    tokens = torch.stack([item["tokens"] for item in items]).to(device)
-    target = torch.stack([item["target"] for item in items]).to(device).float()
-    out = sd.preview(*model_inputs(checkpoint, images, tokens), target=target)
+    images, tokens, target = (
+        torch.stack([item[key] for item in items]).to(device)
+        for key in ("image", "tokens", "target")
+    )
+    out = sd.preview(*model_inputs(checkpoint, images, tokens), target=target.float())
     logits = foreground_logits(out.logits)
     rows = []
     for row, index in enumerate(indices):
@@ -48,10 +39,10 @@ def example_rows(
         predicted = (probabilities > config.threshold).cpu().numpy()
         union = int((predicted | truth).sum())
         relevance = masked = None
-        if row < len(out.masks.get("lmvsd", ())):  # a branch may see a part of a batch
-            scores = out.relevance["lmvsd"][row].float().cpu().numpy()
-            side = round(len(scores) ** 0.5)  # pictures are squared, so the grid is too
-            relevance = scores.reshape(side, side)
+        if row < len(out.masks.get("lmvsd", ())):  # a branch may see only a part of a batch
+            relevance = out.relevance["lmvsd"][row].float().cpu().numpy()
+            side = round(len(relevance) ** 0.5)  # images are square, so the grid is too
+            relevance = relevance.reshape(side, side)
             masked = out.masks["lmvsd"][row].cpu().numpy().reshape(side, side)
         rows.append(
             SheetRow(

@@ -1,4 +1,4 @@
-"""What autograd keeps for backward, counted."""
+"""How many bytes autograd keeps for backward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class KeptBytes:
-    """Bytes that autograd keeps: now, and the most there ever were."""
+    """Bytes that autograd keeps now, and the most it ever kept."""
 
     now: int = 0
     peak: int = 0
@@ -21,16 +21,10 @@ class KeptBytes:
 
 @contextlib.contextmanager
 def kept_activations(excluded: Iterable[Tensor]) -> Iterator[KeptBytes]:
-    """Count the bytes that graphs made inside keep for their backward, each storage once.
+    """Count what graphs made inside keep for backward, each storage once, while they live.
 
-    Works on the meta device too. What is kept without autograd's saved tensors, such as features
-    that a wrapper holds, is not seen.
-
-    Args:
-        excluded: tensors that are there anyway, such as parameters.
-
-    Yields:
-        The count, which goes on while the graphs live.
+    Works on the meta device too. ``excluded`` are tensors that are there anyway, such as
+    parameters. What is held by other means, such as features in a wrapper, is not seen.
 
     Example:
         >>> x = torch.randn(10, requires_grad=True)
@@ -42,31 +36,30 @@ def kept_activations(excluded: Iterable[Tensor]) -> Iterator[KeptBytes]:
         >>> kept
         KeptBytes(now=0, peak=40)
     """
-    # a storage is known by its address in C++, as on the meta device its data has none
+    # by the storage's address in C++: on the meta device its data has none
     known = {tensor.untyped_storage()._cdata for tensor in excluded}
     users: dict[int, int] = {}
-    sizes: dict[int, int] = {}
     kept = KeptBytes()
 
-    def release(key: int) -> None:
+    def release(key: int, size: int) -> None:
         users[key] -= 1
         if not users[key]:
-            kept.now -= sizes[key]
-            del users[key], sizes[key]
+            kept.now -= size
+            del users[key]
 
     class Kept:
         def __init__(self, tensor: Tensor) -> None:
             self.tensor = tensor
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key, size = storage._cdata, storage.nbytes()
             if key in known:
                 return
             if key not in users:
-                users[key], sizes[key] = 0, storage.nbytes()
-                kept.now += sizes[key]
+                users[key] = 0
+                kept.now += size
                 kept.peak = max(kept.peak, kept.now)
             users[key] += 1
-            weakref.finalize(self, release, key)
+            weakref.finalize(self, release, key, size)
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda held: held.tensor):
         yield kept

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how: the optimiser from a config."""
+"""Which parameters are trained, with which weight decay and at which rate."""
 
 from __future__ import annotations
 
@@ -10,29 +10,13 @@ from torch import nn
 
 from masksd.kit.config import TrainConfig
 
-BACKBONES = ("encoder.", "backbone.", "text_encoder.")
-"""Beginnings of names of the towers' parameters: of a triple, and of LAVT."""
-
+_TOWERS = ("encoder.", "backbone.", "text_encoder.")  # of a triple, and of LAVT
 _POSITIONS = ("position_embedding.weight", "attnpool.positions")
 _RELATIVE = "relative_position_bias_table"
 
 
 def freeze(model: nn.Module, beginnings: Iterable[str]) -> None:
-    """Take parameters out of the training.
-
-    Args:
-        model: the host, changed in place.
-        beginnings: of the names of its parameters.
-
-    Raises:
-        ValueError: a beginning that no parameter has; then nothing has changed.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-        >>> freeze(model, ["0."])
-        >>> [name for name, p in model.named_parameters() if p.requires_grad]
-        ['1.weight', '1.bias']
-    """
+    """Do not train the host's parameters whose names begin so; each beginning must fit one."""
     named = dict(model.named_parameters())
     beginnings = tuple(beginnings)
     for beginning in beginnings:
@@ -50,20 +34,11 @@ def freeze(model: nn.Module, beginnings: Iterable[str]) -> None:
 def parameter_groups(
     module: nn.Module, host: nn.Module, weight_decay: float, backbone_lr: float
 ) -> list[dict[str, Any]]:
-    """Split what is trained by weight decay and learning rate.
+    """Split the trainable parameters of the wrapper around a host by weight decay and rate.
 
     Biases, norms and tokens ``(C,)`` do not decay, nor do Swin's tables of relative positions. The
-    towers have a learning rate of their own; their tables of absolute positions do not, as in CRIS.
-
-    Args:
-        module: the wrapper; all of its trainable parameters are taken, once each.
-        host: the model in it, whose names say what belongs to a tower.
-        weight_decay: of those that decay.
-        backbone_lr: factor of the towers' learning rate.
-
-    Returns:
-        Groups for an optimiser, with ``scale``, the factor of the learning rate; empty ones left
-        out.
+    towers have a learning rate of their own, except for their tables of absolute positions, as in
+    CRIS. Groups have a ``scale``, the factor of the learning rate.
 
     Example:
         >>> host = nn.Linear(2, 3)
@@ -71,14 +46,12 @@ def parameter_groups(
         [1, 1]
     """
     names = {id(parameter): name for name, parameter in host.named_parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for scale in (1.0, backbone_lr):
-        for decay in (weight_decay, 0.0):
-            groups[scale, decay] = []
+    keys = [(scale, decay) for scale in (1.0, backbone_lr) for decay in (weight_decay, 0.0)]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {key: [] for key in keys}
     for parameter in module.parameters():
         if parameter.requires_grad:
             name = names.get(id(parameter), "")
-            tower = name.startswith(BACKBONES) and not name.endswith(_POSITIONS)
+            tower = name.startswith(_TOWERS) and not name.endswith(_POSITIONS)
             decays = parameter.ndim > 1 and not name.endswith(_RELATIVE)
             groups[backbone_lr if tower else 1.0, weight_decay if decays else 0.0].append(parameter)
     return [
@@ -91,18 +64,7 @@ def parameter_groups(
 def build_optimizer(
     module: nn.Module, host: nn.Module, config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """Build the optimiser of a run.
-
-    Args:
-        module: the wrapper.
-        host: the model in it.
-        config: of the run.
-
-    Example:
-        >>> host = nn.Linear(2, 3)
-        >>> build_optimizer(host, host, TrainConfig(optimizer="adam")).__class__.__name__
-        'Adam'
-    """
+    """Build the optimiser of a run for the wrapper ``module`` around ``host``."""
     groups = parameter_groups(module, host, config.weight_decay, config.backbone_lr)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)

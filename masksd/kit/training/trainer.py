@@ -1,8 +1,8 @@
 """Training: data, model and method from one config into one folder.
 
-Every draw is keyed: the order of the data by (seed, epoch), a drawn sentence by (seed, epoch,
+Every draw is keyed: the order of the data by (seed, epoch), a drawn expression by (seed, epoch,
 item), dropout by (seed, step, process), masks by the wrapper's own (seed, step, position in the
-batch). So a run on a CPU repeats bit for bit, and no random state has to be stored to go on.
+batch). So a run on a CPU repeats bit for bit, and resuming needs no stored random state.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
+from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
+from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
-from masksd.kit.files import StagedFolder, check_place
+from masksd.kit.files import StagedFolder
 from masksd.kit.randomness import keyed_randomness, keyed_seed
-from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split, tokenizer_name
-from masksd.kit.training.loop import Run
-
-FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
+from masksd.kit.training.checks import check_output, warn_of_long_warmup
+from masksd.kit.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,16 @@ class RunResult:
 
     Attributes:
         folder: of the run.
-        checkpoint: folder of the checkpoint in it.
-        scores: by kind of sentence, ``"own"``, ``"other"``, ``"none"``; see ``evaluate_all``.
+        checkpoint: its folder, inside ``folder``.
+        scores: mIoU, oIoU, Pr@0.5 to Pr@0.9 in [0, 1] and ``samples``, given the right expression
+            (``"own"``), another object's (``"other"``) and none (``"none"``).
         steps: of the whole run.
         skipped: steps whose gradient was not finite.
         seconds: wall time of the whole run.
+
+    Example:
+        >>> RunResult(Path("runs/one"), Path("runs/one/checkpoint"), {}, 10, 0, 1.5).steps
+        10
     """
 
     folder: Path
@@ -50,25 +55,24 @@ class RunResult:
 def train(config: TrainConfig) -> RunResult:
     """Train a model with masked self-distillation and score it.
 
-    The folder of the run receives ``config.json``, ``metrics.jsonl`` (one JSON object a line),
-    ``curves.png``, ``sheet.png`` and ``checkpoint/``. It is written out of sight, beside its place,
-    and takes it (and an older run is removed) with the first checkpoint; a run that fails or is
-    stopped before leaves nothing. Run under ``torchrun`` it trains on every process; the first one
-    writes.
+    The run's folder receives ``config.json``, ``metrics.jsonl`` (one JSON object per line),
+    ``curves.png``, ``sheet.png`` and ``checkpoint/``. It is written out of sight and takes its
+    place, replacing an older run, with the first checkpoint; a run that fails or is stopped before
+    that leaves nothing. Under ``torchrun`` every process trains and the first one writes.
 
     Args:
         config: everything.
 
     Returns:
-        The scores and where everything lies.
+        The scores, and where everything lies.
 
     Raises:
-        ValueError: a config that cannot be run, an existing folder, damaged data, or a
-            tokenizer that knows no word of them.
+        ValueError: a config that cannot be run, an existing folder, damaged data, or a tokenizer
+            that knows no word of them.
         TrainingError: too many steps in a row had a gradient that is not finite.
 
     Warns:
-        UserWarning: the tokenizer lacks words of the training split, or cuts its sentences; the
+        UserWarning: the tokenizer lacks words of the training split or cuts its expressions; the
             warm-up takes the whole run.
 
     Example:
@@ -80,83 +84,52 @@ def train(config: TrainConfig) -> RunResult:
     """
     start = time.perf_counter()
     folder = config.output_folder()
-    config.data.generated()  # or it names the folder of the data
+    config.data.generated()  # raises unless the data have a folder or are generated
     check_output(folder, config.overwrite)
     from accelerate import Accelerator
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
+    main = accelerator.is_main_process
     with keyed_randomness(accelerator.device):
         torch.manual_seed(keyed_seed(config.seed, "weights"))
         checkpoint = build_model(config)
-        with accelerator.main_process_first():  # which generates the data, where needed
-            training, scoring = (
-                open_split(
-                    config.data,
-                    split,
-                    checkpoint.tokenizer,
-                    checkpoint.config.image_size,
-                    train_items=items,
-                    fit=config.fit,
-                    seed=config.seed,
-                    cache=config.cache,
-                    progress=config.progress,
-                )
-                for split, items in (
-                    (config.train_split, config.train_items),
-                    (config.eval_split, None),
-                )
-            )
-        wanted = config.batch_size * accelerator.num_processes
-        if len(training) < wanted:
+        with accelerator.main_process_first():  # it generates the data, if need be
+            training = _open(config, checkpoint, config.train_split, config.train_items)
+            scoring = _open(config, checkpoint, config.eval_split, None)
+        needed = config.batch_size * accelerator.num_processes
+        if len(training) < needed:
             raise ValueError(
-                f"split {config.train_split!r} has {len(training)} items, one step takes {wanted}; "
+                f"split {config.train_split!r} has {len(training)} items, one step takes {needed}; "
                 "lower --batch-size or name a larger split"
             )
         lost = check_words(training, checkpoint.tokenizer, tokenizer_name(config))
-        if lost and accelerator.is_main_process:
+        if lost and main:
             warnings.warn(lost, UserWarning, stacklevel=2)
         staged = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
         run = Run(config, accelerator, checkpoint, training, scoring, staged)
-        run.rehearse()
-        if accelerator.is_main_process:
-            warn_of_warmup(run.schedule)
-        with staged if accelerator.is_main_process else contextlib.nullcontext():
-            if accelerator.is_main_process:
+        run.check_first_batch()
+        if main:
+            warn_of_long_warmup(run.schedule)
+        with staged if main else contextlib.nullcontext():
+            if main:
                 (staged.path / "config.json").write_text(config.to_json(), encoding="utf-8")
-            run.fit()
+            run.fit(progress=main and config.progress)
             scores = run.finish()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)
 
 
-def warn_of_warmup(schedule: Schedule) -> None:
-    """Give a ``UserWarning`` where the warm-up takes the whole run, so that the rate never falls.
-
-    Args:
-        schedule: of the run.
-
-    Example:
-        >>> warn_of_warmup(Schedule("cosine", lr=1.0, steps=20, warmup=19))
-    """
-    steps, warmup = schedule.steps, schedule.warmup
-    if warmup >= steps:
-        warnings.warn(
-            f"warmup {warmup} is not below steps {steps}: the learning rate only rises, to "
-            f"{schedule.rate(steps - 1):g} of lr {schedule.lr:g}; lower --warmup",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise a ``ValueError`` unless a run may be written here.
-
-    Args:
-        folder: of the new run.
-        overwrite: whether an older run may be replaced; anything else never is.
-
-    Example:
-        >>> check_output(Path("nothing/here"), overwrite=False)
-    """
-    left = {f".{name}.{word}" for name in FILES for word in ("tmp", "previous")}  # by killed ones
-    check_place(folder, {*FILES, *left}, kind="run", strange="no run writes", over=overwrite)
+def _open(
+    config: TrainConfig, checkpoint: Checkpoint, split: str, train_items: str | None
+) -> ReferDataset:
+    return open_split(
+        config.data,
+        split,
+        checkpoint.tokenizer,
+        checkpoint.config.image_size,
+        train_items=train_items,
+        fit=config.fit,
+        seed=config.seed,
+        cache=config.cache,
+        progress=config.progress,
+    )

@@ -1,4 +1,4 @@
-"""What the towers are pretrained on: a referred object with its surroundings, and a sentence."""
+"""What towers are pretrained on: an object with its surroundings, and one of its expressions."""
 
 from __future__ import annotations
 
@@ -15,34 +15,17 @@ from masksd.kit.data.transforms import fit_image
 
 
 class ObjectViews(Dataset[dict[str, Any]]):
-    """Cut out the referred object with its surroundings.
+    """Cut out the referred object with its surroundings; a view is keyed by (seed, epoch, index).
 
-    CLIP saw pictures with their captions. A picture of several objects is no match for a sentence
-    about one of them: the sentences of its other objects would be negatives of the same pixels. So
-    the picture is cut to a square around the object that is meant. How much of the surroundings
-    stays is drawn anew each time, from hardly any to most of the picture, and the object may lie
-    anywhere in the cut, so that objects come at the sizes and places that whole pictures have them
-    at, and the neighbours that a sentence may name ("next to the blue star") are often in view.
+    CLIP saw images with their captions. An image of several objects does not match an expression
+    about one of them: the expressions about the others would be negatives of the same pixels. So
+    the image is cut to a square around the object. How much of the surroundings stays is drawn anew
+    each time, from hardly any to most of the image, and the object may lie anywhere in the cut:
+    objects come in the sizes and places that they have in whole images, and the neighbours that an
+    expression may name ("next to the blue star") are often in view.
 
-    Items are dictionaries of ``image`` uint8 ``(3, S, S)`` and ``tokens`` int64 ``(L,)``. A view is
-    keyed by (seed, epoch, index) alone.
-
-    Args:
-        dataset: of the pictures; in training a ref an item, with one of its sentences.
-        context: least and largest side of the cut, as a multiple of the longer side of the object;
-            it never leaves the picture.
-        seed: of the draws, at least 0.
-
-    Example:
-        >>> import tempfile
-        >>> from masksd.kit.data.shapes import ShapesConfig, build_shapes
-        >>> from masksd.kit.data.tokenizers import load_tokenizer
-        >>> small = ShapesConfig(train=2, val=1, test_a=1, test_b=1)
-        >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
-        >>> data = ReferDataset(root, "shapes", "val", split_by="masksd", image_size=64,
-        ...                     tokenizer=load_tokenizer("shapes", 17))
-        >>> ObjectViews(data, (1.2, 4.0), seed=0)[0]["image"].shape
-        torch.Size([3, 64, 64])
+    ``context`` is the least and largest side of the cut, as a multiple of the object's longer side.
+    Items hold ``image`` uint8 ``(3, S, S)`` and ``tokens`` int64 ``(L,)``.
     """
 
     def __init__(self, dataset: ReferDataset, context: tuple[float, float], seed: int) -> None:
@@ -50,6 +33,10 @@ class ObjectViews(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other expressions and cuts from now on."""
+        self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         data = self.dataset
@@ -64,15 +51,10 @@ class ObjectViews(Dataset[dict[str, Any]]):
 def draw_cut(
     truth: NDArray[np.uint8], context: tuple[float, float], draw: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw a square that holds the object; where the picture is too small for one, a rectangle.
+    """Draw the left, top, right and bottom of a square around the object; all of it without one.
 
-    Args:
-        truth: of the object, ``(H, W)``; one without a pixel takes the whole picture.
-        context: as in :class:`ObjectViews`; sides are drawn evenly in their logarithm.
-        draw: where the numbers come from.
-
-    Returns:
-        Left, top, right and bottom, in pixels, inside the picture.
+    Where the image is too small for a square, it is a rectangle. Sides are drawn evenly in their
+    logarithm.
 
     Example:
         >>> truth = np.zeros((9, 9), dtype=np.uint8)
@@ -90,7 +72,7 @@ def draw_cut(
     starts, ends = [], []
     for low, high, length in zip(first, last, (width, height), strict=True):
         side = min(length, max(longer, round(longer * factor)))
-        # the cut holds the object and stays in the picture
+        # the cut holds the object and stays in the image
         start = int(draw.integers(max(0, high - side), min(low, length - side) + 1))
         starts.append(start)
         ends.append(start + side)
@@ -98,7 +80,7 @@ def draw_cut(
 
 
 def equal_sentences(tokens: Tensor) -> Tensor:
-    """Say which pairs of a batch have the same words, bool ``(B, B)``, the diagonal left out.
+    """Say which pairs of a batch have the same words, bool ``(B, B)``, except the diagonal.
 
     Example:
         >>> equal_sentences(torch.tensor([[1, 5], [1, 6], [1, 5]])).nonzero().tolist()

@@ -1,0 +1,68 @@
+"""What is refused, or warned of, before a run takes its first step."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from masksd.kit.files import check_place
+from masksd.kit.schedules import Schedule
+
+FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
+"""What a run's folder holds."""
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` unless a run may be written here."""
+    check_place(folder, FILES, kind="run", strange="no run writes", over=overwrite)
+
+
+def warn_of_long_warmup(schedule: Schedule) -> None:
+    """Give a ``UserWarning`` if the warm-up takes the whole run, so that the rate never falls."""
+    steps, warmup = schedule.steps, schedule.warmup
+    if warmup >= steps:
+        warnings.warn(
+            f"warmup {warmup} is not below steps {steps}: the learning rate only rises, to "
+            f"{schedule.rate(steps - 1):g} of lr {schedule.lr:g}; lower --warmup",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def batch_norm_watched(model: nn.Module, batch_size: int) -> Iterator[None]:
+    """Refuse passes in which a BatchNorm gets one value per channel, even in eval mode.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.BatchNorm2d(3).eval()
+        >>> with batch_norm_watched(layer, batch_size=1):
+        ...     layer(torch.ones(1, 3, 1, 1))
+        Traceback (most recent call last):
+        ValueError: batch_size 1 leaves BatchNorm layer '' one value per channel, which it ...
+    """
+    handles = [
+        layer.register_forward_pre_hook(partial(_check_values, name=name, batch_size=batch_size))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_values(layer: nn.Module, inputs: tuple[Any, ...], *, name: str, batch_size: int) -> None:
+    values = inputs[0]  # (B, C, ...)
+    if values.numel() == values.shape[1]:
+        raise ValueError(
+            f"batch_size {batch_size} leaves BatchNorm layer {name!r} one value per channel, which "
+            "it cannot normalise; take a larger batch_size"
+        )
