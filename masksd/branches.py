@@ -97,13 +97,22 @@ class TokenMasker(nn.Module):
         if self.relevance == "auto":
             otherwise = "prediction" if modality == "image" else "random"
             self.relevance = "dot" if shared_space else otherwise
-        rows = self.masking.positions or 1
-        uniform = keyed_noise(
-            rows, width, seed=config.seed, step=0, stream=_STREAMS["token", modality]
-        )
+        self.token = nn.Parameter(self._initial_token(width).to(torch.get_default_dtype()))
+
+    def _initial_token(self, width: int) -> Tensor:
+        rows, stream = self.masking.positions or 1, _STREAMS["token", self.modality]
+        uniform = keyed_noise(rows, width, seed=self.seed, step=0, stream=stream)
         normal = torch.special.ndtri(uniform.double() + 2.0**-25) * 0.02
-        token = normal if self.masking.token == "position" else normal[0]
-        self.token = nn.Parameter(token.to(torch.get_default_dtype()))
+        return normal if self.masking.token == "position" else normal[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TokenMasker:
+        """Draw the token again when a wrapper built on the meta device becomes real."""
+        was_meta = self.token.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.token.is_meta:
+            with torch.no_grad():
+                self.token.copy_(self._initial_token(self.token.shape[-1]))
+        return self
 
     @torch.no_grad()
     def draw(
@@ -193,7 +202,16 @@ class MaskedBranch(nn.Module):
         # Not in the state: a run that resumes goes by its config.
         weight = torch.tensor(float(sum(weights[modality] for modality in modalities)))
         self.register_buffer("weight", weight, persistent=False)
+        self._initial_weight = float(weight)
         self.parts = nn.ModuleDict(parts or {})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedBranch:
+        """Make the weight again when a wrapper built on the meta device becomes real."""
+        was_meta = self.weight.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.weight.is_meta:
+            self.weight.fill_(self._initial_weight)
+        return self
 
     def forward(
         self, segmenter: Segmenter, maskers: Mapping[str, TokenMasker], main: MainPass
@@ -214,7 +232,7 @@ class MaskedBranch(nn.Module):
             masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
             grid = plain.image.grid if modality == "image" else None
             replaced[modality] = masker.token_mask(mask, grid)
-        with frozen_statistics(segmenter):
+        with frozen_statistics(segmenter), segmenter.keeping_buffers():
             logits = segmenter.masked(
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )

@@ -7,6 +7,7 @@ one by :class:`masksd.Triple`, whole models by :mod:`masksd.hosts`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from masksd.errors import unknown_name
-from masksd.tap import CutPoint, EmbeddingTap, Hook, Recorder, TokenMask
+from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
+from masksd.tap import EmbeddingTap, TokenMask
 
 T = TypeVar("T")
 
@@ -100,6 +102,7 @@ class Segmenter(nn.Module):
             is known.
         reruns: what a masked pass of a modality computes again and what it reuses, in words.
         notes: what else a user should know, for ``describe()``.
+        moving: buffers of the host that its own forward changes, found as it runs.
     """
 
     shared_space: bool = False
@@ -111,6 +114,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.taps: dict[str, EmbeddingTap] = {}
         self._hooks: list[tuple[Hook, nn.Module]] = []
+        self._watched: list[tuple[nn.Module, str]] | None = None
+        self.moving: set[tuple[nn.Module, str]] = set()
         if host is not None:
             self.wrapped: Any = host
             self._arguments = frozenset(inspect.signature(host.forward).parameters)
@@ -152,18 +157,81 @@ class Segmenter(nn.Module):
             hook.remove(module)
         return getattr(self, "wrapped", None)
 
+    @property
+    def root(self) -> nn.Module:
+        """The module that the paths of the taps start from."""
+        root: nn.Module = self.wrapped
+        return root
+
+    def tapped(self) -> list[tuple[EmbeddingTap, nn.Module]]:
+        """Return every tap with the module that it was attached to."""
+        return [(hook, module) for hook, module in self._hooks if isinstance(hook, EmbeddingTap)]
+
+    def buffers_to_keep(self) -> list[tuple[nn.Module, str]]:
+        """Return where the host's buffers are, without those of normalisation layers."""
+        if self._watched is None:
+            self._watched = [
+                (module, name)
+                for module in self.modules()
+                if not isinstance(module, nn.modules.batchnorm._NormBase)
+                for name, buffer in module._buffers.items()
+                if buffer is not None
+            ]
+        return self._watched
+
     @contextlib.contextmanager
-    def masking(self, image: TokenMask | None, text: TokenMask | None) -> Iterator[None]:
-        """Mask what is given while the model runs inside."""
+    def watching_buffers(self) -> Iterator[None]:
+        """Find out which buffers the pass inside changes, in place or by another tensor."""
+        if torch.compiler.is_compiling():
+            yield
+            return
+        places = self.buffers_to_keep()
+        before = [_state(module._buffers[name]) for module, name in places]
+        yield
+        for place, was in zip(places, before, strict=True):
+            if _state(place[0]._buffers[place[1]]) != was:
+                self.moving.add(place)
+
+    @contextlib.contextmanager
+    def keeping_buffers(self, every: bool = False) -> Iterator[None]:
+        """Let the pass inside change copies of the host's buffers, and forget these.
+
+        Only those that a plain pass was seen to change are copied, unless ``every`` one is wanted.
+        Compiled code cannot look, and copies them all; it drops a copy that nobody writes to.
+        """
+        every = every or torch.compiler.is_compiling()
+        places = self.buffers_to_keep() if every else list(self.moving)
+        originals = [module._buffers[name] for module, name in places]
+        for (module, name), buffer in zip(places, originals, strict=True):
+            if buffer is not None:
+                setattr(module, name, buffer.clone())
+        try:
+            yield
+        finally:
+            for (module, name), buffer in zip(places, originals, strict=True):
+                setattr(module, name, buffer)
+
+    @contextlib.contextmanager
+    def masking(
+        self,
+        image: TokenMask | None,
+        text: TokenMask | None,
+        grid: tuple[int, int] | None = None,
+    ) -> Iterator[None]:
+        """Mask what is given while the model runs inside; ``grid`` is that of flat patches."""
         with contextlib.ExitStack() as stack:
             for modality, mask in (("image", image), ("text", text)):
                 if mask is not None:
-                    stack.enter_context(self.taps[modality].masking(mask))
+                    flat = grid if modality == "image" else None
+                    stack.enter_context(self.taps[modality].masking(mask, flat))
             yield
 
     def recording(self) -> contextlib.AbstractContextManager[Any]:
-        """Let every recorder record the one pass that runs inside."""
-        return self._entered(hook.recording() for hook in self._of_kind(Recorder))
+        """Let every recorder record, and every tap observe, the one pass that runs inside."""
+        recorders = [hook.recording() for hook in self._of_kind(Recorder)]
+        return self._entered(
+            iter([*recorders, *(tap.observing() for tap in self._of_kind(EmbeddingTap))])
+        )
 
     def cutting(self, cut: FeatureCut) -> contextlib.AbstractContextManager[Any]:
         """Have plain passes inside hand their features to ``cut`` and go on with what it returns.
@@ -171,6 +239,20 @@ class Segmenter(nn.Module):
         A segmenter that reuses no features between passes does nothing.
         """
         return self._entered(hook.cutting(cut) for hook in self._of_kind(CutPoint))
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Segmenter:
+        """Copy the model together with its hooks; a copy of the model alone gets inert ones."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[WRAPPER_COPIED] = True
+        try:
+            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        finally:
+            del memo[WRAPPER_COPIED]
+        for hook, module in copied._hooks:  # the host may have been copied before its segmenter
+            hook.remove(module)
+            hook.attach(module)
+        return copied
 
     def _of_kind(self, kind: type[T]) -> list[T]:
         return [hook for hook, _ in self._hooks if isinstance(hook, kind)]
@@ -183,6 +265,11 @@ class Segmenter(nn.Module):
         for context in contexts:
             stack.enter_context(context)
         return stack
+
+
+def _state(buffer: Tensor | None) -> tuple[int, int]:
+    """Identity and number of in-place writes; the tensor is alive as long as its module holds it."""
+    return id(buffer), -1 if buffer is None or buffer.is_inference() else buffer._version
 
 
 @contextlib.contextmanager

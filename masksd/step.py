@@ -62,7 +62,8 @@ class Passes(NamedTuple):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Tensor | None, step: Tensor
     ) -> MainPass:
         """Run the plain pass and compute its losses."""
-        plain = ranking = self.segmenter.plain(*args, **kwargs)
+        with self.segmenter.watching_buffers():
+            plain = ranking = self.segmenter.plain(*args, **kwargs)
         target = plain.target if target is None else target
         losses: dict[str, Tensor] = {}
         if plain.loss is not None:

@@ -1,19 +1,16 @@
-"""How we look into somebody else's model: hooks, registered once, that mask, record or cut.
-
-A mask enters a model in one way only: :class:`EmbeddingTap` on a named embedding module.
-"""
+"""The one way a mask enters a model: a hook on a named embedding module."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from masksd.hooks import Hook, not_run
 from masksd.masking import apply_mask
 
 
@@ -31,28 +28,6 @@ class TokenMask(NamedTuple):
     grid: tuple[int, int] | None = None
 
 
-class Hook:
-    """A forward hook that is attached once and does nothing until it is told to."""
-
-    def attach(self, module: nn.Module) -> None:
-        """Register the hook."""
-        module.register_forward_hook(self)
-
-    def remove(self, module: nn.Module) -> None:
-        """Unregister the hook; a module without it is left alone."""
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            _remove(hooks, self)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Take part in the module's forward."""
-        raise NotImplementedError
-
-
-def _remove(hooks: MutableMapping[int, Any], hook: Hook) -> None:
-    for key in [key for key, other in hooks.items() if other is hook]:
-        del hooks[key]
-
-
 class EmbeddingTap(Hook):
     """Masks the output of an embedding module inside :meth:`masking`; passes it on elsewhere.
 
@@ -66,7 +41,8 @@ class EmbeddingTap(Hook):
         prefix: tokens of ``(B, N, C)`` before the patches (a class token), never masked.
 
     Attributes:
-        positions: the output's shape without batch, channels and prefix, as of its last run.
+        positions: the output's shape without batch, channels and prefix, as of the last pass.
+        learns: whether gradients were enabled where it last masked; None before.
 
     Raises:
         ValueError: the width is unknown, or the module is tapped already.
@@ -81,6 +57,7 @@ class EmbeddingTap(Hook):
         channels_first: bool | None = None,
         prefix: int = 0,
     ) -> None:
+        super().__init__()
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
             raise ValueError(
                 f"{path} is tapped already: unwrap() the first wrapper before adding a second, and "
@@ -91,22 +68,34 @@ class EmbeddingTap(Hook):
             raise ValueError(
                 f"{path} is a {type(module).__name__}, whose width and layout are not known; name "
                 "the Conv2d, Embedding, Linear or LayerNorm that makes the embeddings, or state "
-                "its width"
+                "image_width= or text_width=, or pass wrap(..., example=inputs) to find them"
             )
         self.path = path
         self.width: int = known[0] if width is None and known else width or 0
         self.positions: tuple[int, ...] | None = None
         self._channels_first = known[1] if channels_first is None and known else channels_first
         self._prefix = prefix
+        self.learns: bool | None = None
         self._pending: TokenMask | None = None
+        self._grid: tuple[int, int] | None = None
         self._fired = False
 
     @contextlib.contextmanager
-    def masking(self, mask: TokenMask) -> Iterator[None]:
-        """Mask the one time that the module runs inside."""
-        self._pending = mask
-        try:
+    def observing(self) -> Iterator[None]:
+        """Take note of the embedding's layout in the plain pass inside."""
+        self.positions = None
+        with self.acting():
             yield
+        if self.positions is None:
+            raise RuntimeError(not_run(self.path))
+
+    @contextlib.contextmanager
+    def masking(self, mask: TokenMask, grid: tuple[int, int] | None = None) -> Iterator[None]:
+        """Mask the one time that the module runs inside; ``grid`` is that of a flat embedding."""
+        self._pending, self._grid = mask, grid
+        try:
+            with self.acting():
+                yield
             if not self._fired:
                 raise RuntimeError(
                     f"{self.path} did not run in the masked pass: nothing was masked"
@@ -115,7 +104,7 @@ class EmbeddingTap(Hook):
             self._pending = None
             self._fired = False
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
         """Take note of the layout and, in a masked pass, replace tokens."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             # Gradient checkpointing runs it again, and the mask of that pass is gone.
@@ -123,6 +112,8 @@ class EmbeddingTap(Hook):
                 f"{self.path} ran during backward, inside a gradient-checkpointed region, where "
                 "its mask is gone and gradients would be wrong: checkpoint the layers after it"
             )
+        if not self.acts():
+            return output
         channel_dim = self._channel_dim(output)
         positions = list(output.shape)
         if self._prefix and output.ndim == 4:
@@ -141,12 +132,13 @@ class EmbeddingTap(Hook):
                 f"{self.path} ran twice in one masked pass: name a module that runs once a pass"
             )
         self._fired = True
+        self.learns = torch.is_grad_enabled()
         if len(output) != len(mask.mask):
             raise ValueError(
                 f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "
                 f"{len(mask.mask)}: name a module that sees each sample once"
             )
-        where, token = _on_positions(mask, self.positions, self.path)
+        where, token = _on_positions(mask, self.positions, self._grid, self.path)
         if self._prefix:
             return mask_after_prefix(output, TokenMask(where, token))
         return apply_mask(output, where, token, channel_dim)
@@ -189,23 +181,34 @@ def mask_after_prefix(hidden: Tensor, mask: TokenMask) -> Tensor:
 
 def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
     """Width, and whether channels come first (None: look at the output), where a module says so."""
+    module = getattr(module, "base_layer", module)  # inside an adapter such as LoRA's
     if isinstance(module, nn.Conv2d):
         return module.out_channels, True
     if isinstance(module, nn.Embedding):
         return module.embedding_dim, False
     if isinstance(module, nn.Linear):
         return module.out_features, False
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.num_features, True
     if isinstance(module, nn.LayerNorm):
         # Subclasses for maps (timm's LayerNorm2d) put the channels first.
         return module.normalized_shape[-1], False if type(module) is nn.LayerNorm else None
     return None
 
 
-def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tuple[Tensor, Tensor]:
-    """Carry a mask, and a token for each position, to the embedding's grid by nearest neighbour."""
+def _on_positions(
+    mask: TokenMask, positions: tuple[int, ...], flat: tuple[int, int] | None, path: str
+) -> tuple[Tensor, Tensor]:
+    """Carry a mask, and a token for each position, to the embedding's grid by nearest neighbour.
+
+    ``flat`` is the grid of an embedding whose positions lie in a row.
+    """
     hidden, token, grid = mask
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token
+    if len(positions) == 1 and flat is not None and flat[0] * flat[1] == positions[0]:
+        where, token = _on_positions(mask, flat, None, path)
+        return where.flatten(1), token.flatten(0, 1) if token.ndim == 3 else token
     if len(positions) != 2 or grid is None:
         raise ValueError(
             f"{path} embeds {positions} positions, the mask has {hidden.shape[1]}"
@@ -228,93 +231,3 @@ def _on_positions(mask: TokenMask, positions: tuple[int, ...], path: str) -> tup
         if token.ndim == 3:
             token = token[row[:, None], column]
     return hidden, token
-
-
-class Recorder(Hook):
-    """Keeps the arguments and the output of a module's one call inside :meth:`recording`."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._active = False
-        self._call: tuple[tuple[Any, ...], Any] | None = None
-        self._writes: list[int] = []
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record inside; forget at the end."""
-        self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
-            self._call = None
-
-    def taken(self) -> tuple[tuple[Any, ...], Any]:
-        """Return arguments and output, or raise where there are none or they are stale."""
-        if self._call is None:
-            raise RuntimeError(not_run(self.path))
-        if _writes(self._call[1]) != self._writes:
-            raise ValueError(
-                f"the output of {self.path} was modified in place after it ran: let the model work "
-                "on a copy (x = x + y, not x += y), or name the module that writes"
-            )
-        return self._call
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Record the call."""
-        if not self._active:
-            return
-        if self._call is not None:
-            raise RuntimeError(
-                f"{self.path} ran twice in one pass; name a module that runs once, or the one "
-                "around it"
-            )
-        self._call = (args, output)
-        self._writes = _writes(output)
-
-
-def not_run(path: str) -> str:
-    """Word the error for a tapped module that a pass never called."""
-    return f"{path} exists, but did not run in this pass; name a module that does"
-
-
-def _writes(output: Any) -> list[int]:
-    """Count in-place writes to the tensors of an output; compiled code makes none."""
-    if torch.compiler.is_compiling():
-        return []
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    return [tensor._version for tensor in tensors if not tensor.is_inference()]
-
-
-class CutPoint(Hook):
-    """Inside :meth:`cutting`, hands some arguments of a module to a function before it runs.
-
-    Args:
-        arguments: by position, the modality of the features that come in there.
-    """
-
-    def __init__(self, arguments: Mapping[int, str]) -> None:
-        self._arguments = arguments
-        self._cut: Callable[[str, Any], Any] | None = None
-
-    def attach(self, module: nn.Module) -> None:
-        """Register the hook."""
-        module.register_forward_pre_hook(self)
-
-    @contextlib.contextmanager
-    def cutting(self, cut: Callable[[str, Any], Any]) -> Iterator[None]:
-        """Cut in the calls inside."""
-        self._cut = cut
-        try:
-            yield
-        finally:
-            self._cut = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
-        """Replace the arguments."""
-        if self._cut is None:
-            return None
-        changed = list(args)
-        for position, modality in self._arguments.items():
-            changed[position] = self._cut(modality, changed[position])
-        return tuple(changed)

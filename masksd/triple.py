@@ -18,7 +18,8 @@ from masksd.segmenter import (
     check_wrappable,
     find_module,
 )
-from masksd.tap import EmbeddingTap, Recorder, TokenMask, mask_after_prefix
+from masksd.hooks import Recorder
+from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
 
 
 class Encoder(Protocol):
@@ -151,6 +152,11 @@ class Triple(Segmenter):
                 "(x = x + y, x.clone(), list(maps))"
             )
         return Pass(logits, image, text, host_output=logits, inputs=(images, tokens, lower))
+
+    @property
+    def root(self) -> nn.Module:
+        """The encoder."""
+        return cast(nn.Module, self.encoder)
 
     def takes(self, argument: str) -> bool:
         """Whether this is one of a triple's two arguments."""

@@ -11,7 +11,8 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from masksd import CrossModalMaskedSelfDistill
 from masksd.hosts.clipseg import clipseg_words, recognise
-from masksd.tap import EmbeddingTap, Recorder
+from masksd.hooks import Recorder
+from masksd.tap import EmbeddingTap
 
 END = 99
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
 from masksd.hosts import lavt
 from masksd.models import create_model
-from masksd.tap import EmbeddingTap, Recorder
+from masksd.hooks import Recorder
+from masksd.tap import EmbeddingTap
 
 
 class External(nn.Module):

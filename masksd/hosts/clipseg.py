@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from masksd.hosts.layout import pick
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, find_module
-from masksd.tap import CutPoint, EmbeddingTap, Recorder, TokenMask
+from masksd.hooks import CutPoint, Recorder
+from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
 TEXT_EMBEDDING = "clip.text_model.embeddings.token_embedding"

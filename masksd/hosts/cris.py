@@ -11,7 +11,8 @@ from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
 from masksd.hosts.taps import check_not_compiled
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, check_wrappable
-from masksd.tap import CutPoint, EmbeddingTap, Recorder, TokenMask
+from masksd.hooks import CutPoint, Recorder
+from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
 

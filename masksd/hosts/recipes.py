@@ -12,7 +12,8 @@ from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
 from masksd.hosts.taps import Taps, TapSegmenter
 from masksd.segmenter import Segmenter, check_wrappable, find_module, try_out
-from masksd.tap import Recorder, known_layout, not_embeddings
+from masksd.hooks import Recorder
+from masksd.tap import known_layout, not_embeddings
 
 
 def segmenter_for(

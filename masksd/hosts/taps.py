@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.hosts.arguments import Arguments
-from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, pick
+from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, embedding_grid, pick
 from masksd.segmenter import (
     ImageFeatures,
     Pass,
@@ -21,7 +21,8 @@ from masksd.segmenter import (
     find_module,
     is_compiled,
 )
-from masksd.tap import EmbeddingTap, Recorder, TokenMask, not_run
+from masksd.hooks import Recorder
+from masksd.tap import EmbeddingTap, TokenMask
 
 
 @dataclass(frozen=True)
@@ -157,17 +158,12 @@ class TapSegmenter(Segmenter):
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
         taps = self.where
-        for tap in self.taps.values():
-            tap.positions = None
         with self.recording():
             output = self.wrapped(*args, **kwargs)
             found = {
                 field: pick(recorder.taken()[1], getattr(taps, field), field)
                 for field, recorder in self._recorders.items()
             }
-        for tap in self.taps.values():
-            if tap.positions is None:
-                raise RuntimeError(not_run(tap.path))
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
@@ -175,7 +171,8 @@ class TapSegmenter(Segmenter):
         if not isinstance(images, Tensor) or images.ndim < 4:
             came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images={taps.images!r} must be images (B, 3, H, W), got {came}")
-        grid = cells(self.taps["image"].positions, images, taps.cell)
+        embedded = embedding_grid(self.taps["image"].positions, images)
+        grid = cells(embedded, images, taps.cell)
         patches = found.get("patches")
         size = (images.shape[-2], images.shape[-1])
         local = None if patches is None else as_tokens(patches, grid, taps.prefix, size)
@@ -193,7 +190,7 @@ class TapSegmenter(Segmenter):
                 found.get("words"), found.get("sentence"), self._valid(args, kwargs, logits)
             ),
             host_output=output,
-            inputs=(args, kwargs),
+            inputs=(args, kwargs, embedded),
             loss=self._own_loss(output),
             target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
         )
@@ -206,10 +203,10 @@ class TapSegmenter(Segmenter):
         **parts: nn.Module,
     ) -> Tensor:
         """Run the whole host again, with tokens masked."""
-        args, kwargs = plain.inputs
+        args, kwargs, grid = plain.inputs
         recorder = self._recorders.get("logits")
         recording = recorder.recording() if recorder else contextlib.nullcontext()
-        with self.masking(image, text), recording:
+        with self.masking(image, text, grid), recording:
             output = self.wrapped(*args, **kwargs)
             output = recorder.taken()[1] if recorder else output
         logits = as_logits(pick(output, self.where.logits, "logits"))

@@ -1,0 +1,203 @@
+"""How we look into somebody else's model: hooks, registered once, that record or cut.
+
+:class:`masksd.tap.EmbeddingTap` is the one that masks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class Hook:
+    """A forward hook that is attached once and acts only in a pass of the thread that runs it.
+
+    Other threads may use the model meanwhile, as if it were not wrapped. A copy of the model alone
+    gets inert hooks; a copy of the wrapper gets live ones, see :meth:`Segmenter.__deepcopy__`.
+    """
+
+    before = False  # whether the hook runs before its module
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+
+    def attach(self, module: nn.Module) -> None:
+        """Register the hook, and clear away what a copied model still carries."""
+        remove_hooks(module, released)
+        if self.before:
+            module.register_forward_pre_hook(self)
+        else:
+            module.register_forward_hook(self)
+
+    def remove(self, module: nn.Module) -> None:
+        """Unregister the hook; a module without it is left alone."""
+        remove_hooks(module, self)
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Act inside, in this thread."""
+        self._thread = _this_thread()
+        try:
+            yield
+        finally:
+            self._thread = None
+
+    def acts(self) -> bool:
+        """Whether the pass that runs now is one of ours."""
+        return self._thread is not None and self._thread == _this_thread()
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        if WRAPPER_COPIED not in memo:
+            return released
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(self.__dict__, _thread=None)
+        return copied
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
+        """Take part in the module's forward."""
+        raise NotImplementedError
+
+
+WRAPPER_COPIED = "masksd: a wrapper is being copied"
+"""Key in the memo of ``copy.deepcopy`` while a segmenter, and not only its host, is copied."""
+
+
+def released(module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+    """Do nothing, in place of a hook of ours on a copy of a wrapped model."""
+
+
+def remove_hooks(module: nn.Module, hook: object) -> None:
+    """Take a hook off one module."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, other in hooks.items() if other is hook]:
+            del hooks[key]
+
+
+def _this_thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class Recorder(Hook):
+    """Keeps the arguments and the output of a module's one call inside :meth:`recording`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self._call: tuple[tuple[Any, ...], Any] | None = None
+        self._writes: list[int] = []
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record inside; forget at the end."""
+        try:
+            with self.acting():
+                yield
+        finally:
+            self._call = None
+
+    def taken(self) -> tuple[tuple[Any, ...], Any]:
+        """Return arguments and output, or raise where there are none or they are stale."""
+        if self._call is None:
+            raise RuntimeError(not_run(self.path))
+        if _writes(self._call[1]) != self._writes:
+            raise ValueError(
+                f"the output of {self.path} was modified in place after it ran: let the model work "
+                "on a copy (x = x + y, not x += y), or name the module that writes"
+            )
+        return self._call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        """Record the call."""
+        if not self.acts():
+            return
+        if self._call is not None:
+            raise RuntimeError(
+                f"{self.path} ran twice in one pass; name a module that runs once, or the one "
+                "around it"
+            )
+        self._call = (args, output)
+        self._writes = _writes(output)
+
+
+def not_run(path: str) -> str:
+    """Word the error for a tapped module that a pass never called."""
+    return f"{path} exists, but did not run in this pass; name a module that does"
+
+
+def _writes(output: Any) -> list[int]:
+    """Count in-place writes to the tensors of an output; compiled code makes none."""
+    if torch.compiler.is_compiling():
+        return []
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+class CutPoint(Hook):
+    """Inside :meth:`cutting`, hands some arguments of a module to a function before it runs.
+
+    Args:
+        arguments: by position, the modality of the features that come in there.
+    """
+
+    before = True
+
+    def __init__(self, arguments: Mapping[int, str]) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._cut: Callable[[str, Any], Any] | None = None
+
+    @contextlib.contextmanager
+    def cutting(self, cut: Callable[[str, Any], Any]) -> Iterator[None]:
+        """Cut in the calls inside."""
+        self._cut = cut
+        try:
+            with self.acting():
+                yield
+        finally:
+            self._cut = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
+        """Replace the arguments."""
+        if self._cut is None or not self.acts():
+            return None
+        changed = list(args)
+        for position, modality in self._arguments.items():
+            changed[position] = self._cut(modality, changed[position])
+        return tuple(changed)
+
+
+def release(model: nn.Module) -> nn.Module:
+    """Take every hook of ours off a copy of a wrapped model.
+
+    A copy works without this: its hooks do nothing. Call it to leave no trace at all, or to wrap a
+    model that was unpickled with its hooks. To undo a wrapper, use its ``unwrap()``.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The same module.
+
+    Example:
+        >>> import copy
+        >>> from masksd import CrossModalMaskedSelfDistill
+        >>> from masksd.models import create_model
+        >>> host = create_model("lavt_tiny")
+        >>> sd = CrossModalMaskedSelfDistill.wrap(host)
+        >>> clean = release(copy.deepcopy(host))
+        >>> any(module._forward_hooks for module in clean.modules())
+        False
+    """
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if hook is released or isinstance(hook, Hook):
+                    del hooks[key]
+    return model
