@@ -24,11 +24,11 @@ from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import (
     caption,
-    markdown_table,
     study_rows,
     study_table,
     summarise,
 )
+from masksd.kit.text_tables import markdown_table
 
 EVIDENCE = Path(__file__).parents[1] / "evidence.md"
 SCREEN_PAGE = Path(__file__).parent / "screen.md"
