@@ -74,7 +74,7 @@ def paper() -> str:
 def towers() -> str:
     """How well the towers agree, with the loss on the nearest patch as well and without it."""
     head = ["trained on", "right expression of 64", "AUC, own expression", "AUC, another object's"]
-    lines = []
+    lines: list[list[str]] = []
     for name, patches in (("image and nearest patch", 1.0), ("image, as CLIP", 0.0)):
         config = shapes_towers(shapes_run("clip_cris_tiny"), patches=patches)
         assert config is not None
