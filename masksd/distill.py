@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
+from masksd.check import check_passes
 from masksd.config import DistillConfig, checked_config
 from masksd.describe import describe
 from masksd.hosts import Taps, segmenter_for
@@ -38,6 +42,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             None takes ``encoder.image_embedding``.
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
         example: ``(images, tokens)``, from which relevance ``"projection"`` learns its widths.
+        check: compare masked passes with the plain pass at the first step, see :meth:`check`.
 
     Attributes:
         config: the configuration, which never changes.
@@ -83,6 +88,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         image_embedding: str | None = None,
         text_embedding: str | None = None,
         example: tuple[Any, ...] | None = None,
+        check: bool = True,
     ) -> None:
         config = checked_config(config)
         # Copied before the hooks: a branch's own parts must not write into the host's taps.
@@ -98,7 +104,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             text_embedding=text_embedding,
             image_layer=config.image.layer if config.image else 0,
         )
-        self._set_up(triple, config, parts, example)
+        self._set_up(triple, config, parts, example, check)
 
     @classmethod
     def wrap(
@@ -109,6 +115,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         taps: Taps | None = None,
         text_encoder: nn.Module | None = None,
         example: tuple[Any, ...] | None = None,
+        check: bool = True,
     ) -> CrossModalMaskedSelfDistill:
         """Wrap a whole model, unmodified.
 
@@ -121,6 +128,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 takes token ids.
             example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
                 widths that modules do not state; the random state is kept.
+            check: compare masked passes with the plain pass at the first step, see :meth:`check`.
 
         Returns:
             The wrapper; ``sd(*args, **kwargs)`` takes what the host takes.
@@ -141,7 +149,8 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         config = checked_config(config)
         self = cls.__new__(cls)
-        self._set_up(segmenter_for(host, config, taps, text_encoder, example), config, {}, example)
+        segmenter = segmenter_for(host, config, taps, text_encoder, example)
+        self._set_up(segmenter, config, {}, example, check)
         return self
 
     def _set_up(
@@ -150,6 +159,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         config: DistillConfig,
         parts: dict[str, dict[str, nn.Module]],
         example: tuple[Any, ...] | None,
+        check: bool,
     ) -> None:
         """Finish the construction around a segmenter whose hooks are in place."""
         shares = [m.samples for m in (config.image, config.text) if m and m.samples < 1]
@@ -187,6 +197,9 @@ class CrossModalMaskedSelfDistill(nn.Module):
         self.loss_scale: float | Tensor = 1.0
         self._next = 0  # the step as a Python number: reading the buffer would stall the device
         self._step_was_set = False
+        self._checked = not check
+        self._running: dict[str, int] = {}
+        self.training = segmenter.host_is_training
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
         if weight is not None:
@@ -212,7 +225,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
         """
         passes = self._attached()
-        kwargs = _with_target(passes.segmenter, target, kwargs)
+        kwargs = passes.segmenter.with_target(target, kwargs)
         if not self.training:
             return passes.segmenter.host(*args, **kwargs)
         if getattr(self, "_is_replica", False):
@@ -220,17 +233,26 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        if self.config.low_memory and torch.is_grad_enabled():
-            check_low_memory(self, (args, kwargs))
-            parameters = list(self.parameters())
-            output = low_memory_step(
-                passes, parameters, self.loss_scale, args, kwargs, target, self.step
-            )
-        else:
-            output = passes.run(args, kwargs, target, self.step)
+        with self._alone():
+            self._check_once(args, kwargs)
+            if self.config.low_memory and torch.is_grad_enabled():
+                check_low_memory(self, (args, kwargs))
+                parameters = list(self.parameters())
+                output = low_memory_step(
+                    passes, parameters, self.loss_scale, args, kwargs, target, self.step
+                )
+            else:
+                output = passes.run(args, kwargs, target, self.step)
         self.step += 1
         self._advance()
         return output
+
+    def _check_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check the first training step; never while compiling, nor without values."""
+        if self._checked or torch.compiler.is_compiling() or self.step.is_meta:
+            return
+        check_passes(self._attached(), args, kwargs)
+        self._checked = True
 
     def set_step(self, step: int) -> None:
         """Say which step the next training call is: it keys the draws and activates the branches.
@@ -258,20 +280,13 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
         self.step.fill_(step)
-        self._step_was_set = True
-        self._activate(step)
-
-    def _activate(self, step: int) -> None:
-        """Switch on the branches that run in a step."""
-        self._next = step
-        for branch in self._attached().branches.values():
-            branch.active = step % branch.every == 0
-
-    def _skips_steps(self) -> bool:
-        return any(branch.every > 1 for branch in self._attached().branches.values())
+        self._step_was_set, self._next = True, step
+        self._attached().activate(step)
 
     def _advance(self) -> None:
-        if not self._skips_steps():
+        """Activate the branches of the next step."""
+        passes = self._attached()
+        if not passes.skip_steps:
             return
         if torch.compiler.is_compiling():
             if not self._step_was_set:
@@ -281,7 +296,60 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 )
             self._step_was_set = False
             return
-        self._activate(self._next + 1)
+        self._next += 1
+        passes.activate(self._next)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread while one runs passes; the host itself may run anywhere."""
+        if torch.compiler.is_compiling():
+            yield
+            return
+        thread = threading.get_ident()
+        if self._running.setdefault("thread", thread) != thread:
+            raise RuntimeError(
+                "another thread is in a training step of this wrapper: give each thread its own "
+                "wrapper, or train in one and use the host for inference in the others"
+            )
+        try:
+            yield
+        finally:
+            self._running.clear()
+
+    def check(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Check that masked passes fit the model; the first training step does this by itself.
+
+        In evaluation mode and without gradients: an empty mask must give the plain logits; a mask
+        over all tokens of the first sample must leave other samples alone and nothing of that
+        sample in the embedding. Costs one plain and three masked passes for each modality. The
+        random state, buffers and modes are kept.
+
+        Args:
+            args: as for :meth:`forward`.
+            kwargs: as for :meth:`forward`.
+
+        Returns:
+            The largest difference by check, as a share of the logits' size.
+
+        Raises:
+            RuntimeError: a masked pass is not the plain pass; says which, by how much, and what
+                can be done.
+            ValueError: the logits look like probabilities.
+
+        Example:
+            >>> from masksd.models import create_model
+            >>> model = create_model("clip_cris_tiny")
+            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
+            >>> tokens = torch.tensor([[510, 3, 7, 511], [510, 4, 511, 0]])
+            >>> max(sd.check(torch.randn(2, 3, 64, 64), tokens).values()) < 1e-3
+            True
+        """
+        passes = self._attached()
+        target = kwargs.pop("target", None)
+        with self._alone():
+            found = check_passes(passes, args, passes.segmenter.with_target(target, kwargs))
+        self._checked = True
+        return found
 
     def preview(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
@@ -297,10 +365,12 @@ class CrossModalMaskedSelfDistill(nn.Module):
             :class:`DistillOutput`.
         """
         passes = self._attached()
-        kwargs = _with_target(passes.segmenter, target, kwargs)
-        if self._skips_steps():
-            self._activate(int(self.step))  # compiled steps do not
-        with evaluating(self), torch.no_grad():
+        kwargs = passes.segmenter.with_target(target, kwargs)
+        if passes.skip_steps:
+            passes.activate(int(self.step))  # compiled steps do not
+        kept = passes.segmenter.keeping_buffers(every=True)
+        with self._alone(), kept, evaluating(self), torch.no_grad():
+            self._check_once(args, kwargs)
             return passes.run(args, kwargs, target, self.step)
 
     def distill_parameters(self) -> list[nn.Parameter]:
@@ -348,15 +418,6 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if self._passes is None:
             raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
         return self._passes
-
-
-def _with_target(
-    segmenter: Segmenter, target: Tensor | None, kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Hand the truth on to a host that has an argument of this name."""
-    if target is None or not segmenter.takes("target"):
-        return kwargs
-    return {**kwargs, "target": target}
 
 
 def _follow_step(sd: CrossModalMaskedSelfDistill, _: Any) -> None:

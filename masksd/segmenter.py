@@ -130,6 +130,12 @@ class Segmenter(nn.Module):
         """Whether the model itself has an argument of this name."""
         return argument in self._arguments
 
+    def with_target(self, target: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Hand the truth on to a model that has an argument of this name."""
+        if target is None or not self.takes("target"):
+            return kwargs
+        return {**kwargs, "target": target}
+
     def host(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model exactly as if it were not wrapped."""
         return self.wrapped(*args, **kwargs)
@@ -156,6 +162,11 @@ class Segmenter(nn.Module):
         for hook, module in self._hooks:
             hook.remove(module)
         return getattr(self, "wrapped", None)
+
+    @property
+    def host_is_training(self) -> bool:
+        """Whether the model came in training mode."""
+        return any(part.training for part in self.children())
 
     @property
     def root(self) -> nn.Module:

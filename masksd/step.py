@@ -79,6 +79,16 @@ class Passes(NamedTuple):
             losses["align"] = self.projection.loss(ranking, target)
         return MainPass(plain, ranking, target, step, losses)
 
+    def activate(self, step: int) -> None:
+        """Switch on the branches that run in a step."""
+        for branch in self.branches.values():
+            branch.active = step % branch.every == 0
+
+    @property
+    def skip_steps(self) -> bool:
+        """Whether some branch rests in some steps."""
+        return any(branch.every > 1 for branch in self.branches.values())
+
     def order(self) -> list[str]:
         """Name the branches of this step as they run: the image is masked last.
 

@@ -13,6 +13,7 @@ from masksd import CrossModalMaskedSelfDistill
 from masksd.hosts.clipseg import clipseg_words, recognise
 from masksd.hooks import Recorder
 from masksd.tap import EmbeddingTap
+from masksd.models.clip_text import checkpoint_layers
 
 END = 99
 
@@ -172,7 +173,7 @@ def test_checkpointed_layers_give_the_same_gradients(reentrant: bool) -> None:
     for checkpointed in (False, True):
         host, ran = tiny(dropout=0.1), []
         if checkpointed:
-            host.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_layers(host, use_reentrant=reentrant)
         for layer in host.clip.vision_model.encoder.layers:  # inside, as in test_hosts_lavt
             layer.self_attn.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         sd = wrap(host, True)

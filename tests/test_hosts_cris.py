@@ -37,7 +37,7 @@ def new_host(seed: int = 0) -> nn.Module:
 
 
 def batch(samples: int = 4, size: int = 128) -> tuple[Tensor, Tensor, Tensor]:
-    made: tuple[Tensor, Tensor, Tensor] = load_example().made_up(samples, size, 9)
+    made: tuple[Tensor, Tensor, Tensor] = load_example().make_batch(samples, size, 9)
     return made
 
 

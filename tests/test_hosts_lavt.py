@@ -14,6 +14,7 @@ from masksd.hosts import lavt
 from masksd.models import create_model
 from masksd.hooks import Recorder
 from masksd.tap import EmbeddingTap
+from masksd.models.clip_text import checkpoint_layers
 
 
 class External(nn.Module):
@@ -163,7 +164,7 @@ def test_checkpointed_layers_give_the_same_gradients(reentrant: bool) -> None:
         # Attention runs inside the layer, whose own hooks stay outside the checkpoint.
         host, ran = tiny(dropout=0.1), []
         if checkpointed:
-            host.text_encoder.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_layers(host.text_encoder, use_reentrant=reentrant)
         for layer in host.text_encoder.encoder.layer:
             layer.attention.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         sd = CrossModalMaskedSelfDistill.wrap(host)

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors"],
     ["losses", "masking"],
+    ["hooks"],
     ["config", "tap"],
     ["segmenter"],
     ["triple", "hosts", "models", "relevance"],
     ["branches"],
     ["step"],
-    ["low_memory", "describe"],
+    ["low_memory", "describe", "check"],
     ["distill"],
     [""],  # masksd itself, the face
     [

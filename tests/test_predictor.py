@@ -135,7 +135,7 @@ def test_a_picture_in_memory_is_treated_as_its_file(
         predictor.set_image(opened)
     assert np.array_equal(np.asarray(predictor.image), expected)
     for mode in ("I;16", "F"):
-        with pytest.raises(DataError, match=r"picture: .* has more than 8 bits a channel"):
+        with pytest.raises(DataError, match=r"image: .* has more than 8 bits a channel"):
             predictor.set_image(Image.new(mode, (4, 3)))
     assert np.array_equal(np.asarray(predictor.image), expected)
 

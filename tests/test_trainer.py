@@ -233,7 +233,7 @@ def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
         with pytest.raises(expected) as caught:
             train(settings(data, output, overwrite=overwrite, **changes))
         if expected is DataError:
-            assert re.fullmatch(r"picture 12: \S+: cannot be decoded: .*", str(caught.value))
+            assert re.fullmatch(r"image 12: \S+: cannot be decoded: .*", str(caught.value))
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         assert contents(old) == contents(run.folder)
 

@@ -24,11 +24,11 @@ from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import (
     caption,
-    markdown_table,
     study_rows,
     study_table,
     summarise,
 )
+from masksd.kit.text_tables import markdown_table
 
 EVIDENCE = Path(__file__).parents[1] / "evidence.md"
 SCREEN_PAGE = Path(__file__).parent / "screen.md"
@@ -74,7 +74,7 @@ def paper() -> str:
 def towers() -> str:
     """How well the towers agree, with the loss on the nearest patch as well and without it."""
     head = ["trained on", "right expression of 64", "AUC, own expression", "AUC, another object's"]
-    lines = []
+    lines: list[list[str]] = []
     for name, patches in (("image and nearest patch", 1.0), ("image, as CLIP", 0.0)):
         config = shapes_towers(shapes_run("clip_cris_tiny"), patches=patches)
         assert config is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from benchmarks.study.summary import Summary, gain_cells, markdown_table, spread_cell
+from benchmarks.study.summary import Summary, gain_cells, spread_cell
+from masksd.kit.text_tables import markdown_table
 
 PRINTED = ("Pr@0.5", "Pr@0.7", "Pr@0.9", "mIoU")
 

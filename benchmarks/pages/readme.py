@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.measure import FOLDER
-from benchmarks.study.summary import markdown_table
+from masksd.kit.text_tables import markdown_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -196,12 +195,11 @@ def loading() -> str:
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Replace the text between ``<!-- NAME -->`` and ``<!-- end -->`` for each table."""
     for name, table in tables.items():
-        body = f"<!-- {name} -->\n{table()}\n<!-- end -->"
-        text, blocks = re.subn(
-            rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=body: b, text, flags=re.DOTALL
-        )
-        if blocks != 1:
-            raise ValueError(f"the text must have one block <!-- {name} -->, found {blocks}")
+        before, *after = text.split(f"<!-- {name} -->\n")
+        if len(after) != 1:
+            raise ValueError(f"the text must have one block <!-- {name} -->, found {len(after)}")
+        _, end, rest = after[0].partition("<!-- end -->")
+        text = f"{before}<!-- {name} -->\n{table()}\n{end}{rest}"
     return text
 
 

@@ -125,14 +125,13 @@ def _differing(fields: Fields, default: Fields) -> Fields:
 
 def _changed(fields: Fields, changes: Fields) -> Fields:
     """Return the fields with changes, merged where both are mappings."""
-    both = {name: fields.get(name) for name in changes}
-    merged = {
-        name: _changed(both[name], value)
-        if isinstance(value, dict) and isinstance(both[name], dict)
-        else value
-        for name, value in changes.items()
-    }
-    return {**fields, **merged}
+    merged = dict(fields)
+    for name, value in changes.items():
+        older = fields.get(name)
+        if isinstance(value, dict) and isinstance(older, dict):
+            value = _changed(older, value)
+        merged[name] = value
+    return merged
 
 
 def _without(fields: Fields, others: Fields) -> Fields:

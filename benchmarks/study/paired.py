@@ -20,16 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masksd.kit.data.records import DataError
-from masksd.kit.scores.bootstrap import (
-    LOWER_IS_BETTER,
-    Floats,
-    Rows,
-    pair_rows,
-    picture_draws,
-    picture_sums,
-    scores_of_sums,
-)
+from masksd.kit.scores.bootstrap import LOWER_IS_BETTER, bootstrap, pair_rows
+from masksd.kit.scores.metrics import Floats, Rows
 from masksd.kit.scores.protocols import Protocol
 
 NO_DIFFERENCE = "no difference could be shown"
@@ -71,8 +63,6 @@ def compare_seeds(
     seed: int = 0,
 ) -> dict[str, SeedDifference]:
     """Compare two variants by score, paired by seed and image; inputs are samples by seed."""
-    if resamples < 100:
-        raise ValueError(f"resamples must be at least 100, got {resamples}")
     seeds = sorted(a)
     if seeds != sorted(b) or len(seeds) < 2:
         raise ValueError(
@@ -85,15 +75,7 @@ def compare_seeds(
         labels = (f"{names[0]}, seed {one}", f"{names[1]}, seed {one}")
         sides += pair_rows(a[one], b[one], labels)
         pair_rows(first, a[one], (f"{names[0]}, seed {seeds[0]}", labels[0]))
-    sums, images = picture_sums(sides, protocol)
-    if images < 2:
-        raise DataError("an interval needs samples of at least two images")
-    parts: list[list[Floats]] = [[] for _ in sums]
-    for weights in picture_draws(images, resamples, seed):
-        for part, side in zip(parts, sums, strict=True):
-            part.append(weights @ side)
-    drawn = [scores_of_sums(np.concatenate(part), protocol) for part in parts]
-    whole = [scores_of_sums(side.sum(axis=0)[None], protocol) for side in sums]
+    whole, drawn, _ = bootstrap(sides, protocol, resamples=resamples, seed=seed)
     widening = student_t(len(seeds) - 1)
     found = {}
     for name in whole[0]:
@@ -101,9 +83,7 @@ def compare_seeds(
         mean_b = float(np.mean([side[name] for side in whole[1::2]]))
         pairs = zip(drawn[::2], drawn[1::2], strict=True)
         spread = _standard_error(
-            np.array(
-                [y[name][0] - x[name][0] for x, y in zip(whole[::2], whole[1::2], strict=True)]
-            ),
+            np.array([y[name] - x[name] for x, y in zip(whole[::2], whole[1::2], strict=True)]),
             np.stack([y[name] - x[name] for x, y in pairs]),
         )
         gain = mean_b - mean_a

@@ -13,6 +13,7 @@ from benchmarks.study.paired import SeedDifference, compare_seeds
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, matched_steps
 from benchmarks.study.rows import SCORES, Ledger, Row, Samples, by_seed, choose
 from masksd.kit.scores.protocols import get_protocol
+from masksd.kit.text_tables import markdown_table
 
 LEGEND = (
     "Scores are per cent, mean ± standard deviation over seeds; gains have 95 % intervals over "
@@ -177,12 +178,6 @@ def caption(study: Study, split: str, found: Mapping[str, Summary]) -> str:
         "worse."
     )
     return f"{'; '.join(parts)}.{luck if verdicts > 1 else ''}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of cells as a markdown table, the first column to the left, others right."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def spread_cell(mean: float, deviation: float) -> str:

@@ -203,7 +203,7 @@ class Lavt(nn.Module):
             window_size=config.window,
             drop_path_rate=config.drop_path,
             num_classes=0,
-            dynamic_img_size=True,
+            strict_img_size=False,
         )
         bert = BertConfig(
             vocab_size=config.vocab_size,

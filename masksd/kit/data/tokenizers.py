@@ -142,13 +142,8 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MODEL).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
-        settings = {
-            "kind": self.kind,
-            "start_token": self.start_token,
-            "end_token": self.end_token,
-            "pad_token": self.pad_token,
-            "max_length": self.max_length,
-        }
+        stored = ("kind", "start_token", "end_token", "pad_token", "max_length")
+        settings = {name: getattr(self, name) for name in stored}
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _pieces(self, sentence: str) -> list[tuple[int, tuple[int, int]]]:
@@ -217,24 +212,23 @@ def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
         pad = int(settings.get("pad_token", 0))
         kind = settings.get("kind")
         length = int(settings["max_length"]) if max_length is None else max_length
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        backend = _read_backend(text)
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {error!r}") from None
-    backend = _read_backend(text, folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer folder {folder} is damaged: {error}") from None
     if kind is None:  # written before there was a third kind
         kind = "clip" if backend.token_to_id("[unknown]") is None else "words"
     return Tokenizer(Vocabulary(backend, kind, start, end, pad), length)
 
 
-def _read_backend(text: str, folder: Path) -> Backend:
+def _read_backend(text: str) -> Backend:
     try:
         if "model" not in json.loads(text):
             raise ValueError("no field 'model'")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
-    try:
         return Backend.from_str(text)
     except Exception as error:  # the library raises this very class, whatever is wrong
-        raise ValueError(f"tokenizer folder {folder} is damaged: {_MODEL}: {error}") from None
+        raise ValueError(f"{_MODEL}: {error}") from None
 
 
 def _word_vocabulary(words: Sequence[str]) -> Vocabulary:
@@ -277,7 +271,7 @@ def _bert_vocabulary(source: str | Path) -> Vocabulary:
         if tokens.count(wanted) != 1:
             raise ValueError(
                 f"tokenizer folder {folder} is damaged: vocab.txt must have one line {wanted!r}, "
-                f"it has {tokens.count(wanted)}"
+                f"got {tokens.count(wanted)}"
             )
     bert = _from_transformers(BertTokenizer, folder, BERT_FILES)
     ids = (bert.cls_token_id, bert.sep_token_id, bert.pad_token_id)

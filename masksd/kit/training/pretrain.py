@@ -233,7 +233,8 @@ class Pretraining(Loop):
 
     def __init__(self, config: PretrainConfig, checkpoint: Checkpoint, views: ObjectViews) -> None:
         self.config, self.checkpoint = config, checkpoint
-        self.towers: Any = checkpoint.model.encoder
+        model: Any = checkpoint.model
+        self.towers: nn.Module = model.encoder
         self.device = next(self.towers.parameters()).device
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=self.device))
         groups = parameter_groups(self.towers, self.towers, config.weight_decay, 1.0)
