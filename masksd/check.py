@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from masksd.branches import TokenMasker
-from masksd.segmenter import Pass, Segmenter, find_module, try_out
+from masksd.modules import find_module, try_out
+from masksd.segmenter import Pass, Segmenter
 from masksd.step import Passes
 from masksd.tap import EmbeddingTap, TokenMask
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Largest difference of logits, as a share of their size, that may be rounding; 16 bits have 0.05."""
+"""Difference of logits, as a share of their size, that may be rounding; 0.05 in 16 bits."""
 
 _WHAT = {"image": "patches", "text": "words"}
 
@@ -51,7 +52,7 @@ def check_tapped(segmenter: Segmenter) -> None:
         if now is not module:
             raise RuntimeError(
                 f"{tap.path} was a {type(module).__name__} when it was wrapped and is a "
-                f"{type(now).__name__} now: what it adds would not be masked. Make the change (LoRA, "
+                f"{type(now).__name__} now, which is not masked: make the change (LoRA, "
                 "SyncBatchNorm, a resized embedding) first, then wrap"
             )
 
@@ -61,8 +62,8 @@ def check_logit_range(logits: Tensor) -> None:
     low, high = logits.aminmax()
     if low >= 0 and high <= 1 and high > low:
         raise ValueError(
-            f"logits: all values lie in [{low:.3g}, {high:.3g}], as probabilities do; name the module "
-            "before the sigmoid or softmax (or pass check=False if these are logits)"
+            f"logits: all values lie in [{low:.3g}, {high:.3g}], like probabilities; name the "
+            "module before the sigmoid or softmax (or pass check=False if these are logits)"
         )
 
 
@@ -97,22 +98,22 @@ def _check_modality(segmenter: Segmenter, masker: TokenMasker, plain: Pass) -> d
         if found["other samples"] > _tolerance(plain.logits):
             raise RuntimeError(
                 f"masking all {_WHAT[modality]} of the first sample changes the others' logits by "
-                f"{found['other samples']:.3g} of their size: {tap.path} may have the batch in another "
-                "dimension than the first, as (L, B, C) has; name a module that gives (B, N, C)"
+                f"{found['other samples']:.3g} of their size: {tap.path} may not have the batch in "
+                "its first dimension, as in (L, B, C); name a module that gives (B, N, C)"
             )
     if seen is not None and changed is not None:
         found["left over"] = _difference(changed[:1], seen[:1])
         if found["left over"] > _tolerance(plain.logits):
             raise RuntimeError(
-                f"with all {_WHAT[modality]} masked, the output of {tap.path} still depends on what it "
-                "embeds: something is left unmasked, or an adapter adds to it after the mask. Add "
+                f"with all {_WHAT[modality]} masked, the output of {tap.path} still depends on its "
+                "input: something is left unmasked, or an adapter adds to it after the mask. Add "
                 "adapters before wrapping, or name the module around both"
             )
     return found
 
 
 class _Spy:
-    """Watches what an embedding module gives once our tap has masked it, and may change its input."""
+    """Watches the masked output of an embedding module, and may change its input."""
 
     def __init__(self, tap: EmbeddingTap, module: nn.Module) -> None:
         self.tap, self.module = tap, module
@@ -158,7 +159,7 @@ def _remedy(segmenter: Segmenter) -> str:
             "state between calls"
         )
     return (
-        f"{type(segmenter).__name__} reuses features that this model computes otherwise, for example "
-        "with a bridge between its towers: name its modules with wrap(host, taps=masksd.Taps(...)), "
-        "which runs all of it again"
+        f"{type(segmenter).__name__} reuses features that this model computes otherwise, for "
+        "example with a bridge between its towers: name its modules with wrap(host, "
+        "taps=masksd.Taps(...)), which runs all of it again"
     )

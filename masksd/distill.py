@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import threading
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -15,10 +12,12 @@ from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.check import check_passes
 from masksd.config import DistillConfig, checked_config
 from masksd.describe import describe
+from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
+from masksd.modules import evaluating
 from masksd.relevance import projection_for
-from masksd.segmenter import Segmenter, evaluating
+from masksd.segmenter import Segmenter
 from masksd.step import DistillOutput as DistillOutput
 from masksd.step import Passes
 from masksd.triple import Triple
@@ -198,7 +197,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         self._next = 0  # the step as a Python number: reading the buffer would stall the device
         self._step_was_set = False
         self._checked = not check
-        self._running: dict[str, int] = {}
+        self._turn = OneThread()
         self.training = segmenter.host_is_training
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
@@ -233,7 +232,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        with self._alone():
+        with self._turn:
             self._check_once(args, kwargs)
             if self.config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
@@ -299,23 +298,6 @@ class CrossModalMaskedSelfDistill(nn.Module):
         self._next += 1
         passes.activate(self._next)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuse a second thread while one runs passes; the host itself may run anywhere."""
-        if torch.compiler.is_compiling():
-            yield
-            return
-        thread = threading.get_ident()
-        if self._running.setdefault("thread", thread) != thread:
-            raise RuntimeError(
-                "another thread is in a training step of this wrapper: give each thread its own "
-                "wrapper, or train in one and use the host for inference in the others"
-            )
-        try:
-            yield
-        finally:
-            self._running.clear()
-
     def check(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Check that masked passes fit the model; the first training step does this by itself.
 
@@ -346,7 +328,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         passes = self._attached()
         target = kwargs.pop("target", None)
-        with self._alone():
+        with self._turn:
             found = check_passes(passes, args, passes.segmenter.with_target(target, kwargs))
         self._checked = True
         return found
@@ -369,7 +351,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         if passes.skip_steps:
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)
-        with self._alone(), kept, evaluating(self), torch.no_grad():
+        with self._turn, kept, evaluating(self), torch.no_grad():
             self._check_once(args, kwargs)
             return passes.run(args, kwargs, target, self.step)
 

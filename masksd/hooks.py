@@ -173,6 +173,24 @@ class CutPoint(Hook):
         return tuple(changed)
 
 
+class OneThread:
+    """A turn that one thread at a time may take; a second one is refused."""
+
+    def __init__(self) -> None:
+        self._owner: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        thread = _this_thread()
+        if self._owner.setdefault("thread", thread) != thread:
+            raise RuntimeError(
+                "another thread is in a training step of this wrapper: give each thread its own "
+                "wrapper, or train in one and use the host for inference in the others"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self._owner.clear()
+
+
 def release(model: nn.Module) -> nn.Module:
     """Take every hook of ours off a copy of a wrapped model.
 

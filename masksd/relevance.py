@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from masksd.losses import alignment_loss, foreground, in_full_precision, with_channel
 from masksd.masking import correlate
-from masksd.segmenter import Pass, Segmenter, try_out
+from masksd.modules import try_out
+from masksd.segmenter import Pass, Segmenter
 
 
 class Projection(nn.Module):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from masksd.errors import unknown_name
 from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
 from masksd.tap import EmbeddingTap, TokenMask
 
@@ -279,49 +278,8 @@ class Segmenter(nn.Module):
 
 
 def _state(buffer: Tensor | None) -> tuple[int, int]:
-    """Identity and number of in-place writes; the tensor is alive as long as its module holds it."""
+    """Identity of a buffer and number of its in-place writes."""
     return id(buffer), -1 if buffer is None or buffer.is_inference() else buffer._version
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part back into its own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) -> T:
-    """Call ``run`` with the module in evaluation mode, without gradients; random state is kept."""
-    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), evaluating(module), torch.no_grad():
-        return run(*example)
-
-
-def check_wrappable(module: nn.Module, name: str) -> None:
-    """Refuse what is no module, or is compiled or distributed already; ``name`` is the user's."""
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"{name} must be an nn.Module, got {type(module).__name__}")
-    kind = type(module).__name__
-    if is_compiled(module):
-        raise ValueError(
-            f"{name} is compiled, and hooks added now would be ignored: wrap the bare model first, "
-            "then torch.compile(sd)"
-        )
-    if kind in ("DistributedDataParallel", "DataParallel") or kind.startswith("FSDP"):
-        raise ValueError(
-            f"{name} is a {kind}: wrap the bare model first, then distribute sd, so that all "
-            "passes run inside one forward"
-        )
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether hooks added now would be ignored."""
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def check_containers(features: Any, option: str) -> None:
@@ -334,21 +292,3 @@ def check_containers(features: Any, option: str) -> None:
                 "hides some: return tuples, lists or dictionaries, or register the class with "
                 "torch.utils._pytree.register_pytree_node"
             )
-
-
-def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
-    """Return the submodule at a dotted path, or raise with the nearest name where it goes wrong."""
-    if not isinstance(path, str):
-        raise ValueError(f"{argument} must be a dotted module path, got {type(path).__name__}")
-    module = root
-    walked = type(root).__name__
-    for name in path.split("."):
-        # named_children() would skip a module's second name
-        children = {key: child for key, child in module._modules.items() if child is not None}
-        if name not in children:
-            if not children:
-                raise ValueError(f"{argument} {path!r}: {walked} has no submodules")
-            raise unknown_name(f"module in {argument}={path!r}: {walked} has no", name, children)
-        module = children[name]
-        walked = f"{walked}.{name}"
-    return module

@@ -9,16 +9,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from masksd.segmenter import (
-    FeatureCut,
-    ImageFeatures,
-    Pass,
-    Segmenter,
-    TextFeatures,
-    check_wrappable,
-    find_module,
-)
 from masksd.hooks import Recorder
+from masksd.modules import check_wrappable, find_module
+from masksd.segmenter import FeatureCut, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+from masksd.hooks import Recorder
 from masksd.hosts import lavt
 from masksd.models import create_model
-from masksd.hooks import Recorder
-from masksd.tap import EmbeddingTap
 from masksd.models.clip_text import checkpoint_layers
+from masksd.tap import EmbeddingTap
 
 
 class External(nn.Module):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors"],
     ["losses", "masking"],
-    ["hooks"],
+    ["hooks", "modules"],
     ["config", "tap"],
     ["segmenter"],
     ["triple", "hosts", "models", "relevance"],

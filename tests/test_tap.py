@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from masksd.segmenter import find_module
+from masksd.modules import find_module
 from masksd.tap import EmbeddingTap, TokenMask
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.hosts.layout import pick
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, find_module
 from masksd.hooks import CutPoint, Recorder
+from masksd.hosts.layout import pick
+from masksd.modules import find_module
+from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"

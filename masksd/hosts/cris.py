@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
 from masksd.hosts.taps import check_not_compiled
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures, check_wrappable
-from masksd.hooks import CutPoint, Recorder
+from masksd.modules import check_wrappable
+from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward

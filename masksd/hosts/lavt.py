@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from masksd.hosts.layout import bert_words
 from masksd.hosts.taps import Taps, TapSegmenter
-from masksd.segmenter import check_wrappable, find_module
+from masksd.modules import check_wrappable, find_module
 
 
 def recognise(host: nn.Module) -> bool:

@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, embedding_grid, pick
-from masksd.segmenter import (
-    ImageFeatures,
-    Pass,
-    Segmenter,
-    TextFeatures,
-    check_wrappable,
-    find_module,
-    is_compiled,
-)
-from masksd.hooks import Recorder
+from masksd.modules import check_wrappable, find_module, is_compiled
+from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 

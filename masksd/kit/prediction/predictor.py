@@ -17,7 +17,7 @@ from masksd.kit.data.images import read_image, to_rgb
 from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
 from masksd.models.base import CrisModel
-from masksd.segmenter import evaluating
+from masksd.modules import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
