@@ -126,8 +126,8 @@ class Passes(NamedTuple):
             if name in results:
                 losses[name] = results[name].loss
                 distill_loss = distill_loss + branch.weight * losses[name]
-                masks |= results[name].masks
-                relevance |= results[name].relevance
+                masks.update(results[name].masks)  # torch 2.7 does not compile |=
+                relevance.update(results[name].relevance)
         loss = losses["seg"] + distill_loss if "seg" in losses else None
         plain = main.plain
         return DistillOutput(
