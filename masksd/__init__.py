@@ -7,6 +7,7 @@ from importlib.metadata import version as _version
 
 from masksd.config import DistillConfig, MaskingConfig
 from masksd.distill import CrossModalMaskedSelfDistill, DistillOutput
+from masksd.hooks import release
 from masksd.hosts import Taps
 from masksd.losses import consistency_loss, segmentation_loss
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
@@ -26,6 +27,7 @@ __all__ = [
     "TokenMask",
     "Triple",
     "consistency_loss",
+    "release",
     "segmentation_loss",
 ]
 __version__ = _version("masksd")

@@ -35,7 +35,6 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     def run() -> dict[str, float]:
         with segmenter.keeping_buffers(every=True):
             plain = segmenter.plain(*args, **kwargs)
-            check_logit_range(plain.logits)
             return {
                 f"{modality}: {name}": found
                 for modality, masker in passes.maskers.items()
@@ -55,16 +54,6 @@ def check_tapped(segmenter: Segmenter) -> None:
                 f"{type(now).__name__} now, which is not masked: make the change (LoRA, "
                 "SyncBatchNorm, a resized embedding) first, then wrap"
             )
-
-
-def check_logit_range(logits: Tensor) -> None:
-    """Refuse logits that look like probabilities."""
-    low, high = logits.aminmax()
-    if low >= 0 and high <= 1 and high > low:
-        raise ValueError(
-            f"logits: all values lie in [{low:.3g}, {high:.3g}], like probabilities; name the "
-            "module before the sigmoid or softmax (or pass check=False if these are logits)"
-        )
 
 
 def _check_modality(segmenter: Segmenter, masker: TokenMasker, plain: Pass) -> dict[str, float]:

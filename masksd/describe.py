@@ -12,6 +12,7 @@ from torch import nn
 from masksd.branches import MainPass, MaskedBranch, TokenMasker
 from masksd.step import Passes
 from masksd.tap import EmbeddingTap
+from masksd.triple import Triple
 
 
 def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
@@ -20,7 +21,8 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
     ``example`` holds arguments of the host, to count multiply-adds with.
     """
     segmenter, config, branches = passes.segmenter, passes.config, passes.branches
-    lines = [f"masked self-distillation around {type(segmenter).__name__}"]
+    lines = [f"masked self-distillation around {segmenter.kind} ({type(segmenter).__name__})"]
+    lines += [f"  {name}: {source}" for name, source in segmenter.sources.items()]
     for name, branch in branches.items():
         how = "" if branch.every == 1 else f", in one step of {branch.every}"
         how += "" if branch.samples == 1 else f", on {branch.samples:.0%} of a batch"
@@ -38,8 +40,10 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
     else:
         target = "the truth" if config.target == "ground_truth" else "the main branch's mask"
         detached = ", detached" if config.target == "main" and config.detach_target else ""
-        parts = "shared by all branches" if config.share_weights else "one copy a branch"
-        lines += [f"  target: {target}{detached}", f"  neck and decoder: {parts}"]
+        lines.append(f"  target: {target}{detached}")
+        if isinstance(segmenter, Triple):
+            parts = "shared by all branches" if config.share_weights else "one copy a branch"
+            lines.append(f"  neck and decoder: {parts}")
     if config.low_memory:
         lines.append("  passes follow each other, each with its backward (low_memory)")
     own: list[nn.Module] = [*passes.maskers.values(), *branches.values()]
@@ -48,10 +52,29 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
         for modules in ([segmenter], own)
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
-    lines += [f"  note: {note}" for note in segmenter.notes]
+    lines += [f"  note: {note}" for note in [*segmenter.notes, *idle_tokens(passes)]]
     if example is not None:
         lines.append(_costs(passes, *example))
     return "\n".join(lines)
+
+
+def idle_tokens(passes: Passes) -> list[str]:
+    """Say which mask tokens cannot learn, and why."""
+    found = []
+    for modality, masker in passes.maskers.items():
+        path = passes.segmenter.taps[modality].path
+        if not masker.token.requires_grad:
+            found.append(
+                f"the mask token of {modality} is frozen (requires_grad is False), as PEFT freezes "
+                "what it wraps: apply adapters to the host before wrapping it, or unfreeze "
+                "sd.distill_parameters()"
+            )
+        elif passes.segmenter.taps[modality].learns is False:
+            found.append(
+                f"{path} runs under no_grad, so the mask token of {modality} learns nothing: freeze "
+                "the tower with requires_grad_(False) instead, and let gradients pass"
+            )
+    return found
 
 
 def _what(masker: TokenMasker) -> str:
@@ -84,7 +107,9 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     total = 1 + sum(added.values()) / host
+    rows, columns = plain.image.grid
     return (
+        f"  patches: a grid of {rows} x {columns}\n"
         f"  a forward of this batch: host {host:,} multiply-adds = 1; added {share or 'nothing'}; "
         f"a step costs {total:.3f} host steps"
     )

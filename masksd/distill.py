@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.check import check_passes
 from masksd.config import DistillConfig, checked_config
-from masksd.describe import describe
+from masksd.describe import describe, idle_tokens
 from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
@@ -113,6 +115,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         *,
         taps: Taps | None = None,
         text_encoder: nn.Module | None = None,
+        valid: Callable[[Tensor], Tensor] | None = None,
         example: tuple[Any, ...] | None = None,
         check: bool = True,
     ) -> CrossModalMaskedSelfDistill:
@@ -125,6 +128,8 @@ class CrossModalMaskedSelfDistill(nn.Module):
             taps: where in the host things happen; None looks for a recipe that knows it.
             text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then
                 takes token ids.
+            valid: for a recognised host, a function that takes the ids ``(B, L)`` and returns bool
+                ``(B, L)``, True for real words, where the recipe's own does not fit.
             example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
                 widths that modules do not state; the random state is kept.
             check: compare masked passes with the plain pass at the first step, see :meth:`check`.
@@ -148,7 +153,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
         """
         config = checked_config(config)
         self = cls.__new__(cls)
-        segmenter = segmenter_for(host, config, taps, text_encoder, example)
+        segmenter = segmenter_for(host, config, taps, text_encoder, example, valid)
         self._set_up(segmenter, config, {}, example, check)
         return self
 
@@ -233,7 +238,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 "DistributedDataParallel, one process a GPU"
             )
         with self._turn:
-            self._check_once(args, kwargs)
+            first = self._check_once(args, kwargs)
             if self.config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
                 parameters = list(self.parameters())
@@ -242,16 +247,20 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 )
             else:
                 output = passes.run(args, kwargs, target, self.step)
+        if first:
+            for note in idle_tokens(passes):
+                warnings.warn(note, UserWarning, stacklevel=2)
         self.step += 1
         self._advance()
         return output
 
-    def _check_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Check the first training step; never while compiling, nor without values."""
         if self._checked or torch.compiler.is_compiling() or self.step.is_meta:
-            return
+            return False
         check_passes(self._attached(), args, kwargs)
         self._checked = True
+        return True
 
     def set_step(self, step: int) -> None:
         """Say which step the next training call is: it keys the draws and activates the branches.

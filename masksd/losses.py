@@ -150,6 +150,26 @@ def check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} must be (B, 1 or 2, H, W), got {tuple(logits.shape)}")
 
 
+_RESHAPES = (
+    *("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "Slice", "Permute"),
+    *("Transpose", "Clone", "ToCopy", "Index", "Upsample", "Alias"),
+)
+
+
+def check_not_probabilities(logits: Tensor) -> None:
+    """Refuse the output of a sigmoid or softmax, reshaped or resized, by how autograd made it."""
+    node = None if torch.compiler.is_compiling() else logits.grad_fn
+    while node is not None:
+        made = node.name()
+        if made.startswith(("Sigmoid", "Softmax")):
+            raise ValueError(
+                f"logits are the output of a {made[:7].lower()}: name the module before it, whose "
+                "output is not yet a probability"
+            )
+        inputs = [function for function, _ in node.next_functions if function is not None]
+        node = inputs[0] if len(inputs) == 1 and made.startswith(_RESHAPES) else None
+
+
 def in_full_precision(logits: Tensor) -> Tensor:
     """Return at least float32: 16 bits cannot hold a mean over 10**5 pixels."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -174,15 +194,35 @@ def resize_target(target: Tensor, logits: Tensor) -> Tensor:
 
 def with_channel(target: Tensor, batch: int) -> Tensor:
     """Return the truth as ``(B, 1, h, w)``, or raise a ``ValueError`` that says what is wrong."""
+    wanted = f"target must be a tensor (B, h, w) or (B, 1, h, w) with B={batch}"
+    if not isinstance(target, Tensor):
+        raise ValueError(f"{wanted}, got a {type(target).__name__}")
     shape = tuple(target.shape)
     if target.ndim == 3:
         target = target[:, None]
-    if target.ndim != 4 or target.shape[:2] != (batch, 1):
-        raise ValueError(f"target must be (B, h, w) or (B, 1, h, w) with B={batch}, got {shape}")
-    # Only on a CPU: elsewhere, looking at values would stall the device.
-    if not torch.compiler.is_compiling() and target.device.type == "cpu" and (target > 1).any():
-        raise ValueError(
-            f"target must be in [0, 1], got values up to {target.max().item()}: divide a mask of 0 "
-            "and 255 by 255, or compare it with 0"
-        )
+    if target.ndim != 4 or target.shape[:2] != (batch, 1) or target.numel() == 0:
+        raise ValueError(f"{wanted}, got {shape}")
+    if target.is_complex():
+        raise ValueError(f"{wanted}, bool, integer or floating, got {target.dtype}")
+    _check_range(target)
     return target
+
+
+def _check_range(target: Tensor) -> None:
+    """Refuse a truth outside [0, 1]; only on a CPU, elsewhere looking would stall the device."""
+    if torch.compiler.is_compiling() or target.device.type != "cpu" or target.dtype == torch.bool:
+        return
+    low, high = (bound.item() for bound in target.aminmax())
+    if low >= 0 and high <= 1:
+        return
+    if low != low or high != high:
+        raise ValueError("target must be in [0, 1], got NaN")
+    if high > 1:
+        raise ValueError(
+            f"target must be in [0, 1], got values up to {high}: divide a mask of 0 and 255 by 255, "
+            "or compare it with 0"
+        )
+    raise ValueError(
+        f"target must be in [0, 1], got values down to {low}: pixels to ignore are not supported; "
+        "set them to 0 or 1"
+    )

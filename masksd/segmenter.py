@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -94,6 +95,8 @@ class Segmenter(nn.Module):
         host: the model, kept as ``wrapped``; None for a subclass that keeps its parts itself.
 
     Attributes:
+        kind: who was recognised, in words.
+        sources: where ``"logits"``, ``"loss"`` and ``"words"`` come from, in words.
         taps: where masks enter, by modality, ``"image"`` and ``"text"``.
         shared_space: whether patches, words and pooled vectors share one space, so that dot
             products rank.
@@ -104,6 +107,8 @@ class Segmenter(nn.Module):
         moving: buffers of the host that its own forward changes, found as it runs.
     """
 
+    kind: str = "a segmenter of your own"
+    sources: Mapping[str, str] = MappingProxyType({})
     shared_space: bool = False
     splits: bool = False
     reruns: Mapping[str, str]

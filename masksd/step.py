@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
 from masksd.branches import BranchResult, MainPass, MaskedBranch, TokenMasker
 from masksd.config import DistillConfig
-from masksd.losses import segmentation_loss
+from masksd.losses import check_not_probabilities, segmentation_loss, with_channel
 from masksd.relevance import Projection
 from masksd.segmenter import Segmenter
+
+
+class MissingLoss:
+    """Stands where a loss would be; false, and any use of it says what is missing."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "MissingLoss()"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RuntimeError(
+            "this step has no segmentation loss, since the host computes none and no target came: "
+            "call sd(..., target=masks), or add out.distill_loss to a loss of your own"
+        )
+
+    __add__ = __radd__ = __mul__ = __rmul__ = __truediv__ = __float__ = _refuse
 
 
 class DistillOutput(NamedTuple):
     """What a training step returns, the loss first.
 
     Attributes:
-        loss: the whole of Eq. 9, 0-d; None where there is no target and the host has no loss of its
-            own: add ``distill_loss`` to yours.
+        loss: the whole of Eq. 9, 0-d; a false :class:`MissingLoss` where there is no target and the
+            host has no loss of its own: add ``distill_loss`` to yours.
         losses: the terms of Eq. 9, unweighted and 0-d: ``"seg"``, ``"lmvsd"``, ``"vmlsd"``, those
             that this step has; ``"joint"`` instead of the two with ``joint=True``; and ``"align"``
             with relevance ``"projection"``.
@@ -32,7 +55,7 @@ class DistillOutput(NamedTuple):
     With ``low_memory=True`` only ``loss`` can be differentiated; the rest is detached.
     """
 
-    loss: Tensor | None
+    loss: Any
     losses: dict[str, Tensor]
     distill_loss: Tensor
     logits: Tensor
@@ -64,7 +87,10 @@ class Passes(NamedTuple):
         """Run the plain pass and compute its losses."""
         with self.segmenter.watching_buffers():
             plain = ranking = self.segmenter.plain(*args, **kwargs)
+        check_not_probabilities(plain.logits)
         target = plain.target if target is None else target
+        if target is not None:
+            with_channel(target, len(plain.logits))
         losses: dict[str, Tensor] = {}
         if plain.loss is not None:
             losses["seg"] = plain.loss
@@ -128,7 +154,7 @@ class Passes(NamedTuple):
                 distill_loss = distill_loss + branch.weight * losses[name]
                 masks.update(results[name].masks)  # torch 2.7 does not compile |=
                 relevance.update(results[name].relevance)
-        loss = losses["seg"] + distill_loss if "seg" in losses else None
+        loss = losses["seg"] + distill_loss if "seg" in losses else MissingLoss()
         plain = main.plain
         return DistillOutput(
             loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output

@@ -61,6 +61,7 @@ class Triple(Segmenter):
         True
     """
 
+    kind = "an encoder, a neck and a decoder"
     shared_space = True
     splits = True
 

@@ -7,13 +7,15 @@ anything; :attr:`ClipSegSegmenter.train_encoder` runs the same parts with gradie
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from masksd.hooks import CutPoint, Recorder
-from masksd.hosts.layout import pick
+from masksd.hosts.layout import describe_words, pick
 from masksd.modules import find_module
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
@@ -30,11 +32,15 @@ def recognise(host: nn.Module) -> bool:
     )
 
 
-def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> ClipSegSegmenter:
+def segmenter(
+    host: nn.Module,
+    text_encoder: nn.Module | None = None,
+    valid: Callable[[Tensor], Tensor] | None = None,
+) -> ClipSegSegmenter:
     """Build the segmenter of a CLIPSeg."""
     if text_encoder is not None:
         raise ValueError(f"{type(host).__name__} has its own text tower: leave text_encoder out")
-    return ClipSegSegmenter(host)
+    return ClipSegSegmenter(host, valid)
 
 
 class ClipSegSegmenter(Segmenter):
@@ -69,8 +75,14 @@ class ClipSegSegmenter(Segmenter):
 
     shared_space = True  # CLIP's own
 
-    def __init__(self, host: nn.Module) -> None:
+    kind = "CLIPSeg, recognised by its parts"
+
+    def __init__(self, host: nn.Module, valid: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(host)
+        self._valid = valid or partial(
+            clipseg_words, end_token=host.config.text_config.eos_token_id
+        )
+        self.sources = {"logits": "decoder", "words": describe_words(valid or clipseg_words)}
         self.reruns = {
             "image": "runs the image tower and the decoder again; reuses the sentence's vector",
             "text": "runs the text tower and the decoder again; reuses the image's features",
@@ -131,9 +143,7 @@ class ClipSegSegmenter(Segmenter):
         return Pass(
             decoded.logits[:, None],
             ImageFeatures(*self._patches(vision.last_hidden_state, positions), activations),
-            TextFeatures(
-                self._words(text.last_hidden_state), sentence, clipseg_words(ids, self._end_token)
-            ),
+            TextFeatures(self._words(text.last_hidden_state), sentence, self._valid(ids)),
             host_output=output,
             inputs=(given,),
             loss=None if labels is None or self.train_encoder else pick(output, ":loss", "labels"),
@@ -157,11 +167,6 @@ class ClipSegSegmenter(Segmenter):
                 sentence = self._encode_text(given)
         logits: Tensor = self.wrapped.decoder(activations, sentence).logits
         return logits[:, None]
-
-    @property
-    def _end_token(self) -> int:
-        end: int = self.wrapped.config.text_config.eos_token_id
-        return end
 
     def _encoder_learns(self) -> bool:
         return self.train_encoder and torch.is_grad_enabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
-from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, clip_words, pick
+from masksd.hosts.layout import (
+    as_logits,
+    as_loss,
+    as_tokens,
+    cells,
+    clip_words,
+    describe_words,
+    pick,
+)
 from masksd.hosts.taps import check_not_compiled
 from masksd.modules import check_wrappable
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
@@ -33,13 +42,17 @@ def recognise(host: nn.Module) -> bool:
     )
 
 
-def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> CrisSegmenter:
+def segmenter(
+    host: nn.Module,
+    text_encoder: nn.Module | None = None,
+    valid: Callable[[Tensor], Tensor] | None = None,
+) -> CrisSegmenter:
     """Build the segmenter of a host that :func:`recognise` knows."""
     if text_encoder is not None:
         raise ValueError(
             "text_encoder is for hosts that keep it outside; CRIS has its own: leave it out"
         )
-    return CrisSegmenter(host)
+    return CrisSegmenter(host, valid or clip_words)
 
 
 class CrisSegmenter(Segmenter):
@@ -58,7 +71,9 @@ class CrisSegmenter(Segmenter):
     shared_space = True
     splits = True
 
-    def __init__(self, host: nn.Module) -> None:
+    kind = "CRIS, recognised by its parts"
+
+    def __init__(self, host: nn.Module, valid: Callable[[Tensor], Tensor] = clip_words) -> None:
         check_wrappable(host, "host")
         super().__init__(host)
         self.reruns = {
@@ -66,6 +81,8 @@ class CrisSegmenter(Segmenter):
             "text": "runs encode_text, neck, decoder and proj again; reuses the image's maps",
         }
         self._call = Arguments(host)
+        self._valid = valid
+        self.sources = {"logits": "proj", "words": describe_words(valid), "loss": "the host's own"}
         for name, position in (("images", IMAGES), ("tokens", TOKENS), ("target", TRUTH)):
             self._call.check(name, position)
         if not (_has(host, _IMAGE) and _has(host, _STEM)):
@@ -121,7 +138,7 @@ class CrisSegmenter(Segmenter):
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._ranking(words), sentence, clip_words(tokens)),
+            TextFeatures(self._ranking(words), sentence, self._valid(tokens)),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),

@@ -7,7 +7,10 @@ whole model again.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +29,11 @@ def recognise(host: nn.Module) -> bool:
     )
 
 
-def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> TapSegmenter:
+def segmenter(
+    host: nn.Module,
+    text_encoder: nn.Module | None = None,
+    valid: Callable[[Tensor], Tensor] | None = None,
+) -> TapSegmenter:
     """Tap a LAVT; patches of 4 pixels are masked in cells of 32 (:attr:`masksd.Taps.cell`).
 
     With the BERT of a LAVT that keeps it outside, the segmenter takes what :class:`LavtWithBert`
@@ -40,12 +47,12 @@ def segmenter(host: nn.Module, text_encoder: nn.Module | None = None) -> TapSegm
         )
     if inside is None and text_encoder is not None:
         check_wrappable(text_encoder, "text_encoder")
-        return PairSegmenter(LavtWithBert(host, text_encoder), taps(host, "model."))
+        return PairSegmenter(LavtWithBert(host, text_encoder), taps(host, "model."), valid)
     if text_encoder is not None:
         raise ValueError(
             f"{type(host).__name__} has a text_encoder of its own: leave text_encoder out"
         )
-    return TapSegmenter(host, taps(host))
+    return LavtSegmenter(host, taps(host), valid)
 
 
 def taps(host: nn.Module, prefix: str = "") -> Taps:
@@ -90,7 +97,33 @@ class LavtWithBert(nn.Module):
         return logits
 
 
-class PairSegmenter(TapSegmenter):
+class LavtSegmenter(TapSegmenter):
+    """The segmenter of a LAVT, which looks at its attention mask to tell words from padding."""
+
+    kind = "LAVT, recognised by its parts"
+
+    def __init__(
+        self, host: nn.Module, taps: Taps, valid: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__(host, taps if valid is None else dataclasses.replace(taps, valid=valid))
+        config = getattr(host.text_encoder, "config", None)
+        names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        ids = {getattr(config, name, None) for name in names}
+        self._special = sorted(number for number in ids if isinstance(number, int))
+        self._own_valid = valid is None
+
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
+        real = super()._valid(args, kwargs, logits)
+        if not self._own_valid or self.where.valid is None:
+            return real
+        ids, mask = (self._call.get(position, args, kwargs) for position in (1, 2))
+        real = bert_words(ids, mask.flatten(1))
+        for number in self._special:
+            real = real & (ids != number)
+        return real
+
+
+class PairSegmenter(LavtSegmenter):
     """The segmenter of :class:`LavtWithBert`; gives both models back as they came."""
 
     def release(self) -> tuple[nn.Module, nn.Module]:

@@ -48,7 +48,12 @@ def _parts(output: Any) -> str:
     if isinstance(output, dict):
         return f" (it has {', '.join(map(repr, output))})"
     if isinstance(output, tuple | list):
-        return f" (it has 0 to {len(output) - 1})"
+        found = (
+            f"{index}: {type(part).__name__}"
+            + (f" {tuple(part.shape)}" if isinstance(part, Tensor) else "")
+            for index, part in enumerate(output)
+        )
+        return f" (it has {', '.join(found)})"
     return ""
 
 
@@ -164,11 +169,17 @@ def as_tokens(
     return local
 
 
-def bert_words(ids: Tensor) -> Tensor:
-    """Mark real words among BERT's ids: neither padding (0) nor a special token (100 to 103).
+def bert_words(ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Mark real words among the ids of BERT and its relatives (RoBERTa, SciBERT, PubMedBERT).
+
+    A sentence that starts with BERT's own 101 has no padding (0) and no special token (100 to 103)
+    among its words. Other vocabularies have other ids: there, words lie strictly between the first
+    token and the last one that is not padding.
 
     Args:
         ids: int64 ``(B, L)``.
+        attention_mask: ``(B, L)``, nonzero where a token is not padding; None takes a last id of 0
+            or 1, and those before it that are the same, for padding.
 
     Returns:
         bool ``(B, L)``.
@@ -176,8 +187,25 @@ def bert_words(ids: Tensor) -> Tensor:
     Example:
         >>> bert_words(torch.tensor([[101, 2417, 4418, 102, 0]])).tolist()
         [[False, True, True, False, False]]
+        >>> bert_words(torch.tensor([[0, 200, 300, 2, 1, 1]])).int().tolist()  # RoBERTa
+        [[0, 1, 1, 0, 0, 0]]
     """
-    return (ids != 0) & ((ids < 100) | (ids > 103))
+    if attention_mask is None:
+        last = ids[:, -1:]
+        others = (ids != last).flip(1).cumsum(1).flip(1)  # from here to the end
+        attended = (others > 0) | (last > 1)
+    else:
+        attended = attention_mask != 0
+    position = torch.arange(ids.shape[1], device=ids.device)
+    end = (attended * position).amax(1, keepdim=True)
+    between = attended & (position > 0) & (position < end)
+    bert = attended & (ids != 0) & ((ids < 100) | (ids > 103))
+    return torch.where(ids[:, :1] == 101, bert, between)
+
+
+def describe_words(valid: Any) -> str:
+    """Say in a word which function or argument marks the words."""
+    return str(getattr(valid, "__name__", None) or f"argument {valid!r}")
 
 
 def clip_words(ids: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def segmenter_for(
     taps: Taps | None,
     text_encoder: nn.Module | None,
     example: tuple[Any, ...] | None,
+    valid: Callable[[Tensor], Tensor] | None = None,
 ) -> Segmenter:
     """Build the segmenter of a host, by its taps or a recipe; takes the arguments of ``wrap``."""
     check_wrappable(host, "host")
@@ -31,8 +33,21 @@ def segmenter_for(
             "share_weights=False copies a neck and a decoder, which a whole host does not name: "
             "pass CrossModalMaskedSelfDistill(encoder, neck, decoder)"
         )
+    if config.image is not None and config.image.layer:
+        raise ValueError(
+            f"image.layer={config.image.layer} needs an encoder that can go on from there, in "
+            "CrossModalMaskedSelfDistill(encoder, neck, decoder); to mask deeper in a whole host, "
+            "tap the module there: Taps(image_embedding='...layers.3')"
+        )
+    if hasattr(host, "peft_config") and callable(getattr(host, "get_base_model", None)):
+        raise ValueError(
+            f"{type(host).__name__} hides the host one level down: wrap(model.get_base_model()), "
+            "which has the adapters in it"
+        )
     if taps is None:
-        return _by_recipe(host, text_encoder)
+        return _by_recipe(host, text_encoder, valid)
+    if valid is not None:
+        raise ValueError("valid= is for recipes; with taps, name it in Taps(valid=...)")
     if text_encoder is not None:
         raise ValueError("text_encoder is for recipes; with taps, wrap one module that runs both")
     if not isinstance(taps, Taps):
@@ -47,12 +62,16 @@ def segmenter_for(
     return TapSegmenter(host, taps if example is None else _with_widths(host, taps, example))
 
 
-def _by_recipe(host: nn.Module, text_encoder: nn.Module | None) -> Segmenter:
+def _by_recipe(
+    host: nn.Module,
+    text_encoder: nn.Module | None,
+    valid: Callable[[Tensor], Tensor] | None,
+) -> Segmenter:
     from masksd.hosts import clipseg, cris, lavt
 
     for recipe in (cris, lavt, clipseg):
         if recipe.recognise(host):
-            return recipe.segmenter(host, text_encoder)
+            return recipe.segmenter(host, text_encoder, valid)
     parts = ", ".join(name for name, _ in host.named_children()) or "none"
     raise ValueError(
         f"no recipe knows {type(host).__name__} (they know CRIS, LAVT and CLIPSeg); its parts are "

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
-from masksd.hosts.layout import as_logits, as_loss, as_tokens, cells, embedding_grid, pick
+from masksd.hosts.layout import (
+    as_logits,
+    as_loss,
+    as_tokens,
+    cells,
+    describe_words,
+    embedding_grid,
+    pick,
+)
 from masksd.modules import check_wrappable, find_module, is_compiled
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
@@ -102,6 +110,8 @@ class TapSegmenter(Segmenter):
         True
     """
 
+    kind = "a host by taps"
+
     def __init__(self, host: nn.Module, taps: Taps) -> None:
         check_wrappable(host, "host")
         super().__init__(host)
@@ -143,6 +153,11 @@ class TapSegmenter(Segmenter):
         }
         self.where = taps
         self.shared_space = taps.shared_space
+        self.sources = {"logits": taps.logits or "what the host returns"}
+        if taps.loss is not None:
+            self.sources["loss"] = f"the host's own, {taps.loss or 'what it returns'}"
+        if taps.valid is not None:
+            self.sources["words"] = describe_words(taps.valid)
         # What depends on what is not known.
         self.reruns = dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
         self.attach([(recorder, modules[name]) for name, recorder in self._recorders.items()])
