@@ -200,9 +200,8 @@ class MaskedBranch(nn.Module):
         self.active = True
         weights = {"image": config.lambda_image, "text": config.lambda_text}
         # Not in the state: a run that resumes goes by its config.
-        weight = torch.tensor(float(sum(weights[modality] for modality in modalities)))
-        self.register_buffer("weight", weight, persistent=False)
-        self._initial_weight = float(weight)
+        self._initial_weight = float(sum(weights[modality] for modality in modalities))
+        self.register_buffer("weight", torch.tensor(self._initial_weight), persistent=False)
         self.parts = nn.ModuleDict(parts or {})
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedBranch:

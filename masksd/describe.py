@@ -71,8 +71,8 @@ def idle_tokens(passes: Passes) -> list[str]:
             )
         elif passes.segmenter.taps[modality].learns is False:
             found.append(
-                f"{path} runs under no_grad, so the mask token of {modality} learns nothing: freeze "
-                "the tower with requires_grad_(False) instead, and let gradients pass"
+                f"{path} runs under no_grad, so the mask token of {modality} learns nothing: "
+                "freeze the tower with requires_grad_(False) instead, and let gradients pass"
             )
     return found
 

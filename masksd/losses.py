@@ -219,8 +219,8 @@ def _check_range(target: Tensor) -> None:
         raise ValueError("target must be in [0, 1], got NaN")
     if high > 1:
         raise ValueError(
-            f"target must be in [0, 1], got values up to {high}: divide a mask of 0 and 255 by 255, "
-            "or compare it with 0"
+            f"target must be in [0, 1], got values up to {high}: divide a mask of 0 and 255 by "
+            "255, or compare it with 0"
         )
     raise ValueError(
         f"target must be in [0, 1], got values down to {low}: pixels to ignore are not supported; "

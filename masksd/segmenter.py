@@ -260,11 +260,13 @@ class Segmenter(nn.Module):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         memo[WRAPPER_COPIED] = True
+        for hook, _ in self._hooks:  # the host may have been copied before its segmenter
+            memo.pop(id(hook), None)
         try:
             copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         finally:
             del memo[WRAPPER_COPIED]
-        for hook, module in copied._hooks:  # the host may have been copied before its segmenter
+        for hook, module in copied._hooks:
             hook.remove(module)
             hook.attach(module)
         return copied

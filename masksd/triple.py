@@ -127,7 +127,7 @@ class Triple(Segmenter):
     def plain(self, images: Tensor, tokens: Tensor, *more: Any) -> Pass:
         """Run all three parts (Eq. 1 and 2)."""
         _two_only(more)
-        with self.recording():
+        with self._lower.recording() if self._lower else contextlib.nullcontext():
             image = self.encoder.encode_image(images)
             lower = self._taken_below(image) if self._lower else None
         text = self.encoder.encode_text(tokens)

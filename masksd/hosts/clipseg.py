@@ -79,9 +79,8 @@ class ClipSegSegmenter(Segmenter):
 
     def __init__(self, host: nn.Module, valid: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(host)
-        self._valid = valid or partial(
-            clipseg_words, end_token=host.config.text_config.eos_token_id
-        )
+        end_token = host.config.text_config.eos_token_id  # type: ignore[union-attr]
+        self._valid = valid or partial(clipseg_words, end_token=end_token)
         self.sources = {"logits": "decoder", "words": describe_words(valid or clipseg_words)}
         self.reruns = {
             "image": "runs the image tower and the decoder again; reuses the sentence's vector",
