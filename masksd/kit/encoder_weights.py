@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _ENTRY = "masksd encoder 1"
 
 
-def encoder_bytes(encoder: nn.Module, tokenizer: str) -> bytes:
+def encoder_bytes(encoder: nn.Module, tokenizer: str, dtype: torch.dtype = torch.float32) -> bytes:
     """Return the contents of a file of weights.
 
     Args:
         encoder: of a triple.
         tokenizer: name of the one that its words are numbered by.
+        dtype: of the numbers in the file.
 
     Example:
         >>> encoder_bytes(nn.Linear(2, 3), "shapes")[8:22]
@@ -25,7 +27,9 @@ def encoder_bytes(encoder: nn.Module, tokenizer: str) -> bytes:
     from safetensors.torch import save
 
     state = encoder.state_dict()
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    tensors = {
+        key: value.detach().cpu().to(dtype, copy=True).contiguous() for key, value in state.items()
+    }
     # one entry: of several, safetensors writes another order each time
     contents: bytes = save(tensors, {_ENTRY: json.dumps({"tokenizer": tokenizer})})
     return contents

@@ -10,13 +10,19 @@ from masksd.kit.training.pretrain import PretrainConfig, pretrain
 
 def pretrain_command() -> type:
     """Make the command."""
-    return command(_pretrain, config=unchecked(PretrainConfig()))
+    return command(_pretrain, config=unchecked(PretrainConfig()), half=(bool, False))
 
 
 def _pretrain(options: Any) -> None:
-    """Train a model's two towers to agree, as CLIP was, for masksd train --encoder-weights."""
+    """Train a model's two towers to agree, as CLIP was, for masksd train --encoder-weights.
+
+    Attributes:
+        half: store the weights in 16 bits, which halves the file.
+    """
+    import torch
+
     config = checked(PretrainConfig(), options.config)
-    report = pretrain(config)
+    report = pretrain(config, torch.float16 if options.half else torch.float32)
     for name, found in (("untrained", report["untrained"]), ("trained", report)):
         choice, relevance = found["retrieval"], found["relevance"]
         print(
