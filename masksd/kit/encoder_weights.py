@@ -12,13 +12,13 @@ from torch import Tensor, nn
 _ENTRY = "masksd encoder 1"
 
 
-def encoder_bytes(encoder: nn.Module, tokenizer: str, dtype: torch.dtype = torch.float32) -> bytes:
+def encoder_bytes(encoder: nn.Module, tokenizer: str, bits: int = 32) -> bytes:
     """Return the contents of a file of weights.
 
     Args:
         encoder: of a triple.
         tokenizer: name of the one that its words are numbered by.
-        dtype: of the numbers in the file.
+        bits: of a number in the file, 32, 16 or 8; with 8 only matrices have so few.
 
     Example:
         >>> encoder_bytes(nn.Linear(2, 3), "shapes")[8:22]
@@ -27,8 +27,10 @@ def encoder_bytes(encoder: nn.Module, tokenizer: str, dtype: torch.dtype = torch
     from safetensors.torch import save
 
     state = encoder.state_dict()
+    dtypes = {32: torch.float32, 16: torch.float16, 8: torch.float8_e4m3fn}
     tensors = {
-        key: value.detach().cpu().to(dtype, copy=True).contiguous() for key, value in state.items()
+        key: value.detach().cpu().to(dtypes[bits if value.ndim > 1 else max(16, bits)], copy=True)
+        for key, value in state.items()
     }
     # one entry: of several, safetensors writes another order each time
     contents: bytes = save(tensors, {_ENTRY: json.dumps({"tokenizer": tokenizer})})

@@ -50,7 +50,7 @@ _CM_MASKSD = dataclasses.replace(  # Sec. IV-A
 TOWERS = Path(__file__).parent / "data/shapes/towers.safetensors"
 """Small towers that agree, made by the following command; its report lies beside them.
 
-masksd pretrain --steps 1200 --lr 1.5e-3 --half --cpu \\
+masksd pretrain --steps 1200 --lr 1.5e-3 --bits 8 --cpu \\
     --output masksd/kit/data/shapes/towers.safetensors
 """
 

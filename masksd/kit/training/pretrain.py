@@ -136,14 +136,14 @@ class PretrainConfig:
         )
 
 
-def pretrain(config: PretrainConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, bits: int = 32) -> dict[str, Any]:
     """Train the two towers of a model on views of objects and their sentences.
 
     On a CPU it repeats bit for bit.
 
     Args:
         config: everything.
-        dtype: of the weights in the file.
+        bits: of a number in the file of weights, 32, 16 or 8.
 
     Returns:
         The report, which is written as JSON beside the weights: ``retrieval`` (among 64, or the
@@ -214,7 +214,7 @@ def pretrain(config: PretrainConfig, dtype: torch.dtype = torch.float32) -> dict
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_files(
         {
-            config.output: encoder_bytes(encoder, tokenizer_name(base), dtype),
+            config.output: encoder_bytes(encoder, tokenizer_name(base), bits),
             config.output.with_suffix(".json"): text.encode(),
         }
     )
