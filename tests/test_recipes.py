@@ -185,7 +185,10 @@ def test_a_run_that_the_towers_do_not_fit_starts_from_scratch(arguments: tuple[s
 
 def test_towers_of_ones_own_take_their_place() -> None:
     found = options("--encoder-weights", "mine.safetensors")
-    assert (found.encoder_weights, found.steps) == (Path("mine.safetensors"), 300)
+    assert (found.encoder_weights, found.steps) == (
+        Path("mine.safetensors"),
+        get_recipe("cm-masksd").steps,
+    )
 
 
 def test_options_replace_values_of_a_recipe() -> None:
