@@ -10,13 +10,14 @@ the closer to the first row, the less words matter.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
 
 from benchmarks.measure import append, environment
-from masksd.kit.config import TrainConfig
 from masksd.kit.evaluation.scoring import format_table
+from masksd.kit.recipes import get_recipe
 from masksd.kit.training.trainer import train
 
 
@@ -26,7 +27,8 @@ def main() -> None:
     for seed in parser.parse_args().seeds:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MASKSD_CACHE"] = f"{folder}/cache"  # so that generating is timed as well
-            config = TrainConfig(seed=seed, output=Path(folder) / "run")
+            default = get_recipe("cm-masksd")
+            config = dataclasses.replace(default, seed=seed, output=Path(folder) / "run")
             result = train(config)
         print(format_table(result.scores))
         rows = [

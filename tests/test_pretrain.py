@@ -90,6 +90,23 @@ def test_a_run_starts_from_the_towers_and_its_own_neck(
     assert not torch.equal(models[0][weight], models[1][weight])
 
 
+@pytest.mark.parametrize(("bits", "most"), [(32, 0.0), (16, 2.0**-11), (8, 2.0**-4)])
+def test_fewer_bits_make_smaller_files_that_load_alike(
+    config: PretrainConfig, bits: int, most: float, tmp_path: Path
+) -> None:
+    first, second = (build_model(config.run_config()).model for _ in range(2))
+    file = tmp_path / "towers.safetensors"
+    file.write_bytes(encoder_bytes(first.encoder, "shapes", bits))
+    load_encoder(second, file, "shapes")
+    count = sum(weight.numel() for weight in first.encoder.state_dict().values())
+    assert file.stat().st_size < count * bits / 8 * 1.05
+    for name, weight in first.encoder.state_dict().items():
+        loaded = second.encoder.state_dict()[name]
+        # relative, and half the step between the smallest numbers
+        assert torch.allclose(loaded, weight, rtol=most, atol=2.0**-10 if bits == 8 else 1e-7)
+        assert bits < 32 or torch.equal(loaded, weight)
+
+
 def test_weights_that_do_not_fit_are_refused(
     config: PretrainConfig, report: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from masksd import DistillConfig
-from masksd.kit.config import TrainConfig
+from masksd.kit.cli import _parse
+from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.layout import PUBLISHED
-from masksd.kit.recipes import RECIPES, get_recipe
+from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
+from masksd.kit.sources import build_model
 from masksd.kit.training.trainer import train
 from masksd.models import list_models
 
@@ -98,10 +103,92 @@ def test_cris_drops_after_epoch_35() -> None:
     assert rates[35:] == [pytest.approx(1e-5)] * 15
 
 
-def test_all_recipes_are_tested_and_the_first_is_the_default_run() -> None:
+def test_all_recipes_are_tested() -> None:
     assert set(RECIPES) == {"cm-masksd", *STATED}
-    assert RECIPES["cm-masksd"] == TrainConfig()
     assert {recipe.model for recipe in RECIPES.values()} <= set(list_models())
+
+
+def test_the_default_run_differs_from_the_defaults_in_what_makes_it_short() -> None:
+    recipe = get_recipe("cm-masksd")
+    own = TrainConfig()
+    changed = {
+        field.name
+        for field in dataclasses.fields(recipe)
+        if getattr(recipe, field.name) != getattr(own, field.name)
+    }
+    assert changed == {"encoder_weights", "data", "dropout", "steps", "warmup"}
+    assert recipe.distill == DistillConfig()  # both branches
+    assert recipe.data == DataConfig(pictures=recipe.data.pictures)
+
+
+def test_the_towers_that_come_along_are_small_fit_and_are_what_their_report_says() -> None:
+    assert TOWERS.stat().st_size < 500_000
+    report = json.loads(TOWERS.with_suffix(".json").read_text())
+    made = {name: report["config"][name] for name in ("steps", "lr", "model", "max_length")}
+    assert made == {"steps": 1200, "lr": 1.5e-3, "model": "clip_cris_tiny", "max_length": 17}
+    assert report["config"]["data"] == DataConfig().to_dict()
+    recipe = get_recipe("cm-masksd")
+    model = build_model(recipe).model
+    with safe_open(TOWERS, framework="pt") as file:
+        for name, weight in model.encoder.state_dict().items():
+            assert weight.dtype == torch.float32
+            assert torch.equal(weight, file.get_tensor(name).float())
+    with pytest.raises(ValueError, match="has no encoder of two towers"):
+        build_model(dataclasses.replace(recipe, model="lavt_tiny"))
+
+
+def options(*arguments: str) -> Any:
+    return _parse(["train", *arguments]).config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--seed", "3", "--steps", "7"),
+        ("--model", "clip_cris_tiny", "--tokenizer", "shapes"),
+        ("--data-root", "None", "--max_length=17"),
+        ("--preset", "cm-masksd", "--no-pretrained"),
+        ("--branches", "lmvsd", "--pictures", "9"),
+    ],
+)
+def test_the_towers_are_kept_where_they_fit(arguments: tuple[str, ...]) -> None:
+    found = options(*arguments)
+    recipe = get_recipe("cm-masksd")
+    assert (found.encoder_weights, found.dropout) == (TOWERS, recipe.dropout)
+    assert found.steps == (7 if "7" in arguments else recipe.steps)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "lavt_tiny"),
+        ("--model=clip_cris_vit_s16",),
+        ("--data-root", "folder"),
+        ("--level", "medium"),
+        ("--variant", "+"),
+        ("--max-length", "9"),
+        ("--image_size", "32"),
+        ("--tokenizer", "clip"),
+        ("--pretrained",),
+        ("--encoder-weights", "None"),
+        ("--preset", "cm-masksd", "--model", "lavt_tiny"),
+    ],
+)
+def test_a_run_that_the_towers_do_not_fit_starts_from_scratch(arguments: tuple[str, ...]) -> None:
+    found, own = options(*arguments), TrainConfig()
+    named = {argument.partition("=")[0].strip("-").replace("-", "_") for argument in arguments}
+    for name in {"encoder_weights", "steps", "warmup", "dropout"} - named:
+        assert getattr(found, name) == getattr(own, name)
+    assert found.data.pictures is None
+
+
+def test_towers_of_ones_own_take_their_place() -> None:
+    found = options("--encoder-weights", "mine.safetensors")
+    assert (found.encoder_weights, found.steps) == (
+        Path("mine.safetensors"),
+        get_recipe("cm-masksd").steps,
+    )
 
 
 def test_options_replace_values_of_a_recipe() -> None:

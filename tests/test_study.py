@@ -549,7 +549,7 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
         summarise(study, lone, "val")
     whole = (ledger.results / "small.npz").read_bytes()
     middle = len(whole) // 2
-    (tmp_path / "small.npz").write_bytes(whole[:middle] + b"other" * 2000 + whole[middle + 10000 :])
+    (tmp_path / "small.npz").write_bytes(whole[: middle - 200] + b"x" * 40 + whole[middle - 160 :])
     with pytest.raises(DataError, match=r"seed \d: remove .* and run the study again: "):
         summarise(study, lone, "val")
     (tmp_path / "small.npz").write_bytes(whole[:middle])

@@ -179,7 +179,7 @@ class Ledger:
                         return
             except Exception as error:  # damaged archives fail in many ways
                 raise DataError(f"{what}: remove {path} and run the study again: {error}") from None
-        raise DataError(f"{what} are missing from {self.results}; run the study again")
+        raise DataError(f"{what} are missing: not in {self.results}; run the study again")
 
 
 def choose(rows: Iterable[Row], **wanted: str) -> list[Row]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from masksd.kit.checkpoints import cpu_copies
@@ -13,13 +14,20 @@ from masksd.kit.checkpoints import cpu_copies
 _ENTRY = "masksd encoder 1"
 
 
-def encoder_bytes(encoder: nn.Module, tokenizer: str) -> bytes:
-    """Return the contents of a file of weights, with the name of the tokenizer they belong to."""
+def encoder_bytes(encoder: nn.Module, tokenizer: str, bits: int = 32) -> bytes:
+    """Return the contents of a file of weights, with the name of the tokenizer they belong to.
+
+    ``bits`` is the size of a number in the file, 32, 16 or 8; with 8, only matrices shrink so far.
+    """
     from safetensors.torch import save
 
+    dtypes = {32: torch.float32, 16: torch.float16, 8: torch.float8_e4m3fn}
+    tensors = {
+        key: value.to(dtypes[bits if value.ndim > 1 else max(16, bits)])
+        for key, value in cpu_copies(encoder.state_dict()).items()
+    }
     # a single entry: safetensors writes several in another order each time
-    entry = {_ENTRY: json.dumps({"tokenizer": tokenizer})}
-    contents: bytes = save(cpu_copies(encoder.state_dict()), entry)
+    contents: bytes = save(tensors, {_ENTRY: json.dumps({"tokenizer": tokenizer})})
     return contents
 
 

@@ -20,6 +20,7 @@ from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.options import command
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.threads import settle_threads
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import TrainingError
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 2 after a user's error, 130 after Ctrl-C, 141 where the reader of the output has left. Wrong
     options and ``--help`` leave by ``SystemExit``.
     """
+    if arguments is None:
+        settle_threads(sys.argv[1:])
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from masksd.kit.cli.options import checked, command, unchecked
 from masksd.kit.training.pretrain import PretrainConfig, pretrain
@@ -10,13 +10,18 @@ from masksd.kit.training.pretrain import PretrainConfig, pretrain
 
 def pretrain_command() -> type:
     """Make the command."""
-    return command(_pretrain, config=unchecked(PretrainConfig()))
+    return command(_pretrain, config=unchecked(PretrainConfig()), bits=(Literal[32, 16, 8], 32))
 
 
 def _pretrain(options: Any) -> None:
-    """Train a model's two towers to agree, as CLIP was, for masksd train --encoder-weights."""
+    """Train a model's two towers to agree, as CLIP was, for masksd train --encoder-weights.
+
+    Attributes:
+        bits: of a number in the file of weights; fewer make it smaller, and 8 are enough to start
+            a training from.
+    """
     config = checked(PretrainConfig(), options.config)
-    report = pretrain(config)
+    report = pretrain(config, options.bits)
     for name, found in (("untrained", report["untrained"]), ("trained", report)):
         choice, relevance = found["retrieval"], found["relevance"]
         areas = [

@@ -9,12 +9,23 @@ from typing import Any, Literal
 from masksd.kit.cli.options import checked, command, early_option, unchecked
 from masksd.kit.cli.shared import data_title
 from masksd.kit.config import TrainConfig
-from masksd.kit.recipes import RECIPES, get_recipe
+from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
 from masksd.models import list_models
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
 UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
+TOWERS_FIT = {  # the values of options that keep the towers which come with masksd
+    "--data-root": {"None"},
+    "--name": {"shapes"},
+    "--level": {"easy"},
+    "--variant": {""},
+    "--model": {"clip_cris_tiny"},
+    "--tokenizer": {"shapes", "None"},
+    "--max-length": {"17"},
+    "--image-size": {"64", "None"},
+    "--pretrained": set(),
+}
 
 
 def train_command(arguments: list[str]) -> type:
@@ -39,6 +50,8 @@ def _recipe(arguments: list[str]) -> TrainConfig:
     """Return the recipe without the values that given options rule out."""
     config: Any = get_recipe(early_option(arguments, "--preset", PRESET))
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    if config.encoder_weights == TOWERS and not _takes_towers(arguments):
+        config = TrainConfig()  # from scratch, which takes more steps
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
@@ -50,8 +63,22 @@ def _recipe(arguments: list[str]) -> TrainConfig:
     return config
 
 
+def _takes_towers(arguments: list[str]) -> bool:
+    """Return whether the towers that come with masksd suit the model and data of the options."""
+    options: dict[str, str] = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        options[name.replace("_", "-")] = value if equals else following
+    return options.get("--encoder-weights") != "None" and all(
+        options.get(name) in {None, *values} for name, values in TOWERS_FIT.items()
+    )
+
+
 def _train(options: Any) -> None:
     """Train a model with CM-MaskSD and score it; without any option, in minutes on a CPU.
+
+    The default run starts from small towers that come with masksd. With another model, other data
+    or --encoder-weights None it starts from scratch, which takes 1000 steps.
 
     Attributes:
         preset: a run by name, which the other options change: cm-masksd (the small default),
@@ -76,4 +103,7 @@ def _train(options: Any) -> None:
         print(data_title(config.data, config.eval_split))
         print(format_table(result.scores))
         skipped = f", {result.skipped} steps skipped" if result.skipped else ""
-        print(f"{result.folder}: {result.steps} steps in {result.seconds:.0f} s{skipped}")
+        start = {None: "", TOWERS: " from the towers that come with masksd"}
+        origin = start.get(config.encoder_weights, f" from {config.encoder_weights}")
+        seconds = f"{result.seconds:.0f} s"
+        print(f"{result.folder}: {result.steps} steps in {seconds}{origin}{skipped}")

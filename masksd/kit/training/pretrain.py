@@ -137,7 +137,7 @@ class PretrainConfig:
         )
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, bits: int = 32) -> dict[str, Any]:
     """Train the two towers of a model on views of objects and their expressions.
 
     Writes the weights, for ``TrainConfig(encoder_weights=...)``, and the report beside them. On a
@@ -145,6 +145,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Args:
         config: everything.
+        bits: of a number in the file of weights, 32, 16 or 8.
 
     Returns:
         The report: ``retrieval`` (among 64, or the whole of a small split) and ``relevance`` (of
@@ -209,7 +210,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_files(
         {
-            config.output: encoder_bytes(model.encoder, tokenizer_name(base)),
+            config.output: encoder_bytes(model.encoder, tokenizer_name(base), bits),
             config.output.with_suffix(".json"): (json.dumps(report, indent=2) + "\n").encode(),
         }
     )
