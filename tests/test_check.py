@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps, TokenMask, Triple
+from masksd import (
+    CrossModalMaskedSelfDistill,
+    DistillConfig,
+    MaskingConfig,
+    Taps,
+    TokenMask,
+    Triple,
+)
 from masksd.tap import EmbeddingTap
 from tests.test_hosts_cris import batch, load_example
 from tests.triples import make_batch, make_triple
