@@ -79,7 +79,7 @@ class ClipSegSegmenter(Segmenter):
 
     def __init__(self, host: nn.Module, valid: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(host)
-        end_token = host.config.text_config.eos_token_id  # type: ignore[union-attr]
+        end_token: Any = host.config.text_config.eos_token_id  # type: ignore[union-attr]
         self._valid = valid or partial(clipseg_words, end_token=end_token)
         self.sources = {"logits": "decoder", "words": describe_words(valid or clipseg_words)}
         self.reruns = {
