@@ -481,7 +481,7 @@ def test_a_dictionary_of_truths_by_taps_is_one_clear_error():
 
     images, ids, target = inputs()
     taps = Taps("patch", "words", ":out", images=0, tokens=1, valid=words, target=2, loss=":loss")
-    with pytest.raises(ValueError, match="target must be a tensor .* got a dict"):
+    with pytest.raises(ValueError, match=r"target must be a tensor .* got a dict"):
         wrap(Takes(), taps=taps)(images, ids, {"masks": target})
 
 
