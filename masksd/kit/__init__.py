@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "DataConfig": "config",
-    "DataError": "data.bad",
+    "DataError": "data.records",
     "Predictor": "prediction.predictor",
     "PretrainConfig": "training.pretrain",
     "ReferDataset": "data.refer",
