@@ -118,7 +118,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.taps: dict[str, EmbeddingTap] = {}
         self._hooks: list[tuple[Hook, nn.Module]] = []
-        self._watched: list[tuple[nn.Module, str]] | None = None
+        self._watched: list[tuple[nn.Module, str]] = []
         self.moving: set[tuple[nn.Module, str]] = set()
         if host is not None:
             self.wrapped: Any = host
@@ -129,6 +129,13 @@ class Segmenter(nn.Module):
         for hook, module in hooks:
             hook.attach(module)
         self._hooks += hooks
+        self._watched = [
+            (module, name)
+            for module in self.modules()
+            if not isinstance(module, nn.modules.batchnorm._NormBase)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
 
     def takes(self, argument: str) -> bool:
         """Whether the model itself has an argument of this name."""
@@ -182,25 +189,13 @@ class Segmenter(nn.Module):
         """Return every tap with the module that it was attached to."""
         return [(hook, module) for hook, module in self._hooks if isinstance(hook, EmbeddingTap)]
 
-    def buffers_to_keep(self) -> list[tuple[nn.Module, str]]:
-        """Return where the host's buffers are, without those of normalisation layers."""
-        if self._watched is None:
-            self._watched = [
-                (module, name)
-                for module in self.modules()
-                if not isinstance(module, nn.modules.batchnorm._NormBase)
-                for name, buffer in module._buffers.items()
-                if buffer is not None
-            ]
-        return self._watched
-
     @contextlib.contextmanager
     def watching_buffers(self) -> Iterator[None]:
         """Find out which buffers the pass inside changes, in place or by another tensor."""
         if torch.compiler.is_compiling():
             yield
             return
-        places = self.buffers_to_keep()
+        places = self._watched
         before = [_state(module._buffers[name]) for module, name in places]
         yield
         for place, was in zip(places, before, strict=True):
@@ -215,7 +210,7 @@ class Segmenter(nn.Module):
         Compiled code cannot look, and copies them all; it drops a copy that nobody writes to.
         """
         every = every or torch.compiler.is_compiling()
-        places = self.buffers_to_keep() if every else list(self.moving)
+        places = self._watched if every else list(self.moving)
         originals = [module._buffers[name] for module, name in places]
         for (module, name), buffer in zip(places, originals, strict=True):
             if buffer is not None:

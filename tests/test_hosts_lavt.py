@@ -167,7 +167,7 @@ def test_checkpointed_layers_give_the_same_gradients(reentrant: bool) -> None:
             checkpoint_layers(host.text_encoder, use_reentrant=reentrant)
         for layer in host.text_encoder.encoder.layer:
             layer.attention.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
-        sd = CrossModalMaskedSelfDistill.wrap(host)
+        sd = CrossModalMaskedSelfDistill.wrap(host, check=False)
         torch.manual_seed(5)
         sd(images, ids, mask, target=truth).loss.backward()
         gradients.append({name: p.grad for name, p in sd.named_parameters()})

@@ -11,6 +11,7 @@ from masksd.hosts.layout import (
     as_tokens,
     bert_words,
     cells,
+    embedding_grid,
     channels_first,
     clip_words,
     pick,
@@ -23,7 +24,8 @@ PATCHES = st.sampled_from([4, 8, 14, 16, 32])
 @given(SIDES, SIDES, PATCHES)
 def test_tokens_in_a_row_are_put_back_on_their_grid(rows, columns, patch):
     images = torch.empty(1, 3, rows * patch, columns * patch, device="meta")
-    assert cells((rows * columns,), images, None) == (rows, columns)
+    assert embedding_grid((rows * columns,), images) == (rows, columns)
+    assert embedding_grid((rows, columns), images) == (rows, columns)
 
 
 @given(SIDES, SIDES, PATCHES, st.sampled_from([None, 8, 16, 32, 100]))
@@ -42,9 +44,9 @@ def test_cells_are_never_finer_than_the_embedding_nor_fewer_than_one(rows, colum
 def test_tokens_that_are_no_grid_are_an_error():
     images = torch.zeros(1, 3, 224, 224)
     with pytest.raises(ValueError, match=r"197 tokens, which form no grid .* state prefix"):
-        cells((197,), images, None)
+        embedding_grid((197,), images)
     with pytest.raises(ValueError, match="no grid of an image of 224x448"):
-        cells((196,), torch.zeros(1, 3, 224, 448), None)
+        embedding_grid((196,), torch.zeros(1, 3, 224, 448))
 
 
 @given(SIDES, SIDES, PATCHES, st.integers(1, 2000))
@@ -74,7 +76,7 @@ def test_patches_come_as_tokens_or_as_maps_of_any_size():
     with pytest.raises(ValueError, match=r"patches must be \(B, 6, C\) after 0 prefix tokens"):
         as_tokens(tokens, (2, 3), 0)
     with pytest.raises(ValueError, match="name a module that gives"):
-        as_tokens(torch.zeros(1, 4, 4, 4), (2, 2), 0, picture=(64, 64))
+        as_tokens(torch.zeros(1, 4, 4, 4), (2, 2), 0, size=(64, 64))
 
 
 def test_parts_of_outputs_are_named_step_by_step():
@@ -85,7 +87,7 @@ def test_parts_of_outputs_are_named_step_by_step():
     for path, message in {
         "head": r"head returns a dict; say which part with 'head:KEY' \(it has 'stages', 'items'\)",
         ":values": "logits: no part 'values' in a dict",
-        ":stages:2": r"no part '2' in a list \(it has 0 to 1\)",
+        ":stages:2": r"no part '2' in a list \(it has 0: Tensor \(1,\), 1: dict\)",
         ":stages:append": "no part 'append' in a list",
         ":stages:1:map:nope": "no part 'nope' in a Tensor",
     }.items():

@@ -167,7 +167,7 @@ def test_embeddings_of_any_layout_and_pictures_of_any_form(layout, path, options
 )
 def test_a_stem_is_masked_in_cells(cell, grid):
     taps = dataclasses.replace(TAPS, cell=cell)
-    sd = wrap(make(stride=4), CONFIG, taps=taps)
+    sd = wrap(make(stride=4), CONFIG, taps=taps, check=False)
     inputs, target = batch(64, 96)
     seen = []
     sd.segmenter.wrapped.norm.register_forward_hook(lambda m, args, out: seen.append(args[0]))
@@ -306,7 +306,7 @@ def check_output(sd, inputs, truth, loss, channels):
     learns(sd, out)
     out = sd(*inputs, target=truth)  # the host's own loss needs its own truth
     torch.testing.assert_close(out.losses["seg"], segmentation_loss(out.logits, truth))
-    assert sd(*inputs).loss is None
+    assert not sd(*inputs).loss
 
 
 def test_two_channels_are_one_channel_of_the_difference():
@@ -341,8 +341,8 @@ def test_logits_without_a_gradient_are_found_out():
 @pytest.mark.parametrize(
     ("returns", "logits", "loss", "message"),
     [
-        ("tuple", "", None, r"logits: the host returns a tuple; say which part .*0 to 1"),
-        ("tuple", ":2", None, r"logits: no part '2' in a tuple \(it has 0 to 1\)"),
+        ("tuple", "", None, r"logits: the host returns a tuple; say which part .*0: Tensor .*, 1: "),
+        ("tuple", ":2", None, r"logits: no part '2' in a tuple \(it has 0: Tensor"),
         ("dict", ":masks", None, r"logits: no part 'masks' in a dict \(it has 'out', 'loss'\)"),
         ("dict", ":keys", None, r"no part 'keys' in a dict"),
         ("logits", "norm", None, r"logits must be \(B, 1 or 2, H, W\) or .*, got \(2, 10, 4"),
@@ -404,8 +404,8 @@ def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
         ({"logits": 3}, "logits must be a dotted module path, got int"),
         ({"patches": "mix.0"}, "Host.mix has no submodules"),
         (
-            {"image_embedding": "norm"},
-            "norm is a BatchNorm2d, whose width and layout are",
+            {"image_embedding": "dropout"},
+            "dropout is a Dropout, whose width and layout are .*image_width= or text_width=.*example=",
         ),
         ({"valid": None}, "valid is not known: name the argument .* masksd.hosts.bert_words"),
         ({"valid": "msk"}, r"valid: Host.forward has no argument 'msk'; did you mean 'mask'"),

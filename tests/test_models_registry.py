@@ -83,8 +83,8 @@ def test_names() -> None:
         ({"norm": "grop"}, "unknown norm 'grop'; did you mean 'group'"),
         ({"image_size": 65}, "image_size 65 must be a multiple of patch_size 8"),
         ({"vision_width": 98}, "vision_width 98 must be a multiple of vision_heads 4"),
-        ({"width": 0}, "width must be a whole number from 1, got 0"),
-        ({"vocab_size": 10.0}, r"vocab_size must be a whole number from 1, got 10\.0"),
+        ({"width": 0}, "width must be a whole number of at least 1, got 0"),
+        ({"vocab_size": 10.0}, r"vocab_size must be a whole number of at least 1, got 10\.0"),
         ({"vocab_size": 10, "end_token": 10}, "end_token 10 must be below vocab_size 10"),
         (
             {"pretrained": True},

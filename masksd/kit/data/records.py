@@ -28,7 +28,13 @@ _REASONS_KEPT = 1_000
 
 
 class DataError(ValueError):
-    """Data on disk that are missing, damaged or contradict themselves."""
+    """Data on disk that are missing, damaged or contradict themselves.
+
+    Example:
+        >>> raise DataError("refs(unc).p: ref 7 has no sentence")
+        Traceback (most recent call last):
+        masksd.kit.data.records.DataError: refs(unc).p: ref 7 has no sentence
+    """
 
 
 class BadRecords:

@@ -114,7 +114,13 @@ def score(
 
 
 def evaluate(checkpoint: Checkpoint, dataset: ReferDataset, **options: Any) -> dict[str, float]:
-    """Return mIoU, oIoU, Pr@X and the number of samples; options as in :func:`score`."""
+    """Return mIoU, oIoU, Pr@X in [0, 1] and the number of samples.
+
+    Args:
+        checkpoint: a model with its tokenizer, from ``load_checkpoint``.
+        dataset: the split to score.
+        options: of :func:`score`.
+    """
     return headline(score(checkpoint, dataset, **options).scores["all"])
 
 
