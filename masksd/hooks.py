@@ -50,7 +50,10 @@ class Hook:
 
     def acts(self) -> bool:
         """Whether the pass that runs now is one of ours."""
-        return self._thread is not None and self._thread == _this_thread()
+        if self._thread is None:
+            return False
+        # Compiled code cannot ask who runs it; the pass around it may not be compiled.
+        return torch.compiler.is_compiling() or self._thread == threading.get_ident()
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         if WRAPPER_COPIED not in memo:

@@ -55,6 +55,14 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
+def in_compiled(root: nn.Module, module: nn.Module) -> bool:
+    """Whether a module is compiled, or lies in a part of ``root`` that is."""
+    return any(
+        is_compiled(part) and any(inside is module for inside in part.modules())
+        for part in root.modules()
+    )
+
+
 def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     """Return the submodule at a dotted path, or raise with the nearest name where it goes wrong."""
     if not isinstance(path, str):
@@ -71,3 +79,15 @@ def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
         module = children[name]
         walked = f"{walked}.{name}"
     return module
+
+
+_AROUND = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+
+
+def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
+    """List modules by dotted path as if FSDP, checkpointing and compilation wrapped none."""
+    named = root.named_modules(remove_duplicate=False)
+    return {  # the innermost comes last
+        ".".join(part for part in path.split(".") if part not in _AROUND): module
+        for path, module in named
+    }

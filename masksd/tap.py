@@ -42,7 +42,9 @@ class EmbeddingTap(Hook):
 
     Attributes:
         positions: the output's shape without batch, channels and prefix, as of the last pass.
-        learns: whether gradients were enabled where it last masked; None before.
+        prefix: as given.
+        learns: whether gradients were enabled where it last masked in a pass that had them; None
+            before.
 
     Raises:
         ValueError: the width is unknown, or the module is tapped already.
@@ -74,11 +76,12 @@ class EmbeddingTap(Hook):
         self.width: int = known[0] if width is None and known else width or 0
         self.positions: tuple[int, ...] | None = None
         self._channels_first = known[1] if channels_first is None and known else channels_first
-        self._prefix = prefix
+        self.prefix = prefix
         self.learns: bool | None = None
         self._pending: TokenMask | None = None
         self._grid: tuple[int, int] | None = None
         self._fired = False
+        self._with_gradients = False
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
@@ -93,6 +96,7 @@ class EmbeddingTap(Hook):
     def masking(self, mask: TokenMask, grid: tuple[int, int] | None = None) -> Iterator[None]:
         """Mask the one time that the module runs inside; ``grid`` is that of a flat embedding."""
         self._pending, self._grid = mask, grid
+        self._with_gradients = torch.is_grad_enabled()
         try:
             with self.acting():
                 yield
@@ -116,13 +120,13 @@ class EmbeddingTap(Hook):
             return output
         channel_dim = self._channel_dim(output)
         positions = list(output.shape)
-        if self._prefix and output.ndim == 4:
+        if self.prefix and output.ndim == 4:
             raise ValueError(
                 f"{self.path} gives a map {tuple(output.shape)}, which has no tokens before its "
-                f"patches; leave prefix={self._prefix} out"
+                f"patches; leave prefix={self.prefix} out"
             )
         positions.pop(channel_dim)
-        positions[1] -= self._prefix
+        positions[1] -= self.prefix
         self.positions = tuple(positions[1:])
         mask = self._pending
         if mask is None:
@@ -132,14 +136,15 @@ class EmbeddingTap(Hook):
                 f"{self.path} ran twice in one masked pass: name a module that runs once a pass"
             )
         self._fired = True
-        self.learns = torch.is_grad_enabled()
+        if self._with_gradients:
+            self.learns = torch.is_grad_enabled()
         if len(output) != len(mask.mask):
             raise ValueError(
                 f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "
                 f"{len(mask.mask)}: name a module that sees each sample once"
             )
         where, token = _on_positions(mask, self.positions, self._grid, self.path)
-        if self._prefix:
+        if self.prefix:
             return mask_after_prefix(output, TokenMask(where, token))
         return apply_mask(output, where, token, channel_dim)
 

@@ -17,6 +17,7 @@ from masksd import (
     TokenMask,
     Triple,
 )
+from masksd.check import tolerance
 from masksd.tap import EmbeddingTap
 from tests.test_hosts_cris import batch, load_example
 from tests.triples import make_batch, make_triple
@@ -193,6 +194,32 @@ def test_a_bridge_between_the_towers_is_refused_as_cris():
         sd(*batch())
 
 
+def test_a_bridge_that_starts_at_zero_is_refused_as_cris():
+    host = bridged()
+    for bridge in (host.to_maps, host.to_words):
+        nn.init.zeros_(bridge.weight)
+        nn.init.zeros_(bridge.bias)
+    sd = wrap(host)
+    with pytest.raises(
+        RuntimeError, match=r"depend on to_maps, to_words, which no masked pass runs"
+    ):
+        sd(*batch())
+
+
+def test_a_head_beside_the_way_to_the_logits_may_be_left_out():
+    class Beside(load_example().StandIn):
+        def __init__(self):
+            super().__init__()
+            self.beside = nn.Linear(1, 1)
+
+        def forward(self, img, word, mask=None):
+            self.beside(img.mean().reshape(1, 1))
+            return super().forward(img, word, mask)
+
+    sd = wrap(Beside())
+    assert max(sd.check(*batch()).values()) < 1e-3
+
+
 def test_a_bridge_between_the_towers_works_by_taps():
     taps = Taps(
         "backbone.visual.avgpool",
@@ -286,6 +313,259 @@ def test_a_gated_output_is_still_logits():
 
     images, ids, target = inputs()
     wrap(Gated(), taps=TAPS)(images, ids, target=target).loss.backward()
+
+
+# Hosts that are right ---------------------------------------------------------------------------
+
+
+def test_a_host_that_draws_in_evaluation_is_right_by_taps():
+    class Draws(Host):
+        def forward(self, img, ids):
+            x = F.dropout(self.patch(img), 0.5, training=True)
+            shift = int(torch.randint(0, 8, ()))  # as a random crop
+            return self.head(x.roll(shift, 3) * self.words(ids).mean(1)[..., None, None])
+
+    images, ids, target = inputs()
+    sd = wrap(Draws(), taps=TAPS)
+    state = torch.get_rng_state()
+    assert max(sd.check(images, ids).values()) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    sd(images, ids, target=target).loss.backward()
+
+
+def test_a_host_that_cannot_be_judged_is_let_through_with_a_warning():
+    class Counting(Host):
+        calls = 0
+
+        def forward(self, img, ids):
+            self.calls += 1
+            return super().forward(img, ids) * self.calls
+
+    images, ids, target = inputs()
+    sd = wrap(Counting(), taps=TAPS)
+    with pytest.warns(UserWarning, match="gives other logits each time in evaluation"):
+        sd(images, ids, target=target)
+    sd(images, ids, target=target)
+
+
+def test_buffers_that_move_in_evaluation_do_not_deceive():
+    class Queue(Host):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("queue", torch.zeros(()))
+
+        def forward(self, img, ids):
+            self.queue += 1
+            return super().forward(img, ids) * self.queue
+
+    images, ids, _ = inputs()
+    sd = wrap(Queue(), taps=TAPS)
+    assert max(sd.check(images, ids).values()) == 0
+    assert int(sd.segmenter.wrapped.queue) == 0
+
+
+def test_a_host_that_mixes_its_samples_is_not_taken_for_sequence_first():
+    class Mixes(Host):
+        def forward(self, img, ids):
+            x = self.patch(img)
+            return self.head((x - x.mean(0)) * self.words(ids).mean(1)[..., None, None])
+
+    images, ids, target = inputs(samples=4)
+    sd = wrap(Mixes(), taps=TAPS)
+    assert set(sd.check(images, ids)) == {
+        f"{modality}: {name}"
+        for modality in ("image", "text")
+        for name in ("nothing masked", "left over")
+    } | {"text: other samples"}
+    sd(images, ids, target=target)
+
+
+@pytest.mark.parametrize(
+    "evaluated",
+    [lambda y: y, lambda y: y > 0, lambda y: (y > 0).long(), lambda y: y.sigmoid().tolist()],
+)
+def test_a_host_that_returns_something_else_in_evaluation_is_right(evaluated):
+    class Two(Host):
+        def forward(self, img, ids):
+            y = super().forward(img, ids)
+            return {"logits": y} if self.training else evaluated(y)
+
+    images, ids, target = inputs()
+    taps = Taps("patch", "words", ":logits", images=0, tokens=1, valid=words)
+    sd = wrap(Two(), taps=taps)
+    assert max(sd.check(images, ids).values()) == 0
+    assert all(module.training for module in sd.modules())
+    sd(images, ids, target=target).loss.backward()
+
+
+def test_tokens_of_a_prefix_may_depend_on_the_image():
+    class Prefixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 16, 8, 8)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+            self.words = nn.Embedding(50, 16)
+            self.head = nn.Conv2d(16, 1, 1)
+
+        def forward(self, img, ids):
+            x = self.embed(img).flatten(2).transpose(1, 2)
+            x = self.layer(torch.cat([torch.zeros_like(x[:, :1]), x], 1))
+            x = x[:, 1:] + x[:, :1]
+            x = x.transpose(1, 2).unflatten(2, (8, 8))
+            return self.head(x * self.words(ids).mean(1)[..., None, None])
+
+    images, ids, target = inputs()
+    taps = Taps("layer", "words", images=0, tokens=1, valid=words, image_width=16, prefix=1)
+    sd = wrap(Prefixed(), taps=taps)
+    assert max(sd.check(images, ids).values()) < 1e-3
+    sd(images, ids, target=target).loss.backward()
+
+
+def test_an_image_embedding_called_by_keyword_is_spied_on_too():
+    class Keyword(Host):
+        def forward(self, img, ids):
+            return self.head(self.patch(input=img) * self.words(ids).mean(1)[..., None, None])
+
+    images, ids, _ = inputs()
+    sd = wrap(Keyword(), taps=TAPS)
+    sd.segmenter.wrapped.patch.register_forward_hook(
+        lambda module, args, kwargs, out: out + kwargs["input"].mean(), with_kwargs=True
+    )
+    with pytest.raises(RuntimeError, match="the output of patch still depends"):
+        sd.check(images, ids)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_logits_that_are_no_numbers_or_nothing_are_not_blamed_on_the_mask(value):
+    class Odd(Host):
+        def forward(self, img, ids):
+            y = super().forward(img, ids)
+            return torch.cat([y[:, :, :4], torch.full_like(y[:, :, 4:], value)], 2) * (value != 0)
+
+    images, ids, _ = inputs()
+    assert max(wrap(Odd(), taps=TAPS).check(images, ids).values()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_any_precision_passes(dtype):
+    images, ids, target = inputs()
+    sd = wrap(Host(), taps=TAPS).to(dtype)
+    sd(images.to(dtype), ids, target=target).loss.backward()
+
+
+def test_autocast_passes_though_logits_are_float32():
+    class Wide(Host):
+        def forward(self, img, ids):
+            return super().forward(img, ids).float()
+
+    images, ids, target = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        sd = wrap(Wide(), taps=TAPS)
+        sd(images, ids, target=target).loss.backward()
+        assert tolerance(sd.segmenter, torch.zeros(1)) == 0.05
+    assert tolerance(sd.segmenter, torch.zeros(1)) == 1e-3
+
+
+def test_a_batch_of_one_an_empty_sentence_and_a_fully_padded_row_pass():
+    images, ids, target = inputs()
+    ids[:] = 0
+    sd = wrap(Host(), taps=TAPS)
+    sd(images[:1], ids[:1], target=target[:1]).loss.backward()
+    assert max(sd.check(images, ids).values()) == 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_above_the_embedding_passes(reentrant):
+    class Checkpointed(Host):
+        def forward(self, img, ids):
+            x = self.patch(img) * self.words(ids).mean(1)[..., None, None]
+            return torch.utils.checkpoint.checkpoint(self.head, x, use_reentrant=reentrant)
+
+    images, ids, target = inputs()
+    wrap(Checkpointed(), taps=TAPS)(images, ids, target=target).loss.backward()
+
+
+def test_a_frozen_host_passes():
+    images, ids, target = inputs()
+    host = Host().requires_grad_(False)
+    sd = wrap(host, taps=TAPS)
+    sd(images, ids, target=target).loss.backward()
+    assert all(p.grad is not None for p in sd.distill_parameters())
+
+
+def test_part_of_a_batch_is_compared_with_that_part():
+    images, tokens, target = make_batch()
+    sd = triple(image=MaskingConfig(samples=0.5))
+    seen = []
+    masked = sd.segmenter.masked
+    sd.segmenter.masked = lambda plain, *a, **k: (
+        seen.append(len(plain.logits)) or masked(plain, *a, **k)
+    )
+    sd(images, tokens, target=target)
+    whole = len(images)
+    assert seen[:6] == [(whole + 1) // 2, whole, whole, whole, whole, whole]
+
+
+def test_a_module_inside_a_wrapper_that_changes_nothing_is_still_tapped():
+    class Around(nn.Module):  # as FSDP and checkpointing put around modules
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self._checkpoint_wrapped_module = inner
+
+        def forward(self, *args):
+            return self._checkpoint_wrapped_module(*args)
+
+    images, ids, _ = inputs()
+    host = Host()
+    sd = wrap(host, taps=TAPS)
+    host.patch = Around(host.patch)
+    assert max(sd.check(images, ids).values()) == 0
+    del host.patch
+    with pytest.raises(
+        RuntimeError, match="patch was a Conv2d when it was wrapped and is gone now"
+    ):
+        sd.check(images, ids)
+
+
+def test_the_check_is_skipped_while_compiling():
+    images, ids, target = inputs()
+    sd = wrap(Host(), taps=TAPS)
+    calls = []
+    compiled = torch.compile(sd, fullgraph=True, backend="eager")
+    sd.segmenter.wrapped.head.register_forward_hook(lambda *_: calls.append(1))
+    compiled(images, ids, target=target).loss.backward()
+    assert not sd._checked
+    sd.check(images, ids)
+    compiled(images, ids, target=target).loss.backward()
+
+
+@pytest.mark.parametrize("part", ["patch", "words", "head"])
+def test_a_part_compiled_after_wrapping_is_masked_and_keeps_no_hook_of_the_check(part):
+    images, ids, target = inputs()
+    torch.manual_seed(1)
+    bare, host = Host(), Host()
+    host.load_state_dict(bare.state_dict())
+    sd, other = wrap(host, taps=TAPS), wrap(bare, taps=TAPS)
+    getattr(host, part).compile(backend="eager")
+    for _ in range(2):
+        found, wanted = sd(images, ids, target=target), other(images, ids, target=target)
+        assert torch.equal(found.loss, wanted.loss)
+    assert ("image: left over" in sd.check(images, ids)) == (part != "patch")
+    sd.eval()
+    assert torch.equal(sd(images, ids), bare.eval()(images, ids))
+
+
+def test_a_check_or_preview_before_the_first_step_hides_and_invents_no_warning():
+    images, ids, target = inputs()
+    sd = wrap(Host(), taps=TAPS)
+    sd.check(images, ids)
+    sd.preview(images, ids, target=target)
+    assert "no_grad" not in sd.describe()
+    sd(images, ids, target=target)
+    sd = wrap(NoGrad(), taps=TAPS)
+    sd.check(images, ids)
+    with pytest.warns(UserWarning, match="patch runs under no_grad"):
+        sd(images, ids, target=target)
 
 
 # The host's state -----------------------------------------------------------------------------

@@ -17,10 +17,11 @@ FLOORS = [
     ["hooks", "modules"],
     ["config", "tap"],
     ["segmenter"],
-    ["triple", "hosts", "models", "relevance"],
+    ["triple", "hosts", "models", "relevance", "trial"],
     ["branches"],
     ["step"],
     ["low_memory", "describe", "check"],
+    ["wrapper"],
     ["distill"],
     [""],  # masksd itself, the face
     [

@@ -21,7 +21,7 @@ from masksd.hosts.layout import (
     embedding_grid,
     pick,
 )
-from masksd.modules import check_wrappable, find_module, is_compiled
+from masksd.modules import check_wrappable, find_module, in_compiled
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
@@ -250,9 +250,8 @@ class TapSegmenter(Segmenter):
 
 def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
     """Refuse to tap a module inside a part of the host that is compiled already."""
-    for part in host.modules():
-        if is_compiled(part) and any(inside is module for inside in part.modules()):
-            raise ValueError(
-                f"{path} lies in a part of the host that is compiled, and hooks added now would be "
-                "ignored: wrap the bare model first, then torch.compile(sd)"
-            )
+    if in_compiled(host, module):
+        raise ValueError(
+            f"{path} lies in a part of the host that is compiled, and hooks added now would be "
+            "ignored: wrap the bare model first, then torch.compile(sd)"
+        )

@@ -1,0 +1,232 @@
+"""What every wrapper is around a segmenter: its parts, its step counter, its check, its end."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
+from masksd.check import check_passes
+from masksd.config import DistillConfig
+from masksd.describe import describe, idle_tokens
+from masksd.hooks import OneThread
+from masksd.modules import evaluating
+from masksd.relevance import projection_for
+from masksd.segmenter import Segmenter
+from masksd.step import Passes
+
+
+class Wrapper(nn.Module):
+    """A segmenter with what is learned beside it; a subclass builds it and says how a step runs."""
+
+    step: Tensor
+    _passes: Passes | None
+
+    def _set_up(
+        self,
+        segmenter: Segmenter,
+        config: DistillConfig,
+        parts: dict[str, dict[str, nn.Module]],
+        example: tuple[Any, ...] | None,
+        check: bool,
+    ) -> None:
+        """Finish the construction around a segmenter whose hooks are in place."""
+        shares = [m.samples for m in (config.image, config.text) if m and m.samples < 1]
+        if shares and not segmenter.splits:
+            segmenter.release()
+            raise ValueError(
+                f"samples={shares[0]} runs a branch on part of a batch, but "
+                f"{type(segmenter).__name__} cannot cut one: it does not know all that the host is "
+                "given for each sample; use samples=1.0"
+            )
+        nn.Module.__init__(self)
+        self.config = config
+        self.segmenter: Segmenter | None = segmenter
+        self.maskers = nn.ModuleDict(
+            {
+                modality: TokenMasker(
+                    modality, config, segmenter.taps[modality].width, segmenter.shared_space
+                )
+                for modality in NAMES
+                if getattr(config, modality) is not None
+            }
+        )
+        self.branches = nn.ModuleDict(
+            {
+                name: MaskedBranch(modalities, config, parts.get(name))
+                for name, modalities in branch_modalities(config).items()
+            }
+        )
+        maskers = cast("dict[str, TokenMasker]", dict(self.maskers.items()))
+        branches = cast("dict[str, MaskedBranch]", dict(self.branches.items()))
+        learned = any(masker.relevance == "projection" for masker in maskers.values())
+        self.projection = projection_for(segmenter, example) if learned else None
+        self._passes = Passes(segmenter, config, maskers, branches, self.projection)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.loss_scale: float | Tensor = 1.0
+        self._next = 0  # the step as a Python number: reading the buffer would stall the device
+        self._step_was_set = False
+        self._checked = not check
+        self._told = False
+        self._turn = OneThread()
+        self.training = segmenter.host_is_training
+        self.register_load_state_dict_post_hook(_follow_step)
+        weight = next(segmenter.parameters(), None)
+        if weight is not None:
+            for module in (self.maskers, self.branches, self.projection):
+                if module is not None:
+                    module.to(device=weight.device)
+            self.step = self.step.to(weight.device)
+
+    def _check_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check the first training step; never while compiling, nor without values."""
+        if self._checked or torch.compiler.is_compiling() or self.step.is_meta:
+            return
+        check_passes(self._attached(), args, kwargs)
+        self._checked = True
+
+    def _tell_once(self) -> None:
+        """Warn after the first training step of mask tokens that cannot learn."""
+        if self._told or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        self._told = True
+        for note in idle_tokens(self._attached()):
+            warnings.warn(note, UserWarning, stacklevel=3)
+
+    def set_step(self, step: int) -> None:
+        """Say which step the next training call is: it keys the draws and activates the branches.
+
+        Calls count by themselves. Only a compiled wrapper with a branch that skips steps
+        (``every`` above 1) needs this before each call, since compiled code must not depend on a
+        number that changes.
+
+        Args:
+            step: training calls before this one, at least 0.
+
+        Raises:
+            ValueError: a negative step.
+
+        Example:
+            >>> from masksd import MaskingConfig
+            >>> from masksd.models import create_model
+            >>> model = create_model("clip_cris_tiny")
+            >>> config = DistillConfig(image=MaskingConfig(every=2))
+            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+            >>> sd.set_step(1)
+            >>> {name: branch.active for name, branch in sd.branches.items()}
+            {'lmvsd': False, 'vmlsd': True}
+        """
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
+        self.step.fill_(step)
+        self._step_was_set, self._next = True, step
+        self._attached().activate(step)
+
+    def _advance(self) -> None:
+        """Activate the branches of the next step."""
+        passes = self._attached()
+        if not passes.skip_steps:
+            return
+        if torch.compiler.is_compiling():
+            if not self._step_was_set:
+                raise RuntimeError(
+                    "a compiled wrapper whose branches skip steps (every above 1) must be told the "
+                    "step: call sd.set_step(step) before each call"
+                )
+            self._step_was_set = False
+            return
+        self._next += 1
+        passes.activate(self._next)
+
+    def check(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Check that masked passes fit the model; the first training step does this by itself.
+
+        In evaluation mode and without gradients: an empty mask must give the plain logits; a mask
+        over all tokens of the first sample must leave other samples alone and nothing of that
+        sample in the embedding. Costs one plain pass and three masked passes for each modality.
+        Every pass starts from the same random state and buffers; these and the modes are kept. A
+        compiled wrapper does not check by itself: call this before its first step.
+
+        Args:
+            args: as for :meth:`forward`.
+            kwargs: as for :meth:`forward`.
+
+        Returns:
+            The largest difference by check, as a share of the logits' size.
+
+        Raises:
+            RuntimeError: a masked pass is not the plain pass; says which, by how much, and what
+                can be done.
+
+        Warns:
+            UserWarning: the host gives other logits each time in evaluation, and cannot be judged.
+
+        Example:
+            >>> from masksd.models import create_model
+            >>> model = create_model("clip_cris_tiny")
+            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
+            >>> tokens = torch.tensor([[510, 3, 7, 511], [510, 4, 511, 0]])
+            >>> max(sd.check(torch.randn(2, 3, 64, 64), tokens).values()) < 1e-3
+            True
+        """
+        passes = self._attached()
+        target = kwargs.pop("target", None)
+        with self._turn:
+            found = check_passes(passes, args, passes.segmenter.with_target(target, kwargs))
+        self._checked = True
+        return found
+
+    def distill_parameters(self) -> list[nn.Parameter]:
+        """Return what the branches learn: mask tokens, and unshared necks and decoders.
+
+        Add them to your optimiser before you build its scheduler.
+
+        Example:
+            >>> from masksd.models import create_model
+            >>> model = create_model("clip_cris_tiny")
+            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
+            >>> len(sd.distill_parameters())
+            2
+        """
+        own = [*self.maskers.parameters(), *self.branches.parameters()]
+        return own if self.projection is None else [*own, *self.projection.parameters()]
+
+    def unwrap(self) -> Any:
+        """Take every hook off and return the model as it came; the wrapper cannot be used again.
+
+        Returns:
+            ``(encoder, neck, decoder)``, or the host: the very objects.
+        """
+        host = self._attached().segmenter.release()
+        self.segmenter = self._passes = None
+        return host
+
+    def describe(self, *args: Any, **kwargs: Any) -> str:
+        """Say what is tapped, masked, run again and reused, and what it costs.
+
+        Args:
+            args: inputs of the host, to count multiply-adds with; takes about one step.
+            kwargs: handed to the host as they are.
+
+        Returns:
+            Text, a line a fact.
+        """
+        passes = self._attached()
+        if not args and not kwargs:
+            return describe(passes)
+        with evaluating(self), torch.no_grad():
+            return describe(passes, (args, kwargs))
+
+    def _attached(self) -> Passes:
+        if self._passes is None:
+            raise ValueError("this wrapper was unwrapped: wrap the model again to use it")
+        return self._passes
+
+
+def _follow_step(sd: Wrapper, _: Any) -> None:
+    """Go on where a loaded state left off."""
+    if not sd.step.is_meta:
+        sd.set_step(int(sd.step))
