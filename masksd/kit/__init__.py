@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from masksd.kit.config import DataConfig as DataConfig
     from masksd.kit.config import TrainConfig as TrainConfig
     from masksd.kit.config import TrainingError as TrainingError
-    from masksd.kit.data.bad import DataError as DataError
+    from masksd.kit.data.records import DataError as DataError
     from masksd.kit.data.refer import ReferDataset as ReferDataset
     from masksd.kit.data.shapes.build import ShapesConfig as ShapesConfig
     from masksd.kit.data.shapes.build import build_shapes as build_shapes
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "DataConfig": "config",
-    "DataError": "data.bad",
+    "DataError": "data.records",
     "Predictor": "prediction.predictor",
     "PretrainConfig": "training.pretrain",
     "ReferDataset": "data.refer",
