@@ -345,11 +345,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "I;16 has more than 8 bits a channel; convert it to 8 bits",
     ),
     **{
-        f"sixteen-bit-{mode}": (
+        f"sixteen-bit-{mode}-{channels}": (
             file_of(deep_png(channels)),
             f"16-bit {mode} has more than 8 bits a channel; convert it to 8 bits",
         )
-        for channels, mode in ((3, "RGB"), (2, "LA"), (4, "RGBA"))
+        for channels, mode in ((3, "RGB"), (2, "RGBA"), (4, "RGBA"))
     },
     "gif": (file_of(encoded(noise(), "GIF")), "WEBP, BMP image; it looks like a GIF"),
     "tiff": (file_of(encoded(noise(), "TIFF")), "WEBP, BMP image; it looks like a TIFF"),

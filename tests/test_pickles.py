@@ -132,7 +132,7 @@ def test_hostile_input_is_refused(data: bytes, says: str) -> None:
 def test_a_numpy_number_is_named_with_its_record(protocol: int, refs: int) -> None:
     records: list[Any] = [ref(number, number, 7, "red", "blue") for number in range(refs)]
     records[-1]["ann_id"] = np.int64(102)
-    with pytest.raises(PickleError, match="GLOBAL at byte .* is refused") as caught:
+    with pytest.raises(PickleError, match=r"GLOBAL at byte .* is refused") as caught:
         loads(pickle.dumps(records, protocol))
     says = f"refs[{refs - 1}]: field 'ann_id' is a numpy number: save plain ints, or JSON"
     assert says in str(caught.value)

@@ -138,7 +138,7 @@ CLEANED = {
     "person’s bag": "person's bag",
     "the ‛left’ “red‟ hat": "the 'left' \"red\" hat",
     "tom &amp; jerry &amp;amp; co": "tom & jerry & co",
-    "&lt;b&gt; man&rsquo;s &quot;hat&quot;&nbsp;caf&eacute;": "<b> man's \"hat\" café",
+    "&lt;b&gt; man&rsquo;s &quot;hat&quot;&nbsp;caf&eacute;": '<b> man\'s "hat" café',
     "&lsquo;a&rsquo; <": "‘a’ <",
     "this&not that": "this¬ that",
     "ＲＥＤ　ｈａｔ！": "RED hat!",
@@ -161,12 +161,12 @@ def test_clip_reads_what_openai_cleaned(clip_folder: Path, text: str) -> None:
     assert clean_sentence(text) == CLEANED[text]
     tokenizer = load_tokenizer(clip_folder, max_length=77)
     again = pickle.loads(pickle.dumps(tokenizer))
+    plain = CLEANED[text].translate({ord(quote): None for quote in "‘’"})  # not in this vocabulary
     for each in (tokenizer, again):
-        assert torch.equal(each.encode(text), tokenizer.encode(CLEANED[text]))
+        assert torch.equal(each.encode(text), tokenizer.encode(plain))
     assert tokenizer.kept(text) == text
     short = load_tokenizer(clip_folder, max_length=4)
-    if "<" not in text:  # with it, curly quotes that were entities stay
-        assert torch.equal(short.encode(short.kept(text)), short.encode(text))
+    assert short.kept(text) == text or CLEANED[text].startswith(short.kept(text))
 
 
 def cris_tokenize(start: int, end: int, body: list[int], context_length: int) -> list[int]:

@@ -156,7 +156,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     try:
         model.load_state_dict(load_file(root / MODEL))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{root / MODEL} does not fit its model: {one_line(error)[:200]}") from None
+        raise ValueError(
+            f"{root / MODEL} does not fit its model: {one_line(error)[:200]}"
+        ) from None
     tokenizer = load_tokenizer(root / "tokenizer", config.max_length)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(

@@ -115,7 +115,8 @@ def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of tensors and plain containers: "
-            f"{one_line(str(error).partition(chr(10))[0])}. If you trust it, save its 'state_dict' alone"
+            f"{one_line(str(error).partition(chr(10))[0])}. If you trust it, save its 'state_dict' "
+            "alone"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -1,9 +1,10 @@
 """Text before it is tokens: what is blank, and what OpenAI's CLIP does before its byte pairs.
 
-CLIP's weights have seen nothing else: OpenAI and open_clip call ``ftfy.fix_text``, then ``html.unescape`` twice, and collapse whitespace.
-Here are the rules of ftfy that text about images meets, so that ids do not depend on whether ftfy
-is installed. Left out: text in Cyrillic, Greek, Chinese or Japanese that was decoded wrongly, bytes
-that were lost on the way, and HTML entities written in capitals.
+CLIP's weights have seen nothing else: OpenAI and open_clip call ``ftfy.fix_text``, then
+``html.unescape`` twice, and collapse whitespace. Here are the rules of ftfy that text about images
+meets, so that ids do not depend on whether ftfy is installed. Left out: text in Cyrillic, Greek,
+Chinese or Japanese that was decoded wrongly, bytes that were lost on the way, and HTML entities
+written in capitals.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _to_rgb(image: Image.Image, upright: bool, name: str) -> Image.Image:
     except _DAMAGE as error:
         raise DataError(f"{name}: cannot be decoded: {error}") from None
     if deep or image.mode[0] in "IF":
-        depth = f"16-bit {image.mode}" if deep else image.mode
+        depth = image.mode if image.mode[0] in "IF" else f"16-bit {image.mode}"
         raise DataError(f"{name}: {depth} has more than 8 bits a channel; convert it to 8 bits")
     if upright:
         image = _upright(image, name)

@@ -217,8 +217,8 @@ def _read(path: Path) -> tuple[Index, dict[str, Any]]:
         SafetensorError,
     ) as error:
         raise DataError(
-            f"{path} is not a readable index ({one_line(error)}); run `masksd data prepare` again, or remove "
-            "it to read the sources"
+            f"{path} is not a readable index ({one_line(error)}); run `masksd data prepare` again, "
+            "or remove it to read the sources"
         ) from None
 
 

@@ -310,7 +310,7 @@ def _with_images(
         except DataError as error:
             missing.append(image)
             bad.add(f"image {record.image_id}: {error}")
-    if len(missing) == len(np.unique(images)):
+    if missing and len(missing) == len(np.unique(images)):
         raise DataError(
             f"no ref of the split is left: none of its {len(missing)} images can be found, as in "
             f"{bad.reasons[-1]}; name their folder (--images)"

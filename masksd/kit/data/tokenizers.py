@@ -1,7 +1,8 @@
 """Sentences to token ids: start token, the words, end token, then padding.
 
-Vocabularies are words of the shapes data set, CLIP's byte pairs, or BERT's word pieces. What is padding is told by the position of the first end token, never by comparing with the
-padding: some code pads with 0, some with the end token itself.
+Vocabularies are words of the shapes data set, CLIP's byte pairs, or BERT's word pieces. What is
+padding is told by the position of the first end token, never by comparing with the padding: some
+code pads with 0, some with the end token itself.
 """
 
 from __future__ import annotations
