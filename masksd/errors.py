@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -32,3 +34,14 @@ def check_fraction(what: str, got: float) -> None:
     # A tuple of types: torch 2.7 does not compile a union.
     if not isinstance(got, (int, float)) or isinstance(got, bool) or not 0.0 <= got <= 1.0:
         raise ValueError(f"{what} must be a number in [0, 1], got {got!r}")
+
+
+def one_line(message: object) -> str:
+    r"""Put a message that quotes a file or a library on one line, without colours and controls.
+
+    Example:
+        >>> one_line("\x1b[31mno tensor\x1b[0m\n  of that\x07 name")
+        'no tensor of that name'
+    """
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*[a-zA-Z]", "", str(message)).split())
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf"))

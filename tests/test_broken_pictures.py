@@ -48,11 +48,11 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + end
 
 
-def deep_png(pixels: NDArray[np.uint16]) -> bytes:
-    """16 bits a channel, colour."""
-    height, width, _ = pixels.shape
+def deep_png(channels: int) -> bytes:
+    """16 bits a channel: colour, grey with alpha, or colour with alpha."""
+    pixels = np.random.default_rng(4).integers(0, 65536, (5, 4, channels), dtype=np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    return png(width, height, rows, bits=16)
+    return png(4, 5, rows, bits=16, colour={3: 2, 2: 4, 4: 6}[channels])
 
 
 # -- read right ------------------------------------------------------------------------------------
@@ -122,11 +122,6 @@ def one_bit() -> tuple[bytes, NDArray[Any]]:
     return encoded(Image.fromarray(bits * 255).convert("1"), "PNG"), np.dstack([bits * 255] * 3)
 
 
-def sixteen_bits() -> tuple[bytes, NDArray[Any]]:
-    deep = np.random.default_rng(4).integers(0, 65536, (5, 4, 3), dtype=np.uint16)
-    return deep_png(deep), deep / 257
-
-
 def animated(form: str) -> tuple[bytes, NDArray[Any]]:
     options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
     more = [Image.fromarray(255 - noise())]
@@ -166,7 +161,6 @@ READ: dict[str, Callable[[], tuple[bytes, NDArray[Any]]]] = {
     "webp-with-alpha": lambda: layered("RGBA", "WEBP"),
     "colour-with-a-clear-colour": lambda: clear_colour(grey=False),
     "grey-with-a-clear-grey": lambda: clear_colour(grey=True),
-    "sixteen-bit-colour": sixteen_bits,
     "animated-webp": lambda: animated("WEBP"),
     "animated-png": lambda: animated("PNG"),
     "broken-profile-in-png": lambda: with_profile("PNG"),
@@ -350,6 +344,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         file_of(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.uint16)), "PNG")),
         "I;16 has more than 8 bits a channel; convert it to 8 bits",
     ),
+    **{
+        f"sixteen-bit-{mode}-{channels}": (
+            file_of(deep_png(channels)),
+            f"16-bit {mode} has more than 8 bits a channel; convert it to 8 bits",
+        )
+        for channels, mode in ((3, "RGB"), (2, "RGBA"), (4, "RGBA"))
+    },
     "gif": (file_of(encoded(noise(), "GIF")), "WEBP, BMP image; it looks like a GIF"),
     "tiff": (file_of(encoded(noise(), "TIFF")), "WEBP, BMP image; it looks like a TIFF"),
     "pdf": (file_of(encoded(noise(), "PDF")), "it looks like a PDF"),

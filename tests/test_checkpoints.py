@@ -212,6 +212,8 @@ def rewritten(folder: Path, name: str, data: bytes) -> Path:
         ({"step": None}, "step must be an integer from 0, got None"),
         ({"data": 1}, "data must be an object, got 1"),
         ({"more": 1}, "lacks or adds fields: more"),
+        ({"\x1b[31mmore\x07": 1}, "lacks or adds fields: more$"),
+        ({"model_config": {"\x1b[1mwide\x1b[0m": 5}}, r"describes no model: .*wide"),
     ],
 )
 def test_fields_of_another_type_are_named(
@@ -223,6 +225,7 @@ def test_fields_of_another_type_are_named(
     with pytest.raises(ValueError, match=expected) as caught:
         load_checkpoint(folder)
     assert "checkpoint.json" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_junk_whose_manifest_fits_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_errors_that_nobody_foresaw_are_one_line_too(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    for error in (RuntimeError("out of\nmemory"), MemoryError()):
+    for error in (RuntimeError("out\x1b[31m of\nmem\u202e\x07ory"), MemoryError()):
 
         def fail(*_: object, error: Exception = error) -> None:
             raise error

@@ -11,9 +11,9 @@ from masksd.hosts.layout import (
     as_tokens,
     bert_words,
     cells,
-    embedding_grid,
     channels_first,
     clip_words,
+    embedding_grid,
     pick,
 )
 

@@ -341,7 +341,12 @@ def test_logits_without_a_gradient_are_found_out():
 @pytest.mark.parametrize(
     ("returns", "logits", "loss", "message"),
     [
-        ("tuple", "", None, r"logits: the host returns a tuple; say which part .*0: Tensor .*, 1: "),
+        (
+            "tuple",
+            "",
+            None,
+            r"logits: the host returns a tuple; say which part .*0: Tensor .*, 1: ",
+        ),
         ("tuple", ":2", None, r"logits: no part '2' in a tuple \(it has 0: Tensor"),
         ("dict", ":masks", None, r"logits: no part 'masks' in a dict \(it has 'out', 'loss'\)"),
         ("dict", ":keys", None, r"no part 'keys' in a dict"),

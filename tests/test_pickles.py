@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksd.kit.data.pickles import PickleError, loads, read_pickle
+from tests.refer_folders import ref
 
 SHARED = ["left", "one"]
 REFS = [
@@ -122,6 +125,23 @@ def test_hostile_input_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(PickleError) as caught:
         loads(data)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("refs", [3, 1200])  # pickle hands a list its entries by the thousand
+def test_a_numpy_number_is_named_with_its_record(protocol: int, refs: int) -> None:
+    records: list[Any] = [ref(number, number, 7, "red", "blue") for number in range(refs)]
+    records[-1]["ann_id"] = np.int64(102)
+    with pytest.raises(PickleError, match=r"GLOBAL at byte .* is refused") as caught:
+        loads(pickle.dumps(records, protocol))
+    says = f"refs[{refs - 1}]: field 'ann_id' is a numpy number: save plain ints, or JSON"
+    assert says in str(caught.value)
+    records[-1]["ann_id"] = 102
+    records[1]["sentences"][1]["sent_id"] = np.int32(3)
+    with pytest.raises(PickleError, match=r"refs\[1\]: field 'sent_id' is a numpy number"):
+        loads(pickle.dumps(records, protocol))
+    with pytest.raises(PickleError, match="is a numpy number"):
+        loads(pickle.dumps(np.int64(1), protocol))
 
 
 def test_deep_nesting_neither_crashes_nor_hangs() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +88,64 @@ def test_a_data_set_opened_with_skip_bad_leaves_missing_pictures_out(root: Path)
     assert [item["index"] for item in data] == [0, 1]
     assert [data.record(index)["ref_id"] for index in range(2)] == [7, 9]
     assert data.bad.count == 1
+
+
+@pytest.mark.parametrize("how", ["cut", "size"])
+def test_a_bad_picture_names_the_command_that_leaves_it_out(root: Path, how: str) -> None:
+    says = spoil(root, how)
+    data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8, skip_bad=True)
+    hint = "; `masksd data prepare --check-pictures --skip-bad` leaves such images out"
+    with pytest.raises(DataError, match=f"{says}.*{hint}"):
+        data[1]
+    with pytest.warns(UserWarning, match="2 bad records left out: image 8") as caught:
+        prepare_data(root, "mine", check_pictures=True, skip_bad=True, progress=False)
+    assert not any("masksd data prepare" in str(each.message) for each in caught)
+    with pytest.warns(UserWarning, match="2 bad records left out: image 8"):
+        data = ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8)
+    assert [data[index]["index"] for index in range(len(data))] == [0, 1]
+    assert data.bad.count == 2
+
+
+def test_a_split_that_a_filter_empties_is_an_error_that_names_it(root: Path) -> None:
+    def opened(**options: Any) -> ReferDataset:
+        return ReferDataset(root, "mine", "val", tokenizer=TOKENIZER, image_size=8, **options)
+
+    refs = [ref(number, 10 * number, number) for number in (7, 8, 9)]
+    for each in refs:
+        del each["sentences"][0]["raw"]
+    (root / "mine" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match=r"ref_id 7: .*field 'raw' is missing") as caught:
+            opened(text="raw", skip_bad=skip_bad)
+        says = "no expression of split 'val' has it: use text='sent' (--text sent)"
+        assert str(caught.value).endswith(says)
+    refs[0]["sentences"][0]["raw"] = "a"
+    (root / "mine" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    with pytest.raises(DataError, match=r"ref_id 8: .* leaves such sentences out"):
+        opened(text="raw")
+    for path in (root / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"none of its 3 images can be found, as in image 9.*--im"):
+        opened(skip_bad=True)
+
+
+@pytest.mark.filterwarnings("default:images of split")  # the program prints it
+def test_images_of_train_in_other_splits_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = [image(number) for number in (6, 7, 8)] + [image(9, file_name="8.png")]
+    annotations = [annotation(10 * number, number) for number in (6, 7, 8, 9)]
+    annotations += [annotation(71, 7)]
+    refs = [ref(n, 10 * n, n, split=split) for n, split in ((6, "train"), (7, "train"))]
+    refs += [ref(8, 80, 8, split="train"), ref(9, 90, 9, split="val"), ref(1, 71, 7, split="val")]
+    refs += [ref(10, 70, 7, split="test")]
+    root = write_refer(tmp_path / "data", images, annotations, refs)
+    says = "images of split 'train' are in other splits, too (val 2, test 1)"
+    with pytest.warns(UserWarning, match=re.escape(says)):
+        prepare_data(root, "mine", progress=False)
+    assert main(["data", "inspect", "data", "mine"]) == 0
+    assert f"masksd: warning: {says}: scores there are not" in capfd.readouterr().err
 
 
 def test_a_failed_check_leaves_the_older_index(root: Path) -> None:

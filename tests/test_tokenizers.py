@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masksd.kit.data.cleaning import clean_sentence
 from masksd.kit.data.shapes import shapes_vocabulary
 from masksd.kit.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -130,6 +131,42 @@ def test_clip_pieces(clip_folder: Path) -> None:
     typed = tokenizer.encode("<|endoftext|>")
     assert typed[1:3].tolist() == [vocabulary["<"], vocabulary["|</w>"]]
     assert typed[7] == tokenizer.end_token
+
+
+# as ftfy 6.3.1 and html.unescape leave them, before the lower case
+CLEANED = {
+    "person’s bag": "person's bag",
+    "the ‛left’ “red‟ hat": "the 'left' \"red\" hat",
+    "tom &amp; jerry &amp;amp; co": "tom & jerry & co",
+    "&lt;b&gt; man&rsquo;s &quot;hat&quot;&nbsp;caf&eacute;": '<b> man\'s "hat" café',
+    "&lsquo;a&rsquo; <": "‘a’ <",
+    "this&not that": "this¬ that",
+    "ＲＥＤ　ｈａｔ！": "RED hat!",
+    "ｶﾀｶﾅ": "カタカナ",
+    "cafe\u0301": "café",
+    "straße ÀÉÎ": "straße ÀÉÎ",
+    "👩\u200d🚀 ❤\ufe0f": "👩\u200d🚀 ❤\ufe0f",
+    "cafÃ© donâ€™t ðŸ˜€": "café don't 😀",
+    "â€œquotedâ€\x9d": '"quoted"',
+    "ﬁre ﬂag ĳs ŉ": "fire flag ijs 'n",
+    "\ufeffred\x07 \x1b[31mhat\x1b[0m": "red hat",
+    " red\r\n \t hat\u2028a\xa0b ": "red hat a b",
+    "CAFÉ’S “été’”": "CAFÉ'S \"été'\"",
+    "10° ½ № ™ a…b man—woman 日本語 лево": "10° ½ № ™ a…b man—woman 日本語 лево",
+}
+
+
+@pytest.mark.parametrize("text", CLEANED)
+def test_clip_reads_what_openai_cleaned(clip_folder: Path, text: str) -> None:
+    assert clean_sentence(text) == CLEANED[text]
+    tokenizer = load_tokenizer(clip_folder, max_length=77)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    plain = CLEANED[text].translate({ord(quote): None for quote in "‘’"})  # not in this vocabulary
+    for each in (tokenizer, again):
+        assert torch.equal(each.encode(text), tokenizer.encode(plain))
+    assert tokenizer.kept(text) == text
+    short = load_tokenizer(clip_folder, max_length=4)
+    assert short.kept(text) == text or CLEANED[text].startswith(short.kept(text))
 
 
 def cris_tokenize(start: int, end: int, body: list[int], context_length: int) -> list[int]:

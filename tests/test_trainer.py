@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -25,7 +26,9 @@ from masksd.kit.checkpoints import load_checkpoint, load_training_state
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError, cache_folder
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 from masksd.kit.evaluation.scoring import evaluate_all
+from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.feeding import model_inputs
 from masksd.kit.files import StagedFolder, partial_folder
 from masksd.kit.prediction.predictor import Predictor
@@ -35,6 +38,7 @@ from masksd.kit.sources import build_model, open_split, wrap_model
 from masksd.kit.training.checks import check_output
 from masksd.kit.training.run import Run
 from masksd.kit.training.trainer import RunResult, train
+from tests.refer_folders import annotation, image, ref, write_refer
 
 
 @pytest.fixture(scope="module")
@@ -433,6 +437,67 @@ def test_a_batch_that_batch_norm_cannot_normalise_is_refused(
     with pytest.raises(ValueError, match="batch_size 1 leaves BatchNorm layer"):
         train(config)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_branch_that_sees_one_sample_is_refused_with_batch_norm(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    part = MaskingConfig(samples=0.5)
+    config = settings(
+        data, tmp_path / "two", model="clip_cris_rn50", image_size=32, batch_size=2, steps=3,
+        distill=DistillConfig(image=part, text=part),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"batch_size 2 leaves BatchNorm .*larger samples"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> DataConfig:
+    """Twelve images with one referred object each, in train, val and test."""
+    images = [image(number) for number in range(12)]
+    annotations = [annotation(number, number) for number in range(12)]
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    refs = [ref(number, number, number, split=split) for number, split in enumerate(splits)]
+    return DataConfig(
+        data_root=write_refer(tmp_path / "data", images, annotations, refs), name="mine"
+    )
+
+
+def test_a_set_with_one_object_an_image_is_trained_on_and_scored(
+    single: DataConfig, tmp_path: Path
+) -> None:
+    says = "scores with another object's sentence are left out: no image to score has two"
+    with pytest.warns(UserWarning, match=says) as caught:
+        result = train(settings(single, tmp_path / "run", tokenizer="shapes", evaluate_every=5))
+    assert len(caught) == 1
+    assert result.scores.keys() == {"own", "none"}
+    assert lines(result)[-1]["scores"] == result.scores
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint"}
+    config = EvaluateConfig(
+        result.checkpoint, protocol="lavt", output=tmp_path / "report", progress=False
+    )
+    with pytest.warns(UserWarning, match=says) as caught:
+        found = evaluate_checkpoint(config, single, title="mine")
+    assert len(caught) == 1
+    assert found.results.keys() == {"own", "none"}
+    assert (tmp_path / "report" / "samples-none.jsonl").is_file()
+    assert not (tmp_path / "report" / "samples-other.jsonl").exists()
+    alone = dataclasses.replace(config, sentences="other", output=None)
+    with pytest.raises(ValueError, match="no sample was scored with another object's sentence: no"):
+        evaluate_checkpoint(alone, single, title="mine")
+
+
+@pytest.mark.filterwarnings("default:scores with another")
+def test_scoring_images_that_were_trained_on_is_a_warning(
+    single: DataConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "data" / "mine" / "refs(unc).p"
+    refs = [*pickle.loads(path.read_bytes()), ref(20, 3, 3, split="val")]
+    path.write_bytes(pickle.dumps(refs))
+    with pytest.warns(UserWarning, match=r"'train' are in other splits, too \(val 1\)"):
+        train(settings(single, tmp_path / "run", tokenizer="shapes", steps=1, warmup=0))
 
 
 def test_data_that_are_not_generated_need_a_folder(tmp_path: Path) -> None:

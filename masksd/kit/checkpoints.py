@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masksd.errors import check_choice, check_fraction
+from masksd.errors import check_choice, check_fraction, one_line
 from masksd.kit.data.transforms import FITS
 from masksd.kit.files import verify_folder, write_folder
 
@@ -152,12 +152,13 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     try:
         model = create_model(config.model, **config.model_config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{root / CONFIG} describes no model: {error}") from None
+        raise ValueError(f"{root / CONFIG} describes no model: {one_line(error)}") from None
     try:
         model.load_state_dict(load_file(root / MODEL))
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{root / MODEL} does not fit its model: {reason}") from None
+        raise ValueError(
+            f"{root / MODEL} does not fit its model: {one_line(error)[:200]}"
+        ) from None
     tokenizer = load_tokenizer(root / "tokenizer", config.max_length)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
@@ -182,7 +183,7 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     fields.setdefault("fit", "squash")  # older checkpoints lack it
     known = {field.name for field in dataclasses.fields(CheckpointConfig)}
     if set(fields) != known:
-        wrong = ", ".join(sorted(known ^ set(fields)))
+        wrong = one_line(", ".join(sorted(known ^ set(fields))))
         raise ValueError(f"{root / CONFIG} lacks or adds fields: {wrong}")
     values: dict[str, Any]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -201,4 +202,4 @@ def load_training_state(folder: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(root / TRAINING)
     except SafetensorError as error:
-        raise ValueError(f"{root / TRAINING} is damaged: {error}") from None
+        raise ValueError(f"{root / TRAINING} is damaged: {one_line(error)}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.errors import one_line
 from masksd.kit.checkpoints import cpu_copies
 
 _ENTRY = "masksd encoder 1"
@@ -78,7 +79,7 @@ def _read(path: str | Path, where: str) -> tuple[str, dict[str, Tensor]]:
             entry = (file.metadata() or {}).get(_ENTRY)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where} is not a complete safetensors file: {error}") from None
+        raise ValueError(f"{where} is not a complete safetensors file: {one_line(error)}") from None
     if entry is None:
         raise ValueError(f"{where} was not written by `masksd pretrain`")
     try:

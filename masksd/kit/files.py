@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from masksd.errors import one_line
+
 MANIFEST = "manifest.json"
 
 
@@ -184,7 +186,7 @@ def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
     present = set(_files(root))
     for name, (size, digest) in entries.items():
         if name not in present:  # this also refuses names that lead out of the folder
-            raise ValueError(f"checkpoint {root} is incomplete: {name} is missing")
+            raise ValueError(f"checkpoint {root} is incomplete: {one_line(name)} is missing")
         found = _describe(root / name)
         if (found["bytes"], found["sha256"]) != (size, digest):
             raise ValueError(

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from masksd.errors import one_line
+
 ARCHIVES = {
     "RN50.pt": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
     "RN101.pt": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
@@ -113,7 +115,8 @@ def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of tensors and plain containers: "
-            f"{str(error).partition(chr(10))[0]}. If you trust it, save its 'state_dict' alone"
+            f"{one_line(str(error).partition(chr(10))[0])}. If you trust it, save its 'state_dict' "
+            "alone"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 import masksd
+from masksd.errors import one_line
 from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.options import command
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = one_line(error) or type(error).__name__
             if not isinstance(error, (ValueError, OSError, TrainingError)):  # unexpected
                 text += " (MASKSD_TRACEBACK=1 shows where)"
             print(f"masksd: error: {text}", file=sys.stderr)
@@ -106,4 +107,4 @@ def _discard_output() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"masksd: warning: {message}", file=sys.stderr)
+    print(f"masksd: warning: {one_line(message)}", file=sys.stderr)

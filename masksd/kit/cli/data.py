@@ -119,7 +119,12 @@ class Inspect:
 
     def run(self) -> None:
         """Print counts and surveys, then draw."""
-        from masksd.kit.data.layout import data_sets, find_files, find_split_by
+        from masksd.kit.data.layout import (
+            data_sets,
+            find_files,
+            find_split_by,
+            warn_of_shared_images,
+        )
         from masksd.kit.data.prepare import find_index
         from masksd.kit.data.survey import (
             count_split,
@@ -145,6 +150,8 @@ class Inspect:
         layout = find_files(self.root, name, split_by, self.images, self.index)
         index = find_index(layout)
         index.bad.warn()
+        names = {split: index.file_names(index.rows(split)) for split in index.splits}
+        warn_of_shared_images(names)
         drawn = draw_refs(index, self.seed, self.samples)
         counts = {split: count_split(index, split) for split in index.splits}
         print(format_counts(name, split_by, counts))

@@ -64,6 +64,16 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
 
 
 def read_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
+    """Read an image of a data set; a DataError that says how to leave out such as it."""
+    try:
+        return check_recorded_image(folder, record)
+    except DataError as error:
+        raise DataError(
+            f"{error}; `masksd data prepare --check-pictures --skip-bad` leaves such images out"
+        ) from None
+
+
+def check_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
     """Read an image of a data set; a DataError unless its size is the one on record."""
     path = folder / record.file_name
     try:
@@ -109,14 +119,15 @@ def _to_rgb(image: Image.Image, upright: bool, name: str) -> Image.Image:
         raise DataError(
             f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} in all are read"
         )
+    # Pillow reads colours of 16 bits as 8 bits: what a camera or satellite wrote turns black
+    deep = any(str(part[3]).endswith(";16B") for part in getattr(image, "tile", ()))
     try:
         image.load()
     except _DAMAGE as error:
         raise DataError(f"{name}: cannot be decoded: {error}") from None
-    if image.mode[0] in "IF":
-        raise DataError(
-            f"{name}: {image.mode} has more than 8 bits a channel; convert it to 8 bits"
-        )
+    if deep or image.mode[0] in "IF":
+        depth = image.mode if image.mode[0] in "IF" else f"16-bit {image.mode}"
+        raise DataError(f"{name}: {depth} has more than 8 bits a channel; convert it to 8 bits")
     if upright:
         image = _upright(image, name)
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksd.errors import unknown_name
+from masksd.errors import one_line, unknown_name
 from masksd.kit.data.layout import Layout
 from masksd.kit.data.records import BadRecords, DataError, ImageRecord, check_file_name
 from masksd.kit.data.segmentation import decode_mask
@@ -107,6 +107,10 @@ class Index:
         entry = self.images[row]
         name = check_file_name(self._text(entry["name"]), f"{self.path}: images[{row}]")
         return ImageRecord(int(entry["image_id"]), name, int(entry["width"]), int(entry["height"]))
+
+    def file_names(self, refs: NDArray[np.int64]) -> set[str]:
+        """Return the names of the image files of rows of ``refs``."""
+        return {self.image(row).file_name for row in np.unique(self.refs["image"][refs]).tolist()}
 
     def mask(self, row: int) -> NDArray[np.uint8]:
         """Draw an object by its row of ``objects``: ``(H, W)`` uint8 of 0 and 1."""
@@ -213,8 +217,8 @@ def _read(path: Path) -> tuple[Index, dict[str, Any]]:
         SafetensorError,
     ) as error:
         raise DataError(
-            f"{path} is not a readable index ({error}); run `masksd data prepare` again, or remove "
-            "it to read the sources"
+            f"{path} is not a readable index ({one_line(error)}); run `masksd data prepare` again, "
+            "or remove it to read the sources"
         ) from None
 
 

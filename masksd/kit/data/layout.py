@@ -15,7 +15,8 @@ sources disagree: for the train split of RefCOCO+ CM-MaskSD prints RefCOCO's num
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,6 +184,20 @@ def count_difference(name: str, split_by: str, split: str, refs: int, sentences:
         if known is not None and found != known
     ]
     return f"{this} has {' and '.join(differences)}" if differences else None
+
+
+def warn_of_shared_images(names: Mapping[str, Set[str]], train: str = "train") -> None:
+    """Warn if image files of the training split are in others, too, given all names by split."""
+    own = names.get(train, frozenset())
+    shared = {split: len(own & found) for split, found in names.items() if split != train}
+    counts = ", ".join(f"{split} {count}" for split, count in shared.items() if count)
+    if counts:
+        warnings.warn(
+            f"images of split {train!r} are in other splits, too ({counts}): scores there are not "
+            "those of unseen images",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def where_to_find(name: str) -> str:

@@ -129,7 +129,19 @@ class _Reader:
         name = names.get(code.decode("latin-1"), f"unknown opcode {code!r}")
         kinds = (kind for start, kind in _OTHER_FILES.items() if self.data.startswith(start))
         hint = f" (the file looks like {next(kinds, 'no pickle')})" if not self.at else ""
+        if code in (b"c", b"\x93") and b"numpy" in self.data[max(0, self.at - 48) : self.at + 6]:
+            hint = f": {self.place(named=code == b'c')} is a numpy number: save plain ints, or JSON"
         raise PickleError(f"{name} at byte {self.at} is refused: not plain data{hint}")
+
+    def place(self, named: bool) -> str:
+        """Name the record and field under way; unless ``named``, two names lie on the stack."""
+        level = self.stack[1:] if named else self.stack[1:-2]
+        fields = [value for value in level if type(value) is str] or ["?"]
+        record = len(self.stack[0]) if level and type(self.stack[0]) is list else 0
+        if level[:1] == [_MARK]:  # records that wait until the list takes them
+            waiting = level[1 : [*level, _MARK].index(_MARK, 1)]
+            record += len([value for value in waiting if type(value) is dict]) - 1
+        return f"refs[{record}]: field {fields[-1]!r}"
 
     def push(self, value: object) -> None:
         self.stack.append(value)

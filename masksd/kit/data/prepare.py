@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masksd.kit.data.images import check_image_file, read_recorded_image
+from masksd.kit.data.images import check_image_file, check_recorded_image
 from masksd.kit.data.index import (
     ARRAYS,
     METADATA,
@@ -22,7 +22,13 @@ from masksd.kit.data.index import (
     load_index,
     open_index,
 )
-from masksd.kit.data.layout import Layout, count_difference, find_files, find_split_by
+from masksd.kit.data.layout import (
+    Layout,
+    count_difference,
+    find_files,
+    find_split_by,
+    warn_of_shared_images,
+)
 from masksd.kit.data.records import (
     Annotation,
     BadRecords,
@@ -80,7 +86,7 @@ def prepare_data(
                 "leave its refs out with --skip-bad"
             ) from None
         if check_pictures:
-            read_recorded_image(layout.images, image)
+            check_recorded_image(layout.images, image)
 
     _check_output(output, output == default)
     sources = describe_sources(layout)
@@ -91,6 +97,7 @@ def prepare_data(
         raise _unwritable(output, error) from None
     index = load_index(output)
     index.bad.warn()
+    warn_of_shared_images({split: index.file_names(index.rows(split)) for split in index.splits})
     for split in index.splits:
         refs = index.refs[index.rows(split)]
         sentences = int(np.diff(refs["sentences"]).sum())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from masksd.kit.data.cleaning import is_blank
 from masksd.kit.data.pickles import PickleError, read_pickle
 
 P = ParamSpec("P")
@@ -267,7 +268,7 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
         raise DataError(
             f"{where}: field {field!r} has {len(text)} characters, at most {_LONGEST_TEXT} are read"
         )
-    return text if text.strip() else ""
+    return "" if is_blank(text) else text
 
 
 def _read_json(path: Path) -> object:

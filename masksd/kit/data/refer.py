@@ -196,6 +196,10 @@ class ReferDataset(Dataset[dict[str, Any]]):
         """Return the image of an item at its own size, mode ``"RGB"``."""
         return self._image(self._item(index)[0])
 
+    def file_names(self) -> set[str]:
+        """Return the names of the image files."""
+        return self._index.file_names(self._rows)
+
     def record(self, index: int) -> dict[str, int | None]:
         """Return what identifies an item.
 
@@ -276,6 +280,10 @@ def _select_split(
     sentences = np.repeat(spans[:, 0], sizes) + places
     texts = index.sentences[text][sentences]
     blank = texts[:, 0] == texts[:, 1]
+    hint = "skip_bad (--skip-bad) leaves such sentences out"
+    if blank.all():
+        other = "raw" if text == "sent" else "sent"
+        hint = f"no expression of split {split!r} has it: use text={other!r} (--text {other})"
     for position in np.flatnonzero(blank):
         ref_id = int(index.refs["ref_id"][rows[owners[position]]])
         sent_id = int(index.sentences["sent_id"][sentences[position]])
@@ -283,8 +291,8 @@ def _select_split(
             f"{layout.refs}: ref_id {ref_id}: sent_id {sent_id}: field {text!r} is missing or "
             "blank; an expression needs a word"
         )
-        if bad is None:
-            raise DataError(f"{reason}; skip_bad (--skip-bad) leaves such sentences out")
+        if bad is None or blank.all():
+            raise DataError(f"{reason}; {hint}")
         bad.add(reason)
     counts = np.bincount(owners[~blank], minlength=len(rows))
     return (rows[counts > 0], sentences[~blank], counts[counts > 0])
@@ -302,4 +310,9 @@ def _with_images(
         except DataError as error:
             missing.append(image)
             bad.add(f"image {record.image_id}: {error}")
+    if missing and len(missing) == len(np.unique(images)):
+        raise DataError(
+            f"no ref of the split is left: none of its {len(missing)} images can be found, as in "
+            f"{bad.reasons[-1]}; name their folder (--images)"
+        )
     return rows[~np.isin(images, missing)]

@@ -1,14 +1,14 @@
 """Sentences to token ids: start token, the words, end token, then padding.
 
-There are three kinds of vocabulary: words of the shapes data set, CLIP's byte pairs, BERT's word
-pieces. What is padding is told by the position of the first end token, never by comparing with the
-padding: some code pads with 0, some with the end token itself.
+Vocabularies are words of the shapes data set, CLIP's byte pairs, or BERT's word pieces. What is
+padding is told by the position of the first end token, never by comparing with the padding: some
+code pads with 0, some with the end token itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from masksd.errors import check_choice, unknown_name
+from masksd.errors import check_choice, one_line, unknown_name
+from masksd.kit.data.cleaning import clean_sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +82,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._backend = backend
         self.kind = vocabulary.kind
+        self._clean: Callable[[str], str] = clean_sentence if self.kind == "clip" else str
         self.start_token = vocabulary.start_token
         self.end_token = vocabulary.end_token
         self.pad_token = vocabulary.pad_token
@@ -135,7 +137,7 @@ class Tokenizer:
         """
         pieces = self._pieces(sentence)
         most = self.max_length - 2
-        return sentence if len(pieces) <= most else sentence[: pieces[most - 1][1][1]]
+        return sentence if len(pieces) <= most else self._clean(sentence)[: pieces[most - 1][1][1]]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder, for :func:`load_tokenizer`."""
@@ -147,12 +149,12 @@ class Tokenizer:
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _pieces(self, sentence: str) -> list[tuple[int, tuple[int, int]]]:
-        """Split into ids, each with the characters it stands for."""
+        """Split into ids, each with the characters of the cleaned sentence it stands for."""
         try:
             sentence.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"sentence is not valid Unicode text: {error}") from None
-        encoding = self._backend.encode(sentence, add_special_tokens=False)
+        encoding = self._backend.encode(self._clean(sentence), add_special_tokens=False)
         # CLIP's unknown token is its end token: a piece that a small vocabulary lacks is left out
         special = (self.start_token, self.end_token)
         pieces = zip(encoding.ids, encoding.offsets, strict=True)
@@ -216,7 +218,7 @@ def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {error!r}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer folder {folder} is damaged: {error}") from None
+        raise ValueError(f"tokenizer folder {folder} is damaged: {one_line(error)}") from None
     if kind is None:  # written before there was a third kind
         kind = "clip" if backend.token_to_id("[unknown]") is None else "words"
     return Tokenizer(Vocabulary(backend, kind, start, end, pad), length)
@@ -285,10 +287,9 @@ def _from_transformers(
     try:
         return kind.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises this very class
-        reason = " ".join(str(error).split())
         raise ValueError(
             f"tokenizer folder {folder} is damaged: {', '.join(files)} or another file of it "
-            f"cannot be read ({type(error).__name__}: {reason})"
+            f"cannot be read ({type(error).__name__}: {one_line(error)})"
         ) from None
 
 

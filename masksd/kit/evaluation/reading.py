@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masksd.kit.data.records import DataError
+from masksd.kit.data.survey import spread_indices
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -39,6 +40,14 @@ def given_sentence(dataset: ReferDataset, index: int, sentences: str) -> str:
     if sentences == "own":
         return dataset.sentence(index)
     return (dataset.other_sentence(index) or "") if sentences == "other" else ""
+
+
+def chosen_indices(dataset: ReferDataset, sentences: str, limit: int) -> list[int]:
+    """Choose the items to score, evenly spread; for ``"other"`` those that have one."""
+    chosen = spread_indices(len(dataset), limit)
+    if sentences != "other":
+        return chosen
+    return [index for index in chosen if dataset.other_sentence(index) is not None]
 
 
 def scoring_batches(

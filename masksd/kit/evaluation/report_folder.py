@@ -13,7 +13,7 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
 from masksd.kit.evaluation.recall import relevance_recall
-from masksd.kit.evaluation.scoring import Evaluation, score, scored_masks
+from masksd.kit.evaluation.scoring import Evaluation, possible_kinds, score, scored_masks
 from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.files import StagedFolder, check_place, write_files
@@ -59,9 +59,8 @@ def evaluate_checkpoint(
         names = ("limit", "batch_size", "workers", "progress")
         options: dict[str, Any] = {name: getattr(config, name) for name in names}
         recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
-        results = {
-            kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in config.kinds
-        }
+        kinds = possible_kinds(dataset, config.kinds, config.limit)
+        results = {kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in kinds}
         recall = relevance_recall(checkpoint, dataset, **options) if config.relevance else None
         if staged is not None:
             report = Report(

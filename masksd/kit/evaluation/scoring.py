@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.reading import (
     SENTENCES,
     ScoringBatch,
+    chosen_indices,
     given_sentence,
     scoring_batches,
 )
@@ -27,6 +28,9 @@ from masksd.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
+
+
+_NO_OTHER = "no image to score has two referred objects"
 
 
 class Evaluation(NamedTuple):
@@ -88,10 +92,10 @@ def score(
     threshold = choose_threshold(rules, threshold, checkpoint.config.threshold)
     _check_fit(rules, dataset.fit, checkpoint.config.fit)
     rank, world = _rank_and_world()
-    chosen = spread_indices(len(dataset), limit)
+    chosen = chosen_indices(dataset, sentences, limit)
+    if not chosen:
+        raise ValueError(f"no sample was scored with {SENTENCES[sentences]}: {_NO_OTHER}")
     share = chosen[rank::world]
-    if sentences == "other":
-        share = [index for index in share if dataset.other_sentence(index) is not None]
     batches = scoring_batches(
         dataset, share, sentences=sentences, batch_size=batch_size, workers=workers
     )
@@ -128,7 +132,20 @@ def evaluate_all(
     checkpoint: Checkpoint, dataset: ReferDataset, **options: Any
 ) -> dict[str, dict[str, float]]:
     """Return :func:`evaluate` for each kind of sentence: the difference shows if words matter."""
-    return {kind: evaluate(checkpoint, dataset, sentences=kind, **options) for kind in SENTENCES}
+    kinds = possible_kinds(dataset, list(SENTENCES), options.get("limit", 0))
+    return {kind: evaluate(checkpoint, dataset, sentences=kind, **options) for kind in kinds}
+
+
+def possible_kinds(dataset: ReferDataset, kinds: Sequence[str], limit: int) -> Sequence[str]:
+    """Leave out another object's sentence, with a warning, among others where there is none."""
+    possible = [kind for kind in kinds if chosen_indices(dataset, kind, limit)]
+    if not possible:
+        return kinds  # to score it says why that cannot be
+    if len(possible) < len(kinds) and _rank_and_world()[0] == 0:
+        warnings.warn(
+            f"scores with {SENTENCES['other']} are left out: {_NO_OTHER}", UserWarning, stacklevel=3
+        )
+    return possible
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masksd.errors import check_fraction
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
+from masksd.kit.data.cleaning import is_blank
 from masksd.kit.data.images import read_image, to_rgb
 from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
@@ -153,7 +154,7 @@ class Predictor:
 
 def encode_expression(checkpoint: Checkpoint, expression: str) -> Tensor:
     """Turn what a user typed into tokens ``(L,)``; a ``ValueError`` if the model knows no word."""
-    if not expression.strip():
+    if is_blank(expression):
         raise ValueError("the expression is empty; say what to find, as in 'the red circle'")
     tokenizer = checkpoint.tokenizer
     tokens = tokenizer.encode(expression)

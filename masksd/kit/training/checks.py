@@ -62,7 +62,8 @@ def batch_norm_watched(model: nn.Module, batch_size: int) -> Iterator[None]:
 def _check_values(layer: nn.Module, inputs: tuple[Any, ...], *, name: str, batch_size: int) -> None:
     values = inputs[0]  # (B, C, ...)
     if values.numel() == values.shape[1]:
+        option = "batch_size" if batch_size == 1 else "batch_size, or larger samples of a branch"
         raise ValueError(
             f"batch_size {batch_size} leaves BatchNorm layer {name!r} one value per channel, which "
-            "it cannot normalise; take a larger batch_size"
+            f"it cannot normalise; take a larger {option}"
         )

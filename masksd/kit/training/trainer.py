@@ -17,6 +17,7 @@ import torch
 
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
+from masksd.kit.data.layout import warn_of_shared_images
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
 from masksd.kit.files import StagedFolder
@@ -34,7 +35,7 @@ class RunResult:
         folder: of the run.
         checkpoint: its folder, inside ``folder``.
         scores: mIoU, oIoU, Pr@0.5 to Pr@0.9 in [0, 1] and ``samples``, given the right expression
-            (``"own"``), another object's (``"other"``) and none (``"none"``).
+            (``"own"``), another object's (``"other"``, where there is one) and none (``"none"``).
         steps: of the whole run.
         skipped: steps whose gradient was not finite.
         seconds: wall time of the whole run.
@@ -72,7 +73,8 @@ def train(config: TrainConfig) -> RunResult:
         TrainingError: too many steps in a row had a gradient that is not finite.
 
     Warns:
-        UserWarning: the tokenizer lacks words of the training split or cuts its expressions; the
+        UserWarning: the tokenizer lacks words of the training split or cuts its expressions; images
+            of it are in the split that is scored; no image to score has two referred objects; the
             warm-up takes the whole run.
 
     Example:
@@ -105,6 +107,10 @@ def train(config: TrainConfig) -> RunResult:
         lost = check_words(training, checkpoint.tokenizer, tokenizer_name(config))
         if lost and main:
             warnings.warn(lost, UserWarning, stacklevel=2)
+        if main:
+            names = {config.eval_split: scoring.file_names()}
+            names[config.train_split] = training.file_names()
+            warn_of_shared_images(names, config.train_split)
         staged = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
         run = Run(config, accelerator, checkpoint, training, scoring, staged)
         run.check_first_batch()
