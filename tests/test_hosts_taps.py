@@ -345,7 +345,7 @@ def test_logits_without_a_gradient_are_found_out():
             "tuple",
             "",
             None,
-            r"logits: the host returns a tuple; say which part .*0: Tensor .*, 1: ",
+            r"logits: the host returns a tuple; say which part .*0: Tensor",
         ),
         ("tuple", ":2", None, r"logits: no part '2' in a tuple \(it has 0: Tensor"),
         ("dict", ":masks", None, r"logits: no part 'masks' in a dict \(it has 'out', 'loss'\)"),
@@ -410,7 +410,7 @@ def test_a_host_that_returns_only_its_loss_and_in_evaluation_only_its_answer():
         ({"patches": "mix.0"}, "Host.mix has no submodules"),
         (
             {"image_embedding": "dropout"},
-            "dropout is a Dropout, whose width and layout are .*image_width= or text_width=.*example=",
+            "dropout is a Dropout, whose width .*image_width= or text_width=.*example=",
         ),
         ({"valid": None}, "valid is not known: name the argument .* masksd.hosts.bert_words"),
         ({"valid": "msk"}, r"valid: Host.forward has no argument 'msk'; did you mean 'mask'"),
