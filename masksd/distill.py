@@ -17,7 +17,7 @@ from masksd.describe import describe, idle_tokens
 from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import evaluating
+from masksd.modules import BatchNormTold, evaluating
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
 from masksd.step import DistillOutput as DistillOutput
@@ -237,7 +237,7 @@ class CrossModalMaskedSelfDistill(nn.Module):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        with self._turn:
+        with self._turn, BatchNormTold():
             first = self._check_once(args, kwargs)
             if self.config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
