@@ -35,9 +35,9 @@ class BatchNormTold:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise ValueError(
-                "a BatchNorm got one value per channel, which it cannot normalise in training: give "
-                "a batch of two samples or more (drop_last=True for the last one), to a branch more "
-                f"samples, or put the layer into evaluation mode ({error})"
+                "a BatchNorm got one value per channel, which it cannot normalise in training: "
+                "give a batch of two samples or more (drop_last=True for the last one), to a "
+                f"branch more samples, or put the layer into evaluation mode ({error})"
             ) from error
 
 
