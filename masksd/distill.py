@@ -13,7 +13,7 @@ from masksd.branches import branch_modalities
 from masksd.config import DistillConfig, checked_config
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import evaluating
+from masksd.modules import BatchNormTold, evaluating
 from masksd.step import DistillOutput as DistillOutput
 from masksd.triple import Triple
 from masksd.wrapper import Wrapper
@@ -173,7 +173,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        with self._turn:
+        with self._turn, BatchNormTold():
             self._check_once(args, kwargs)
             if self.config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))

@@ -26,6 +26,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+class BatchNormTold:
+    """Say in the words of a step that BatchNorm got one value per channel; a class, to compile."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+            raise ValueError(
+                "a BatchNorm got one value per channel, which it cannot normalise in training: "
+                "give a batch of two samples or more (drop_last=True for the last one), to a "
+                f"branch more samples, or put the layer into evaluation mode ({error})"
+            ) from error
+
+
 def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) -> T:
     """Call ``run`` with the module in evaluation mode, without gradients; random state is kept."""
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})

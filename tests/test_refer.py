@@ -447,8 +447,14 @@ def test_a_record_says_what_identifies_an_item(tmp_path: Path) -> None:
 def test_sentences_of_one_form_only(tmp_path: Path) -> None:
     root = folder(tmp_path, sentence={"sent": None})
     assert open_mine(root, text="raw").sentence(0) == "Red!"
+    with pytest.raises(DataError, match=r"no expression of split 'val' has it: .*--text raw"):
+        open_mine(root, skip_bad=True)
+    path = root / "mine" / "refs(unc).p"
+    [one] = pickle.loads(path.read_bytes())
+    two = {**one, "ref_id": 2, "sentences": [{"sent_id": 1, "sent": "blue"}]}
+    path.write_bytes(pickle.dumps([one, two], 2))
     with pytest.warns(UserWarning, match=r"1 bad record left out: .*field 'sent' is missing"):
-        assert len(open_mine(root, skip_bad=True)) == 0
+        assert len(open_mine(root, skip_bad=True)) == 1
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])

@@ -452,6 +452,17 @@ def test_a_branch_that_sees_one_sample_is_refused_with_batch_norm(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("batch", "samples"), [(1, 1.0), (2, 0.5)])
+def test_batch_norm_with_one_value_says_so_in_a_step(batch: int, samples: float) -> None:
+    checkpoint = build_model(TrainConfig(model="clip_cris_rn50", image_size=32, max_length=9))
+    part = MaskingConfig(samples=samples)
+    sd = wrap_model(checkpoint.model, DistillConfig(image=part, text=part)).train()
+    tokens = torch.stack([checkpoint.tokenizer.encode("the red circle")] * batch)
+    says = r"a BatchNorm got one value per channel.*drop_last.*to a branch more samples"
+    with pytest.raises(ValueError, match=says):
+        sd(torch.rand(batch, 3, 32, 32), tokens, target=torch.zeros(batch, 32, 32))
+
+
 @pytest.fixture
 def single(tmp_path: Path) -> DataConfig:
     """Twelve images with one referred object each, in train, val and test."""

@@ -209,12 +209,11 @@ def _vocabulary(name_or_dir: str | Path) -> Vocabulary:
 def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
     try:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        text = (folder / _MODEL).read_text(encoding="utf-8")
         start, end = int(settings["start_token"]), int(settings["end_token"])
         pad = int(settings.get("pad_token", 0))
         kind = settings.get("kind")
         length = int(settings["max_length"]) if max_length is None else max_length
-        backend = _read_backend(text)
+        backend = _read_backend((folder / _MODEL).read_text(encoding="utf-8"))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {error!r}") from None
     except (OSError, ValueError) as error:
