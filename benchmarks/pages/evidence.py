@@ -18,11 +18,12 @@ from benchmarks.pages.readme import newest, read, render
 from benchmarks.study.bases import PICTURES, TOWERS, shapes_run, shapes_towers
 from benchmarks.study.figures import draw_best, draw_gain
 from benchmarks.study.names import towers_file
-from benchmarks.study.paired import student_t
+from benchmarks.study.paired import NO_DIFFERENCE, student_t
 from benchmarks.study.plan import STEPS, Study
 from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import (
+    Summary,
     caption,
     study_rows,
     study_table,
@@ -30,6 +31,7 @@ from benchmarks.study.summary import (
 )
 from masksd.kit.text_tables import markdown_table
 
+FRONT = Path(__file__).parents[2] / "README.md"
 EVIDENCE = Path(__file__).parents[1] / "evidence.md"
 SCREEN_PAGE = Path(__file__).parent / "screen.md"
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER)
@@ -124,6 +126,25 @@ def _seed_gains(study: Study, split: str) -> list[list[float]]:
     ]
 
 
+def gains() -> str:
+    """The confirmed gains at equal steps, for the front page."""
+    head = ["host", "`DistillConfig.preset`", "testA", "testB"]
+    lines = []
+    for published, start in ((CONFIRM_LAVT, "from scratch"), (CONFIRM, "pretrained towers")):
+        study = published.study()
+        found = [summarise(study, LEDGER, split) for split in study.splits]
+        for preset in ("cm-masksd", "masksd"):
+            cells = [_gain(each, preset) for each in found]
+            lines.append([f"`{published.model}`, {start}", f'`"{preset}"`', *cells])
+    return markdown_table(head, lines)
+
+
+def _gain(found: list[Summary], variant: str) -> str:
+    (gain,) = (each.equal_steps["mIoU"] for each in found if each.variant == variant)
+    text = f"{100 * gain.difference:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+    return text if gain.verdict == NO_DIFFERENCE else f"**{text}**"
+
+
 def refcoco_hours() -> str:
     rows = newest(read("refcoco_hours"), "recipe", "variant", "tflops")
     head = ["recipe", "variant", "items × epochs", "G per image", "P per run", "hours"]
@@ -149,6 +170,7 @@ def _briefs(*studies: Published) -> dict[str, Callable[[], str]]:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    FRONT: {"gains": gains},
     EVIDENCE: {
         "towers": towers,
         "seeds": seeds_needed,
