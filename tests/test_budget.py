@@ -120,7 +120,8 @@ def test_items_of_published_data_are_known_without_them(
 def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
     config = dataclasses.replace(get_recipe("paper-ablation-vit-b"), batch_size=2)
     text = dry_run("paper-ablation-vit-b", config)
-    values = [line.split(maxsplit=1) for line in text.partition("\ncost ")[0].splitlines()]
+    options = [each for each in text.partition("\ncost ")[0].splitlines() if each[0] == " "]
+    values = [option.split(maxsplit=1) for option in options]
     names = [name.partition(".")[0] for name, _ in values]
     for field in dataclasses.fields(TrainConfig):
         assert names.count(field.name) >= 1 or field.name == "data", field.name
