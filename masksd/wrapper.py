@@ -110,7 +110,7 @@ class Wrapper(nn.Module):
             ValueError: a negative step.
 
         Example:
-            >>> from masksd import MaskingConfig
+            >>> from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
             >>> from masksd.models import create_model
             >>> model = create_model("clip_cris_tiny")
             >>> config = DistillConfig(image=MaskingConfig(every=2))
@@ -165,6 +165,7 @@ class Wrapper(nn.Module):
             UserWarning: the host gives other logits each time in evaluation, and cannot be judged.
 
         Example:
+            >>> from masksd import CrossModalMaskedSelfDistill
             >>> from masksd.models import create_model
             >>> model = create_model("clip_cris_tiny")
             >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
@@ -185,6 +186,7 @@ class Wrapper(nn.Module):
         Add them to your optimiser before you build its scheduler.
 
         Example:
+            >>> from masksd import CrossModalMaskedSelfDistill
             >>> from masksd.models import create_model
             >>> model = create_model("clip_cris_tiny")
             >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)

@@ -60,7 +60,7 @@ def test_training_warns_once(tmp_path: Path) -> None:
     says = "^100.0 % of the sentences hold words that tokenizer 'shapes' does not know"
     with pytest.warns(UserWarning, match=says) as caught:
         train(run(data, tmp_path / "run"))
-    assert len(caught) == 1
+    assert ["tokenizer" in str(warning.message) for warning in caught].count(True) == 1
 
 
 def test_training_refuses_data_without_a_known_word(tmp_path: Path) -> None:
