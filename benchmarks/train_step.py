@@ -114,7 +114,7 @@ class Setting:
         with self.autocast():
             passes = sd._passes
             main = passes.main(self.args, {}, self.truth, sd.step)
-        (main.losses["seg"] + passes.idle(main)).backward()
+        (main.losses["seg"] + passes.zero_of_unused(main)).backward()
         detached = main._replace(plain=main.plain._replace(logits=main.plain.logits.detach()))
         with self.autocast():
             result = passes.branch("joint", detached)

@@ -1,6 +1,6 @@
 """Cross-modality masked self-distillation (CM-MaskSD) around any segmentation model.
 
-Importing this loads torch and einops alone: neither transformers, timm nor the training kit.
+Importing this loads torch, but not transformers, timm or the training kit.
 """
 
 from importlib.metadata import version as _version

@@ -1,4 +1,4 @@
-"""A masked branch: relevance -> mask -> masked pass -> consistency."""
+"""A masked branch: rank the tokens, draw a mask, run the masked pass, compare with the target."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TokenMasker(nn.Module):
     Attributes:
         token: the learnable mask token, ``(C,)`` or ``(positions, C)``, drawn from N(0, 0.02) by
             the config's seed.
-        relevance: who ranks, ``"auto"`` resolved.
+        relevance: the kind of relevance that ranks, with ``"auto"`` resolved.
     """
 
     token: nn.Parameter
@@ -235,9 +235,10 @@ class MaskedBranch(nn.Module):
             logits = segmenter.masked(
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )
-        return BranchResult(self._compare(logits, plain, target), masks, relevance)
+        return BranchResult(self._loss(logits, plain, target), masks, relevance)
 
-    def _compare(self, logits: Tensor, plain: Pass, target: Tensor | None) -> Tensor:
+    def _loss(self, logits: Tensor, plain: Pass, target: Tensor | None) -> Tensor:
+        """Return the loss against the target of the config; Dice is for the plain pass alone."""
         if self.config.target == "main":
             return consistency_loss(logits, plain.logits, self.config.detach_target)
         if target is None:
@@ -263,8 +264,8 @@ def _first_position(batch: int) -> int:
 def first_samples(plain: Pass, rows: int) -> Pass:
     """Return the pass of the first samples alone.
 
-    Cuts inputs of the batch's length, and floating or bool features: integers in there, such as
-    the sizes of maps, are not samples.
+    Cuts every input and every floating or bool feature whose first dimension is the batch. Integer
+    features, such as the sizes of maps, may have that length by coincidence and stay whole.
     """
     batch = plain.logits.shape[0]
     if rows == batch:
@@ -275,10 +276,10 @@ def first_samples(plain: Pass, rows: int) -> Pass:
         return leaf[:rows] if whole else leaf
 
     def cut_feature(leaf: Any) -> Any:
-        numbers = isinstance(leaf, Tensor) and not (
+        whole_numbers = isinstance(leaf, Tensor) and not (
             leaf.is_floating_point() or leaf.dtype == torch.bool
         )
-        return leaf if numbers else cut(leaf)
+        return leaf if whole_numbers else cut(leaf)
 
     check_containers((plain.image, plain.text), "samples")
     return plain._replace(

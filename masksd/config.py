@@ -118,7 +118,8 @@ class DistillConfig:
         detach_target: keep gradients from passing through the main branch's mask as a target.
         share_weights: one neck and decoder for all branches (Table VII); False gives each branch
             its own copies, for training only.
-        dice_weight: weight of a Dice term in the segmentation loss, 0 or more; the paper has none.
+        dice_weight: weight of a Dice term in the loss of the plain pass, 0 or more; the paper has
+            none.
         joint: mask patches and words in one pass of weight ``λ1 + λ2``, instead of one pass each.
         low_memory: run each pass with its own backward, so that the activations of one host pass
             are kept instead of three; the gradients are the same. See :mod:`masksd.low_memory`.

@@ -52,13 +52,13 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
         for modules in ([segmenter], own)
     )
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
-    lines += [f"  note: {note}" for note in [*segmenter.notes, *idle_tokens(passes)]]
+    lines += [f"  note: {note}" for note in [*segmenter.notes, *frozen_token_notes(passes)]]
     if example is not None:
         lines.append(_costs(passes, *example))
     return "\n".join(lines)
 
 
-def idle_tokens(passes: Passes) -> list[str]:
+def frozen_token_notes(passes: Passes) -> list[str]:
     """Say which mask tokens cannot learn, and why."""
     found = []
     for modality, masker in passes.maskers.items():

@@ -1,4 +1,4 @@
-"""CM-MaskSD as a wrapper around a model: how it is built, and what a training step runs."""
+"""The wrapper that users call; :mod:`masksd.step` runs each of its training steps."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         check: bool = True,
     ) -> None:
         config = checked_config(config)
-        # Copied before the hooks: a branch's own parts must not write into the host's taps.
+        # Copied before any hook is attached, so that the copies carry none.
         parts: dict[str, dict[str, nn.Module]] = {}
         if not config.share_weights:
             own = {"neck": neck, "decoder": decoder}
@@ -114,7 +114,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
 
         Args:
             host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg), or any other with
-                ``taps``. It is not changed: hooks are registered once, and nothing else.
+                ``taps``, or a :class:`masksd.Segmenter` of your own. The model is not changed:
+                hooks are registered once, and nothing else.
             config: the method's choices; None takes the paper's.
             taps: where in the host things happen; None looks for a recipe that knows it.
             text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then
@@ -203,7 +204,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
-        if passes.skip_steps:
+        if passes.skips_steps:
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)
         with self._turn, kept, evaluating(self), torch.no_grad():

@@ -180,7 +180,7 @@ class OneThread:
     """A turn that one thread at a time may take; a second one is refused."""
 
     def __init__(self) -> None:
-        self._owner: dict[str, int] = {}
+        self._owner: dict[str, int] = {}  # dict.setdefault is atomic, an attribute is not
 
     def __enter__(self) -> None:
         thread = _this_thread()

@@ -81,7 +81,7 @@ def low_memory_step(
             "low_memory=True runs backward inside and so needs the whole loss: call "
             "sd(..., target=masks), or use low_memory=False and add out.distill_loss to yours"
         )
-    idle = passes.idle(main)
+    idle = passes.zero_of_unused(main)
     gradients = Gradients([p for p in parameters if p.requires_grad], scale)
     gradients.add(sum(main.losses.values(), idle), cut.leaves("image", "text"))
     main = main._replace(

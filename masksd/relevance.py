@@ -1,4 +1,4 @@
-"""Who ranks the tokens: every kind of relevance gives scores ``(B, N)``, higher first."""
+"""Relevance: scores ``(B, N)`` that rank the tokens, higher first."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The seam between masked self-distillation and a segmentation model.
 
-A :class:`Segmenter` runs a model once plainly and again with some tokens masked. Three parts become
-one by :class:`masksd.Triple`, whole models by :mod:`masksd.hosts`.
+A :class:`Segmenter` runs a model once plainly and again with some tokens masked.
+:class:`masksd.Triple` makes one from an encoder, a neck and a decoder, :mod:`masksd.hosts` from a
+whole model.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class Segmenter(nn.Module):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Return the logits ``(B, 1 or 2, H, W)`` with tokens masked, computing what that changes.
+        """Return the logits ``(B, 1 or 2, H, W)``, recomputing only what the masks change.
 
         ``parts`` are the ``neck`` and ``decoder`` of a branch that does not share them.
         """
@@ -204,10 +205,10 @@ class Segmenter(nn.Module):
 
     @contextlib.contextmanager
     def keeping_buffers(self, every: bool = False) -> Iterator[None]:
-        """Let the pass inside change copies of the host's buffers, and forget these.
+        """Run the pass inside on copies of the host's buffers, and discard them.
 
-        Only those that a plain pass was seen to change are copied, unless ``every`` one is wanted.
-        Compiled code cannot look, and copies them all; it drops a copy that nobody writes to.
+        By default only buffers that a plain pass was seen to change are copied. ``every`` copies
+        all, and so does compiled code, which cannot look.
         """
         every = every or torch.compiler.is_compiling()
         places = self._watched if every else list(self.moving)

@@ -90,7 +90,7 @@ class Passes(NamedTuple):
         check_not_probabilities(plain.logits)
         target = plain.target if target is None else target
         if target is not None:
-            with_channel(target, len(plain.logits))
+            with_channel(target, len(plain.logits))  # for its errors alone
         losses: dict[str, Tensor] = {}
         if plain.loss is not None:
             losses["seg"] = plain.loss
@@ -111,14 +111,15 @@ class Passes(NamedTuple):
             branch.active = step % branch.every == 0
 
     @property
-    def skip_steps(self) -> bool:
-        """Whether some branch rests in some steps."""
+    def skips_steps(self) -> bool:
+        """Whether any branch skips some steps (``every`` above 1)."""
         return any(branch.every > 1 for branch in self.branches.values())
 
     def order(self) -> list[str]:
-        """Name the branches of this step as they run: the image is masked last.
+        """Name the active branches in the order they run.
 
-        With low memory the plain image's activations are freed before that.
+        Those that mask the image come last, because low memory frees the image activations of the
+        plain pass before them.
         """
         active = {name: branch for name, branch in self.branches.items() if branch.active}
         return sorted(active, key=lambda name: "image" in active[name].modalities)
@@ -128,10 +129,10 @@ class Passes(NamedTuple):
         result: BranchResult = self.branches[name](self.segmenter, self.maskers, main)
         return result
 
-    def idle(self, main: MainPass) -> Tensor:
-        """Return a 0 of every parameter that may get no gradient in this step.
+    def zero_of_unused(self, main: MainPass) -> Tensor:
+        """Return a zero that depends on every parameter that may get no gradient in this step.
 
-        DistributedDataParallel expects all of them to take part in every step.
+        DistributedDataParallel needs each of them to take part.
         """
         idle = [masker.token for masker in self.maskers.values()]
         for branch in self.branches.values():
@@ -145,7 +146,7 @@ class Passes(NamedTuple):
         losses = dict(main.losses)
         masks: dict[str, Tensor] = {}
         relevance: dict[str, Tensor] = {}
-        distill_loss = self.idle(main) if idle is None else idle
+        distill_loss = self.zero_of_unused(main) if idle is None else idle
         if "align" in losses:
             distill_loss = distill_loss + losses["align"]
         for name, branch in self.branches.items():

@@ -1,4 +1,7 @@
-"""The one way a mask enters a model: a hook on a named embedding module."""
+"""How a mask enters a model: a hook on a named embedding module.
+
+A triple with ``image.layer`` above 0 masks hidden states instead, see :meth:`Triple.masked`.
+"""
 
 from __future__ import annotations
 

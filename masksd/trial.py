@@ -77,7 +77,8 @@ class Trial:
         """Run the plain pass with other random numbers, and compare the logits."""
 
         def run() -> Pass:
-            for device in ("cpu", *self._devices):
+            devices: list[Any] = ["cpu", *self._devices]
+            for device in devices:
                 torch.rand(1, device=device)
             return self.plain()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.check import check_passes
 from masksd.config import DistillConfig
-from masksd.describe import describe, idle_tokens
+from masksd.describe import describe, frozen_token_notes
 from masksd.hooks import OneThread
 from masksd.modules import evaluating
 from masksd.relevance import projection_for
@@ -93,8 +93,8 @@ class Wrapper(nn.Module):
         if self._told or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         self._told = True
-        for note in idle_tokens(self._attached()):
-            warnings.warn(note, UserWarning, stacklevel=3)
+        for note in frozen_token_notes(self._attached()):
+            warnings.warn(note, UserWarning, stacklevel=5)
 
     def set_step(self, step: int) -> None:
         """Say which step the next training call is: it keys the draws and activates the branches.
@@ -128,7 +128,7 @@ class Wrapper(nn.Module):
     def _advance(self) -> None:
         """Activate the branches of the next step."""
         passes = self._attached()
-        if not passes.skip_steps:
+        if not passes.skips_steps:
             return
         if torch.compiler.is_compiling():
             if not self._step_was_set:

@@ -27,6 +27,10 @@ def segmenter_for(
     valid: Callable[[Tensor], Tensor] | None = None,
 ) -> Segmenter:
     """Build the segmenter of a host, by its taps or a recipe; takes the arguments of ``wrap``."""
+    if isinstance(host, Segmenter):
+        if taps is not None or text_encoder is not None or valid is not None:
+            raise ValueError("a segmenter of your own knows its taps: pass it alone")
+        return host
     check_wrappable(host, "host")
     if not config.share_weights:
         raise ValueError(

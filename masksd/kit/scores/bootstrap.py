@@ -120,6 +120,7 @@ def picture_draws(images: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield counts.reshape(n, images).astype(np.float64)
 
 
+# The formulas of metrics._scores over an axis of resamples: change both.
 def scores_of_sums(sums: Floats, protocol: Protocol) -> dict[str, Floats]:
     """Turn sums over samples ``(n, columns)`` into scores ``(n,)`` by name."""
     count, inter, union, iou, over, under, *hits = sums.T

@@ -142,6 +142,7 @@ def headline(scores: Mapping[str, float]) -> dict[str, float]:
     return {k: v for k, v in scores.items() if k not in extra and not k.endswith(")")}
 
 
+# bootstrap.scores_of_sums has the same formulas for intervals: change both.
 def _scores(sums: list[int], protocol: Protocol) -> dict[str, float]:
     count, inter, union, predicted, truth, iou, over, under, *hits = sums
     return {
