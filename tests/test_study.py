@@ -713,8 +713,8 @@ def test_the_command_confirms_in_small(
     """From pictures and towers to tables and figures; the harness is checked, not the result."""
     monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
     options = f"--seeds 0 1 --jobs 2 --towers 3 --folder {tmp_path / 'out'}"
-    said = ablate(options, monkeypatch, capsys)
-    study = get_study("confirm", shapes_run("clip_cris_tiny", steps=5))
+    said = ablate(f"{options} --only cm-masksd", monkeypatch, capsys)
+    study = only(get_study("confirm", shapes_run("clip_cris_tiny", steps=5)), ["cm-masksd"])
     runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
     assert f"{runs} runs to do" in said
     assert said.count("mIoU") == runs
