@@ -139,8 +139,8 @@ def gains() -> str:
     return markdown_table(head, lines)
 
 
-def _gain(found: list[Summary], variant: str) -> str:
-    (gain,) = (each.equal_steps["mIoU"] for each in found if each.variant == variant)
+def _gain(found: dict[str, Summary], variant: str) -> str:
+    gain = found[variant].equal_steps["mIoU"]
     text = f"{100 * gain.difference:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
     return text if gain.verdict == NO_DIFFERENCE else f"**{text}**"
 
