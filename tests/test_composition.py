@@ -131,6 +131,7 @@ def test_layers_after_the_embedding_may_be_checkpointed(reentrant):
         torch.testing.assert_close(gradients(sd)[name], gradient, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_embedding_is_an_error_not_a_wrong_gradient(reentrant):
     sd = wrapped(reentrant, True)

@@ -333,6 +333,7 @@ def test_preview_of_unshared_parts_knows_their_statistics():
     assert host.running_mean.abs().max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 def test_tokens_of_an_encoder_without_gradients_still_take_part():
     images, tokens, target = make_batch()
     encoder, neck, decoder = make_triple()

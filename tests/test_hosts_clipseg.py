@@ -63,6 +63,7 @@ def our_hooks(host: nn.Module) -> int:
     return sum(isinstance(hook, EmbeddingTap | Recorder) for hook in hooks)
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_evaluation_is_the_hosts_and_nothing_of_it_changes(train_encoder: bool) -> None:
     given, truth = batch()
@@ -79,6 +80,7 @@ def test_evaluation_is_the_hosts_and_nothing_of_it_changes(train_encoder: bool) 
     assert our_hooks(host) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_training_gives_the_hosts_logits_and_loss(train_encoder: bool) -> None:
     given, truth = batch()
@@ -92,6 +94,7 @@ def test_training_gives_the_hosts_logits_and_loss(train_encoder: bool) -> None:
     torch.testing.assert_close(out.losses["seg"], want.loss)
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 def test_the_hosts_own_way_teaches_the_decoder_alone_and_says_so() -> None:
     given, truth = batch()
     sd = wrap(host := tiny())

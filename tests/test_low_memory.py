@@ -128,6 +128,7 @@ def test_cris_cuts_where_its_features_come_in():
     assert_equal_steps(*pair(wrap, DistillConfig(image=IMAGE, text=TEXT)), args, {})
 
 
+@pytest.mark.filterwarnings("ignore:.* runs under no_grad:UserWarning")  # as it is told to
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_clipseg_cuts_at_its_decoder(train_encoder):
     host = tiny_clipseg().double()
