@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import warnings
 from array import array
@@ -134,8 +135,23 @@ def _unwritable(output: Path, error: OSError) -> ValueError:
 
 
 def find_index(layout: Layout, bad: BadRecords | None = None) -> Index:
-    """Open the prepared index where there is one, else read the sources; both give the same."""
-    return open_index(layout) if layout.index.exists() else gather_index(layout, bad)
+    """Open the prepared index where there is one, else read the sources; both give the same.
+
+    Several splits of a set, and several runs on it, read its sources once.
+    """
+    if layout.index.exists():
+        return open_index(layout)
+    if bad is not None or not (layout.refs.is_file() and layout.instances.is_file()):
+        return gather_index(layout, bad)
+    found = (path.stat() for path in (layout.refs, layout.instances))
+    return _gather_once(
+        layout, *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _gather_once(layout: Layout, *stamps: tuple[int, ...]) -> Index:
+    return gather_index(layout)
 
 
 def gather_index(
