@@ -36,7 +36,7 @@ from masksd.kit.config import TrainConfig
 from masksd.kit.data.images import read_image
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.segmentation import check_segmentation, decode_mask
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import fit_image, fit_mask
 from masksd.kit.training import trainer
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.data.refer import ReferDataset
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 
 SIZE = 32
 SENTENCES = [

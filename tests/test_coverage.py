@@ -8,7 +8,7 @@ import pytest
 
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.survey import check_words
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import open_split
 from masksd.kit.training.trainer import train
 from tests.refer_folders import annotation, image, ref, write_refer

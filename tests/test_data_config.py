@@ -8,7 +8,7 @@ import pytest
 
 from masksd.kit.cli import _parse, main
 from masksd.kit.data.records import DataError
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data_config import DataConfig
 from masksd.kit.sources import open_split
 from tests.refer_folders import annotation, image, ref, write_refer

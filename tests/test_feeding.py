@@ -7,7 +7,7 @@ import torch
 
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import normalize
 from masksd.kit.feeding import foreground_logits, model_inputs, predict_logits
 from masksd.kit.sources import build_model

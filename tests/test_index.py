@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from masksd.kit.data import index as index_module
-from masksd.kit.data.cleaning import is_blank
 from masksd.kit.data.index import (
     ARRAYS,
     METADATA,
@@ -32,7 +31,8 @@ from masksd.kit.data.prepare import find_index, gather_index, prepare_data
 from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.cleaning import is_blank
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from tests.refer_folders import annotation, image, ref, write_refer
 
 TOKENIZER = load_tokenizer("shapes", 17)

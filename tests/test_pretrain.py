@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.views import ObjectViews, draw_cut, equal_sentences
 from masksd.kit.encoder_weights import encoder_bytes, load_encoder
 from masksd.kit.evaluation.alignment import area_under_curve, dot_relevance

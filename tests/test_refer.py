@@ -24,7 +24,7 @@ from masksd.kit.data.records import DataError, check_file_name
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import fit_image, fit_mask
 
 TOKENIZER = load_tokenizer("shapes", 17)

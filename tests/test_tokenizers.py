@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksd.kit.data.cleaning import clean_sentence
 from masksd.kit.data.shapes import shapes_vocabulary
-from masksd.kit.data.tokenizers import Tokenizer, load_tokenizer
+from masksd.kit.data.text.cleaning import clean_sentence
+from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +370,7 @@ def test_offline_error_says_what_to_get_and_soon(
     # in a process of its own: the hub library reads its settings once, when it is imported
     code = (
         "import time, huggingface_hub, transformers.utils.hub\n"
-        "from masksd.kit.data.tokenizers import load_tokenizer\n"
+        "from masksd.kit.data.text.tokenizers import load_tokenizer\n"
         "start = time.perf_counter()\n"
         f"try:\n    load_tokenizer({name!r}, 17)\n"
         "except ValueError as error:\n    print(time.perf_counter() - start, error)\n"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset as ReferDataset
     from masksd.kit.data.shapes.build import ShapesConfig as ShapesConfig
     from masksd.kit.data.shapes.build import build_shapes as build_shapes
-    from masksd.kit.data.tokenizers import load_tokenizer as load_tokenizer
+    from masksd.kit.data.text.tokenizers import load_tokenizer as load_tokenizer
     from masksd.kit.evaluation.scoring import evaluate as evaluate
     from masksd.kit.evaluation.scoring import score as score
     from masksd.kit.prediction.predictor import Predictor as Predictor
@@ -49,7 +49,7 @@ _ROOMS = {
     "evaluate": "evaluation.scoring",
     "get_recipe": "recipes",
     "load_checkpoint": "checkpoints",
-    "load_tokenizer": "data.tokenizers",
+    "load_tokenizer": "data.text.tokenizers",
     "pretrain": "training.pretrain",
     "score": "evaluation.scoring",
     "train": "training.trainer",

@@ -27,7 +27,7 @@ from masksd.kit.data.transforms import FITS
 from masksd.kit.files import verify_folder, write_folder
 
 if TYPE_CHECKING:
-    from masksd.kit.data.tokenizers import Tokenizer
+    from masksd.kit.data.text.tokenizers import Tokenizer
 
 MODEL, CONFIG, TRAINING = "model.safetensors", "checkpoint.json", "training.safetensors"
 FORMAT = 2
@@ -144,7 +144,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from masksd.kit.data.tokenizers import load_tokenizer
+    from masksd.kit.data.text.tokenizers import load_tokenizer
     from masksd.models import create_model
 
     root = verify_folder(folder, (MODEL, CONFIG))

@@ -17,7 +17,7 @@ from masksd.kit.config import DataConfig, TrainConfig, cache_folder
 from masksd.kit.data.layout import find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.data.tokenizers import Tokenizer, load_tokenizer
+from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
 from masksd.models import create_model

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from masksd.kit.data.cleaning import is_blank
 from masksd.kit.data.pickles import PickleError, read_pickle
+from masksd.kit.data.text.cleaning import is_blank
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,10 +31,7 @@ _REASONS_KEPT = 1_000
 class DataError(ValueError):
     """Data on disk that are missing, damaged or contradict themselves.
 
-    Example:
-        >>> raise DataError("refs(unc).p: ref 7 has no sentence")
-        Traceback (most recent call last):
-        masksd.kit.data.records.DataError: refs(unc).p: ref 7 has no sentence
+    The message names the file, the record and what is wrong.
     """
 
 

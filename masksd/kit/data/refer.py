@@ -24,7 +24,7 @@ from masksd.kit.data.transforms import FITS, fit_image, fit_mask
 
 
 class Encoder(Protocol):
-    """What a tokenizer must offer; :class:`masksd.kit.data.tokenizers.Tokenizer` does."""
+    """What a tokenizer must offer; :class:`masksd.kit.data.text.tokenizers.Tokenizer` does."""
 
     def encode(self, sentence: str) -> Tensor:
         """Turn a sentence into ids ``(L,)`` int64."""
@@ -80,7 +80,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
     Example:
         >>> import tempfile
         >>> from masksd.kit.data.shapes import ShapesConfig, build_shapes
-        >>> from masksd.kit.data.tokenizers import load_tokenizer
+        >>> from masksd.kit.data.text.tokenizers import load_tokenizer
         >>> small = ShapesConfig(train=2, val=1, test_a=1, test_b=1)
         >>> root = build_shapes(tempfile.mkdtemp(), small, progress=False)
         >>> data = ReferDataset(root, "shapes", "val", split_by="masksd", image_size=64,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from masksd.kit.data.refer import ReferDataset
-    from masksd.kit.data.tokenizers import Tokenizer
+    from masksd.kit.data.text.tokenizers import Tokenizer
 
 _CHECKED = 2_000  # expressions that check_words reads, which takes a fraction of a second
 _COLUMNS = 4  # of the sheet

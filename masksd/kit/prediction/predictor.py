@@ -13,8 +13,8 @@ from torch import Tensor
 
 from masksd.errors import check_fraction
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
-from masksd.kit.data.cleaning import is_blank
 from masksd.kit.data.images import read_image, to_rgb
+from masksd.kit.data.text.cleaning import is_blank
 from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
 from masksd.models.base import CrisModel

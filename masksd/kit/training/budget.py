@@ -20,7 +20,7 @@ from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.errors import check_choice
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
-from masksd.kit.data.tokenizers import load_tokenizer
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import (
     find_root,
     model_options,

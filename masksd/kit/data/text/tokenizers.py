@@ -18,7 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from masksd.errors import check_choice, one_line, unknown_name
-from masksd.kit.data.cleaning import clean_sentence
+from masksd.kit.data.text.cleaning import clean_sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
