@@ -40,7 +40,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
         check: compare masked passes with the plain pass at the first step, see :meth:`check`.
 
     Attributes:
-        config: the configuration, which never changes.
+        distill_config: the configuration, which never changes. (transformers' ``Trainer`` takes a
+            ``config`` for its own and writes to it.)
         segmenter: the model as the branches see it; holds the host's modules.
         branches: the masked branches that are on, by name: ``"lmvsd"`` and ``"vmlsd"``, or
             ``"joint"``. A loss weight is ``sd.branches["lmvsd"].weight``, a 0-d buffer that a
@@ -176,7 +177,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
             )
         with self._turn, BatchNormTold():
             self._check_once(args, kwargs)
-            if self.config.low_memory and torch.is_grad_enabled():
+            if self.distill_config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
                 parameters = list(self.parameters())
                 output = low_memory_step(

@@ -43,7 +43,7 @@ class Wrapper(nn.Module):
                 "given for each sample; use samples=1.0"
             )
         nn.Module.__init__(self)
-        self.config = config
+        self.distill_config = config
         self.segmenter: Segmenter | None = segmenter
         self.maskers = nn.ModuleDict(
             {

@@ -792,3 +792,12 @@ def test_taps_are_inert_outside_of_passes():
     tap.attach(host)
     host(torch.zeros(1, 2, 3, dtype=torch.int64))  # of any shape: nobody looks
     assert tap.positions is None
+
+
+def test_transformers_trainer_does_not_take_our_config_for_its_own(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    sd = wrap(Host(), taps=TAPS)
+    assert not hasattr(sd, "config")
+    assert sd.distill_config == DistillConfig()
+    Trainer(sd, TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
 from masksd.hooks import Recorder
-from masksd.hosts import lavt
+from masksd.hosts import bert_words, lavt
 from masksd.models import create_model
 from masksd.models.clip_text import checkpoint_layers
 from masksd.tap import EmbeddingTap
@@ -218,3 +219,61 @@ def test_others_with_a_backbone_and_a_classifier_are_not_lavt() -> None:
     other.backbone, other.classifier = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     assert not lavt.recognise(other)
     assert lavt.recognise(External())
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 512,
+}
+
+
+@pytest.mark.parametrize(
+    ("tower", "ids"),
+    [
+        (lambda: BertModel(BertConfig(**SIZES)), [101, 200, 300, 102, 0, 0, 0, 0]),
+        (
+            lambda: RobertaModel(RobertaConfig(pad_token_id=1, **SIZES)),
+            [0, 200, 300, 2, 1, 1, 1, 1],
+        ),
+        (lambda: BertModel(BertConfig(**SIZES)), [2, 200, 102, 3, 0, 0, 0, 0]),  # PubMedBERT
+        (lambda: BertModel(BertConfig(**SIZES)), [102, 200, 300, 103, 0, 0, 0, 0]),  # SciBERT
+    ],
+)
+def test_special_tokens_of_every_vocabulary_are_no_words(tower, ids) -> None:
+    wanted = [[0, 1, 1, 0, 0, 0, 0, 0]]
+    tokens = torch.tensor([ids])
+    assert bert_words(tokens).int().tolist() == wanted
+    mask = (torch.arange(8) < 4).long()[None]
+    model = create_model("lavt_tiny")
+    model.text_encoder = tower()
+    config = DistillConfig(text=MaskingConfig(top_k=1.0, ratio=1.0, rounding="ceil"))
+    sd = CrossModalMaskedSelfDistill.wrap(model, config)
+    images, target = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64)
+    sd.segmenter.wrapped.eval()
+    assert sd.segmenter.plain(images, tokens, mask).text.valid.int().tolist() == wanted
+    assert sd.preview(images, tokens, mask, target=target).masks["vmlsd"].int().tolist() == wanted
+
+
+def test_a_sentence_without_padding_or_without_an_end() -> None:
+    assert bert_words(torch.tensor([[0, 200, 300, 2]])).int().tolist() == [[0, 1, 1, 0]]
+    assert bert_words(torch.tensor([[101, 200, 300, 400]])).int().tolist() == [[0, 1, 1, 1]]
+    full = torch.ones(1, 4)  # an attention mask settles what ids alone leave open
+    assert bert_words(torch.tensor([[5, 7, 0, 0]]), full).int().tolist() == [[0, 1, 1, 0]]
+
+
+def test_words_by_a_function_of_the_users() -> None:
+    model = create_model("lavt_tiny")
+    sd = CrossModalMaskedSelfDistill.wrap(model, valid=every_second)
+    tokens = torch.tensor([[101, 200, 300, 102]])
+    plain = sd.segmenter.plain(torch.randn(2, 3, 64, 64), tokens.repeat(2, 1), torch.ones(2, 4))
+    assert plain.text.valid[0].tolist() == [False, True, False, True]
+    assert "every_second" in sd.describe()
+    with pytest.raises(ValueError, match=r"valid= is for recipes; with taps, name it in Taps"):
+        CrossModalMaskedSelfDistill.wrap(tiny(), taps=lavt.taps(tiny()), valid=every_second)
+
+
+def every_second(ids: Tensor) -> Tensor:
+    return (torch.arange(ids.shape[1]) % 2 == 1).expand(ids.shape)

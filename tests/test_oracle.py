@@ -68,9 +68,9 @@ def oracle_gradients(sd, batch, masks, **wrong):
     encoder, neck, decoder = sd.segmenter.release()
     own = {name: dict(branch.parts) for name, branch in sd.branches.items()}
     settings = {
-        "target": sd.config.target,
-        "detach_target": sd.config.detach_target,
-        "dice_weight": sd.config.dice_weight,
+        "target": sd.distill_config.target,
+        "detach_target": sd.distill_config.detach_target,
+        "dice_weight": sd.distill_config.dice_weight,
         "weights": {name: branch.weight for name, branch in sd.branches.items()},
     } | wrong
     loss = three_pass_loss(
