@@ -202,7 +202,7 @@ def test_autocast_runs_back_in_the_dtype_it_ran_in():
     gradients = []
     for low in (False, True):
         sd = CrossModalMaskedSelfDistill(
-            *make_triple(batch_norm=False), dataclasses.replace(plain.config, low_memory=low)
+            *make_triple(batch_norm=False), dataclasses.replace(plain.distill_config, low_memory=low)
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = sd(images, tokens, target=truth)
@@ -250,7 +250,7 @@ def worker(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one_without_low_memory(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    config = dataclasses.replace(make_low().config, low_memory=False)
+    config = dataclasses.replace(make_low().distill_config, low_memory=False)
     sd = CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
     images, tokens, truth = make_batch(batch=4)
     for _ in range(2):
@@ -266,7 +266,7 @@ def test_hooks_of_parameters_run_once_and_see_the_whole_gradient():
     images, tokens, truth = make_batch()
     found = []
     for low in (False, True):
-        config = dataclasses.replace(make_low().config, low_memory=low)
+        config = dataclasses.replace(make_low().distill_config, low_memory=low)
         sd = CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
         seen = []
         weight = sd.segmenter.neck.conv.weight
@@ -290,7 +290,7 @@ def test_reentrant_checkpoints_are_named():
 
     images, tokens, truth = make_batch()
     encoder, neck, decoder = make_triple(batch_norm=False)
-    sd = CrossModalMaskedSelfDistill(encoder, Neck(neck), decoder, make_low().config)
+    sd = CrossModalMaskedSelfDistill(encoder, Neck(neck), decoder, make_low().distill_config)
     with pytest.raises(RuntimeError, match="checkpoint with use_reentrant=False"):
         sd(images, tokens, target=truth)
 
@@ -311,7 +311,7 @@ def test_features_that_cannot_be_looked_into_are_refused():
     neck.forward = lambda maps, sentence: fuse(maps.last, sentence)
     images, tokens, truth = make_batch()
     for config, option in (
-        (make_low().config, "low_memory=True"),
+        (make_low().distill_config, "low_memory=True"),
         (DistillConfig(image=MaskingConfig(samples=0.5)), "samples"),
     ):
         sd = CrossModalMaskedSelfDistill(encoder, neck, decoder, config)

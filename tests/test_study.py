@@ -201,7 +201,7 @@ def ablate(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Run the command's confirmation in small; return what it prints."""
-    size = "--pictures 64 --tower-pictures 64 --steps 5 --batch 4 --samples 12"
+    size = "--pictures 64 --tower-pictures 64 --steps 2 --batch 4 --samples 12"
     monkeypatch.setattr("sys.argv", f"ablation confirm {size} {options}".split())
     assert ablation.main() == 0
     return capsys.readouterr().out
@@ -714,12 +714,12 @@ def test_the_command_confirms_in_small(
     monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
     options = f"--seeds 0 1 --jobs 2 --towers 3 --folder {tmp_path / 'out'}"
     said = ablate(f"{options} --only cm-masksd", monkeypatch, capsys)
-    study = only(get_study("confirm", shapes_run("clip_cris_tiny", steps=5)), ["cm-masksd"])
+    study = only(get_study("confirm", shapes_run("clip_cris_tiny", steps=2)), ["cm-masksd"])
     runs = len({(run.variant, run.budget, run.config.steps) for run in plan_runs(study)}) * 2
     assert f"{runs} runs to do" in said
     assert said.count("mIoU") == runs
     (path,) = (tmp_path / "out").glob(
-        "ablation-confirm-clip_cris_tiny-shapes-medium-64-5x4-towers-*.md"
+        "ablation-confirm-clip_cris_tiny-shapes-medium-64-2x4-towers-*.md"
     )
     table = path.read_text()
     for split in ("testA", "testB"):
