@@ -202,7 +202,8 @@ def test_autocast_runs_back_in_the_dtype_it_ran_in():
     gradients = []
     for low in (False, True):
         sd = CrossModalMaskedSelfDistill(
-            *make_triple(batch_norm=False), dataclasses.replace(plain.distill_config, low_memory=low)
+            *make_triple(batch_norm=False),
+            dataclasses.replace(plain.distill_config, low_memory=low),
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = sd(images, tokens, target=truth)
