@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.plan import Study
-from masksd.config import DistillConfig
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.training.pretrain import PretrainConfig, pretrain
 
@@ -25,21 +24,25 @@ RECORDED: dict[str, Fields] = json.loads(
 )
 _SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_every")
 """Fields that never change a score or a weight."""
-_SILENT_TRAIN = (*_SILENT, "sheet_rows", "eval_batch_size", "encoder_weights")  # towers have a name
+_SILENT_TRAIN = (
+    *_SILENT,
+    *("sheet_rows", "eval_batch_size", "timeout", "save_minutes", "keep"),
+    "encoder_weights",  # towers have a name
+)
 _SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")
 
 
 def recorded_train(**changes: Any) -> TrainConfig:
     """Return a training run with the recorded defaults; ``data`` and ``distill`` take mappings."""
-    fields = _changed(RECORDED["train"], changes)
-    distill = DistillConfig.from_json(json.dumps(fields["distill"]))
-    return TrainConfig(**_built(fields, distill=distill))
+    return TrainConfig.from_json(json.dumps(_changed(RECORDED["train"], changes), default=str))
 
 
 def recorded_towers(**changes: Any) -> PretrainConfig:
     """Return a pretraining run with the recorded defaults; ``data`` takes a mapping."""
     fields = _changed(RECORDED["pretrain"], changes)
-    return PretrainConfig(**_built(fields, output=Path(fields["output"])))
+    data, output = DataConfig(**fields["data"]), Path(fields["output"])
+    tuples = {name: tuple(each) for name, each in fields.items() if isinstance(each, list)}
+    return PretrainConfig(**{**fields, **tuples, "data": data, "output": output})
 
 
 def config_hash(study: Study, config: TrainConfig, towers: str) -> str:
@@ -145,9 +148,3 @@ def _json(config: TrainConfig | PretrainConfig) -> Fields:
     else:
         fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return fields
-
-
-def _built(fields: Fields, **built: Any) -> Fields:
-    """Turn JSON's fields into a config's: its lists are tuples."""
-    tuples = {n: tuple(each) if isinstance(each, list) else each for n, each in fields.items()}
-    return {**tuples, "data": DataConfig(**fields["data"]), **built}

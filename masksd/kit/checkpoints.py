@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from masksd.errors import check_choice, check_fraction, one_line
 from masksd.kit.data.transforms import FITS
 from masksd.kit.files import verify_folder, write_folder
+from masksd.kit.places import find_folder
 
 if TYPE_CHECKING:
     from masksd.kit.data.text.tokenizers import Tokenizer
@@ -95,12 +97,17 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    folder: str | Path, checkpoint: Checkpoint, training: dict[str, Tensor] | None = None
+    folder: str | Path,
+    checkpoint: Checkpoint,
+    training: dict[str, Tensor] | None = None,
+    retire: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a checkpoint, whole or not at all; an older one in the same place is replaced.
 
     ``checkpoint`` holds the host itself, not the wrapper; ``training`` is what only resuming needs.
+    The older one is deleted, or handed to ``retire`` under a hidden name.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
@@ -111,7 +118,11 @@ def save_checkpoint(
         if training is not None:
             save_file(cpu_copies(training), temporary / TRAINING)
 
-    return write_folder(folder, write)
+    try:
+        return write_folder(folder, write, retire)
+    except (OSError, SafetensorError) as error:
+        kept = "; the one before it is whole" if Path(folder).exists() else ""
+        raise OSError(f"cannot write checkpoint {folder}{kept}: {one_line(error)}") from error
 
 
 def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,7 +181,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
 
 def read_config(folder: str | Path) -> CheckpointConfig:
     """Read how a checkpoint's model is built and fed; nothing else is read or verified."""
-    root = Path(folder)
+    root = find_folder(Path(folder))
     try:
         fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -19,6 +19,8 @@ from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw")
+_INFINITE = ("clip_norm", "save_minutes")
+"""Fields that may be infinite, which JSON has as null."""
 
 
 class TrainingError(RuntimeError):
@@ -29,6 +31,22 @@ class TrainingError(RuntimeError):
         Traceback (most recent call last):
         masksd.kit.config.TrainingError: the gradient was not finite in 20 steps in a row
     """
+
+
+class TrainingStopped(RuntimeError):
+    """A signal asked a training run to stop; it has saved its state and can be resumed.
+
+    Attributes:
+        signal: number of the signal, such as ``signal.SIGTERM``.
+
+    Example:
+        >>> TrainingStopped("stopped by SIGTERM", signal=15).signal
+        15
+    """
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,9 @@ class TrainConfig:
         max_length: tokens per sentence, start and end included; the paper has 22 for G-Ref.
         image_size: side of the square input, pixels; None takes the model's own.
         fit: how an image becomes a square: squash, or letterbox (centred on padding, as in CRIS).
-        batch_size: images per step on each device.
+        batch_size: images per forward pass on each device.
+        accumulate: batches per optimiser step, whose gradients are averaged; each call of the model
+            still normalises (BatchNorm) and draws its masks by itself.
         steps: optimiser steps of the whole run; None if epochs is set.
         epochs: passes over the training items; None if steps is set.
         optimizer: adam or adamw; adam adds the weight decay to the gradient.
@@ -80,12 +100,17 @@ class TrainConfig:
         cache: keep decoded images in memory.
         mixed_precision: no, fp16 or bf16.
         cpu: stay on the CPU even if there is a GPU.
+        timeout: seconds after which several processes give up on one that does not answer.
         distill: the method; see DistillConfig.
         ramp: shares of the run, in [0, 1], between which the weights of the branches rise from 0 to
             their full value: 0 0 has full weights throughout, 0.5 0.5 from the middle on. A branch
             of weight 0 is still computed.
         log_every: steps between two lines of metrics.jsonl.
-        evaluate_every: steps between two evaluations with a checkpoint; 0 only at the end.
+        evaluate_every: steps between two evaluations with a checkpoint; 0 only at the end. The
+            checkpoint with the best mIoU of them is kept in the folder best.
+        save_minutes: minutes between two checkpoints; 0 saves at every step, inf only at
+            evaluations, at the end and when the run is told to stop.
+        keep: latest checkpoints kept; those before the last are in the folder checkpoints.
         eval_samples: expressions scored, evenly spread over the split; 0 scores all.
         eval_batch_size: images per forward pass in evaluation.
         threshold: a pixel belongs to the object if its probability is above this, in [0, 1].
@@ -118,6 +143,7 @@ class TrainConfig:
     image_size: int | None = None
     fit: Literal["squash", "letterbox"] = "squash"
     batch_size: int = 16
+    accumulate: int = 1
     steps: int | None = 1000
     epochs: int | None = None
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -139,10 +165,13 @@ class TrainConfig:
     cache: bool = True
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
+    timeout: float = 600.0
     distill: DistillConfig = field(default_factory=DistillConfig)
     ramp: tuple[float, float] = (0.0, 0.0)
     log_every: int = 10
     evaluate_every: int = 0
+    save_minutes: float = 10.0
+    keep: int = 1
     eval_samples: int = 600
     eval_batch_size: int = 64
     threshold: float = 0.35
@@ -157,6 +186,8 @@ class TrainConfig:
             max_length=3,
             image_size=1,
             batch_size=1,
+            accumulate=1,
+            keep=1,
             steps=1,
             epochs=1,
             warmup=0,
@@ -177,7 +208,7 @@ class TrainConfig:
                     f"exactly one of {pair[0]} and {pair[1]} must be set and the other be None, "
                     f"got {pair[0]}={first} and {pair[1]}={second}"
                 )
-        check_finite(self, "lr", "power", zero=False)
+        check_finite(self, "lr", "power", "timeout", zero=False)
         check_finite(self, "weight_decay", zero=True)
         for name in ("gamma", "backbone_lr", "threshold"):
             check_fraction(name, getattr(self, name))
@@ -185,6 +216,8 @@ class TrainConfig:
             check_fraction("dropout", self.dropout)
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 (inf never clips), got {self.clip_norm}")
+        if not self.save_minutes >= 0:
+            raise ValueError(f"save_minutes must be at least 0, got {self.save_minutes}")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError(
                 "schedule 'multistep' needs milestones and no other schedule takes them, got "
@@ -231,18 +264,20 @@ class TrainConfig:
         """Return the folder of the run."""
         return Path("runs") / self.data.title() if self.output is None else self.output
 
-    def schedule_of(self, epoch: int) -> Schedule:
-        """Return the learning rate over the run, and its length, given the steps of an epoch.
+    def schedule_of(self, batches: int) -> Schedule:
+        """Return the learning rate over the run, and its length, given the batches of an epoch.
 
         Example:
-            >>> schedule = TrainConfig(epochs=50, steps=None).schedule_of(epoch=662)
+            >>> schedule = TrainConfig(epochs=50, steps=None).schedule_of(batches=662)
             >>> schedule.steps, schedule.warmup
             (33100, 100)
         """
-        if epoch < 1 and None in (self.steps, self.warmup):
+        if batches < self.accumulate and None in (self.steps, self.warmup):
             raise ValueError("an epoch has no step; lower batch_size, or count in steps")
-        steps = (self.epochs or 0) * epoch if self.steps is None else self.steps
-        warmup = (self.warmup_epochs or 0) * epoch if self.warmup is None else self.warmup
+        steps, warmup = (
+            (epochs or 0) * batches // self.accumulate if count is None else count
+            for count, epochs in ((self.steps, self.epochs), (self.warmup, self.warmup_epochs))
+        )
         return Schedule(
             self.schedule,
             lr=self.lr,
@@ -270,6 +305,38 @@ class TrainConfig:
         """Return the config as JSON text: paths are strings, and infinity is null."""
         fields = _without_infinity(dataclasses.asdict(self))
         return json.dumps(fields, indent=2, default=str, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Take back what :meth:`to_json` returned; absent fields have their default.
+
+        Raises:
+            ValueError: text that is no such JSON, or a field that does not exist.
+
+        Example:
+            >>> config = TrainConfig(clip_norm=math.inf, output=Path("runs/mine"))
+            >>> TrainConfig.from_json(config.to_json()) == config
+            True
+        """
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"the config of a run must be an object, got {text[:40]!r}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in fields:
+            check_choice("field of a run", name, known)
+        values: dict[str, Any]
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        for name in _INFINITE:
+            if name in values and values[name] is None:
+                values[name] = math.inf
+        for name in ("encoder_weights", "output"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        if "data" in values:
+            values["data"] = DataConfig.from_dict(values["data"])
+        if "distill" in values:
+            values["distill"] = DistillConfig.from_json(json.dumps(values["distill"]))
+        return cls(**values)
 
 
 def _without_infinity(value: Any) -> Any:

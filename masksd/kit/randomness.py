@@ -55,6 +55,8 @@ def keyed_randomness(device: torch.device) -> Iterator[None]:
 class EpochSampler(Sampler[int]):
     """A permutation of the items that depends on (seed, epoch) alone; set ``epoch`` beforehand.
 
+    ``skip`` leaves the first items of a permutation out, to go on in the middle of an epoch.
+
     Example:
         >>> sampler = EpochSampler(4, seed=0)
         >>> sorted(sampler) == [0, 1, 2, 3] and list(sampler) == list(sampler)
@@ -62,11 +64,11 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, 0
+        self.size, self.seed, self.epoch, self.skip = size, seed, 0, 0
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
         generator = keyed_generator(self.seed, "order", self.epoch)
-        yield from torch.randperm(self.size, generator=generator).tolist()
+        yield from torch.randperm(self.size, generator=generator).tolist()[self.skip :]

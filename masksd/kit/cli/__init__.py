@@ -23,14 +23,14 @@ from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
 from masksd.kit.cli.threads import settle_threads
 from masksd.kit.cli.train import train_command
-from masksd.kit.config import TrainingError
+from masksd.kit.config import TrainingError, TrainingStopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; None takes the arguments of ``sys.argv``.
 
-    0, 2 after a user's error, 130 after Ctrl-C, 141 where the reader of the output has left. Wrong
-    options and ``--help`` leave by ``SystemExit``.
+    0, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where the
+    reader of the output has left. Wrong options and ``--help`` leave by ``SystemExit``.
     """
     if arguments is None:
         settle_threads(sys.argv[1:])
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader has left, as head does
             _discard_output()
             return 141  # as a program that SIGPIPE ends
+        except TrainingStopped as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"masksd: {stopped}", file=sys.stderr)
+            return 128 + stopped.signal  # as a program that the signal ends
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise

@@ -106,8 +106,9 @@ def _steps(config: TrainConfig) -> list[str]:
         mark = " <- train_items" if kind == config.train_items else ""
         text = "not known"
         if kind in counts:
-            epoch = counts[kind] // config.batch_size
-            steps = f"{config.schedule_of(epoch).steps:,} in all" if epoch else "no whole batch"
+            batches = counts[kind] // config.batch_size
+            epoch = batches // config.accumulate
+            steps = f"{config.schedule_of(batches).steps:,} in all" if epoch else "no whole step"
             text = f"{counts[kind]:,} items, {epoch:,} steps per epoch, {steps}"
         lines.append(_line(kind, text + mark))
     if config.steps is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from masksd.kit.cli.options import checked, command, early_option, unchecked
@@ -29,17 +30,31 @@ TOWERS_FIT = {  # the values of options that keep the towers which come with mas
 
 
 def train_command(arguments: list[str]) -> type:
-    """Make the command; the preset on the command line is the default of the other options."""
+    """Make the command; a preset or a run to resume is the default of the other options."""
     for option, known in (("--preset", RECIPES), ("--model", list_models())):
         if option in arguments and not _has_value(arguments, option):
             raise ValueError(f"{option} takes one of {', '.join(known)}")
+    resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
     return command(
         _train,
-        config=unchecked(_recipe(arguments)),
+        config=unchecked(_resumed(arguments, resumed) if resumed else _recipe(arguments)),
+        resume=(Path | None, None),
+        allow=(tuple[str, ...], ()),
         preset=(str, early_option(arguments, "--preset", PRESET)),
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
         dry_run=(bool, False),
     )
+
+
+def _resumed(arguments: list[str], folder: str) -> TrainConfig:
+    """Return the config of a run that goes on, which says all that its start said."""
+    from masksd.kit.training.resuming import load_run_config
+
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in ("--preset", "--branches", "--output", "--overwrite", "--dry-run"):
+            raise ValueError(f"--resume goes on with the run's own config; leave {option} out")
+    return load_run_config(folder)
 
 
 def _has_value(arguments: list[str], option: str) -> bool:
@@ -81,6 +96,9 @@ def _train(options: Any) -> None:
     or --encoder-weights None it starts from scratch, which takes 1000 steps.
 
     Attributes:
+        resume: go on with the run in this folder, where it was saved last; every other option is
+            the run's own.
+        allow: options of a resumed run that may be given anew, such as steps.
         preset: a run by name, which the other options change: cm-masksd (the small default),
             paper-refcoco-vit-b, paper-refcoco-vit-l, paper-ablation-vit-b, cris-r50, lavt-swin-b.
         branches: the masked branches that are on; none trains the model alone.
@@ -88,9 +106,13 @@ def _train(options: Any) -> None:
             steps.
     """
     from masksd.kit.evaluation.scoring import format_table
+    from masksd.kit.training.resuming import load_run_config
     from masksd.kit.training.trainer import train
 
-    config = checked(get_recipe(options.preset), options.config)
+    if options.resume is None:
+        config = checked(get_recipe(options.preset), options.config)
+    else:
+        config = checked(load_run_config(options.resume), options.config)
     off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
     config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
     if options.dry_run:
@@ -98,7 +120,7 @@ def _train(options: Any) -> None:
 
         print(dry_run(options.preset, config))
         return
-    result = train(config)
+    result = train(config, resume=options.resume is not None, allow=options.allow)
     if os.environ.get("RANK", "0") == "0":
         print(data_title(config.data, config.eval_split))
         print(format_table(result.scores))

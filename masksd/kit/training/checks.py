@@ -11,16 +11,28 @@ from typing import Any
 
 from torch import nn
 
-from masksd.kit.files import check_place
+from masksd.kit.places import check_place
 from masksd.kit.schedules import Schedule
 
-FILES = ("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint")
+FILES = (
+    *("config.json", "metrics.jsonl", "curves.png", "sheet.png"),
+    *("checkpoint", "checkpoints", "best"),
+)
 """What a run's folder holds."""
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise a ``ValueError`` unless a run may be written here."""
-    check_place(folder, FILES, kind="run", strange="no run writes", over=overwrite)
+    """Raise a ``ValueError`` unless a run may be written here.
+
+    One that never got to a checkpoint has nothing to lose.
+    """
+    over = overwrite or not has_checkpoint(folder)
+    check_place(folder, FILES, kind="run", strange="no run writes", over=over)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run in this folder, if there is one, got to a checkpoint."""
+    return any((folder / name).exists() for name in ("checkpoint", ".checkpoint.previous"))
 
 
 def warn_of_long_warmup(schedule: Schedule) -> None:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from masksd.errors import one_line
+from masksd.kit.config import TrainingError
 from masksd.kit.data.records import DataError
 from masksd.kit.evaluation.reading import without_traceback
 from masksd.kit.randomness import EpochSampler, keyed_generator
 from masksd.kit.schedules import Schedule
+from masksd.kit.training.signals import SIGNALS
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor]  # of one forward pass
 Terms = dict[str, Tensor]
 """Losses and norms of a step by name, 0-d; ``loss`` is the one that was minimised."""
 
 
 class Batches:
-    """Batches without end, in an order that depends on (seed, epoch) alone."""
+    """Batches without end, in an order that depends on (seed, epoch) alone.
+
+    ``start`` says how many of this process were taken before: iterating goes on from there.
+    """
 
     def __init__(
         self, items: Any, *, batch_size: int, seed: int, workers: int, pin_memory: bool = False
     ) -> None:
         self.items, self.sampler = items, EpochSampler(len(items), seed)
+        self.batch_size, self.processes, self.start = batch_size, 1, 0
         self.loader: Any = DataLoader(
             items,
             batch_size=batch_size,
@@ -37,37 +46,61 @@ class Batches:
             pin_memory=pin_memory,
             # without its own generator the loader draws from the global stream
             generator=keyed_generator(seed, "workers"),
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = 0
+        epoch, skipped = divmod(self.start, len(self.loader))
         while True:
             self.sampler.epoch = epoch
+            self.sampler.skip = skipped * self.batch_size * self.processes
             self.items.set_epoch(epoch)
             try:
                 yield from self.loader
             except DataError as error:
                 raise without_traceback(error) from None
-            epoch += 1
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingError(
+                    "a process that reads data died (killed, or out of memory); lower --workers or "
+                    f"--batch-size: {one_line(error)}"
+                ) from None
+            epoch, skipped = epoch + 1, 0
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Go on reading when a terminal or a scheduler signals every process of a run."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Loop:
     """Takes all steps of a schedule; a subclass says what a step and a line of the log are.
 
-    Groups of the optimiser have a ``scale``, the factor of their learning rate. ``done`` counts
-    steps, ``skipped`` those of them that changed nothing: the schedule stands still in these.
+    A step takes ``accumulate`` batches. Groups of the optimiser have a ``scale``, the factor of
+    their learning rate. ``done`` counts steps, ``skipped`` those of them that changed nothing: the
+    schedule stands still in these. ``window`` has the terms of the steps since the last log.
     """
 
-    batches: Iterable[Batch]
+    batches: Batches
 
     def __init__(
-        self, batches: Batches, optimizer: Any, schedule: Schedule, *, log_every: int, title: str
+        self,
+        batches: Batches,
+        optimizer: Any,
+        schedule: Schedule,
+        *,
+        log_every: int,
+        title: str,
+        accumulate: int = 1,
     ) -> None:
         self.batches, self.optimizer, self.schedule = batches, optimizer, schedule
-        self.log_every, self.title = log_every, title
+        self.log_every, self.title, self.accumulate = log_every, title, accumulate
         self.done = self.skipped = 0
+        self.window: list[Terms] = []
 
-    def take_step(self, batch: Batch) -> Terms:
+    def take_step(self, batches: list[Batch]) -> Terms:
         """Take step ``done + 1``."""
         raise NotImplementedError
 
@@ -83,18 +116,20 @@ class Loop:
         from tqdm import tqdm
 
         total = self.schedule.steps
-        window: list[Terms] = []
+        batches = iter(self.batches)
         since = time.perf_counter()
-        with tqdm(total=total, desc=self.title, unit="step", disable=not progress) as bar:
-            for step, batch in zip(range(self.done + 1, total + 1), self.batches, strict=False):
+        with tqdm(
+            total=total, initial=self.done, desc=self.title, unit="step", disable=not progress
+        ) as bar:
+            for step in range(self.done + 1, total + 1):
                 self.set_rate(self.schedule.rate(step - 1 - self.skipped))
-                window.append(self.take_step(batch))
+                self.window.append(self.take_step(list(islice(batches, self.accumulate))))
                 self.done = step
                 bar.update()
                 if step % self.log_every == 0 or step == total:
                     seconds = time.perf_counter() - since
-                    bar.set_postfix(loss=self.log(_means(window), len(window), seconds))
-                    window, since = [], time.perf_counter()
+                    bar.set_postfix(loss=self.log(means(self.window), len(self.window), seconds))
+                    self.window, since = [], time.perf_counter()
                 paused = time.perf_counter()
                 self.after_step()
                 since += time.perf_counter() - paused
@@ -106,7 +141,7 @@ class Loop:
             group["lr"] = rate * group["scale"]
 
 
-def _means(window: list[Terms]) -> Terms:
+def means(window: list[Terms]) -> Terms:
     """Average each term over the steps that have it: a branch may rest in some."""
     names = dict.fromkeys(name for terms in window for name in terms)
     return {name: torch.stack([t[name] for t in window if name in t]).mean() for name in names}

@@ -249,8 +249,9 @@ class Pretraining(Loop):
             title="pretrain",
         )
 
-    def take_step(self, batch: Batch) -> Terms:
+    def take_step(self, batches: list[Batch]) -> Terms:
         """Forward, loss, backward, clip, step."""
+        [batch] = batches
         images, tokens = batch["image"].to(self.device), batch["tokens"].to(self.device)
         equal = equal_sentences(tokens)
         pooled, patches = similarities(self.checkpoint, images, tokens)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import signal
+import time
+import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,18 +19,22 @@ from torch.utils.data import default_collate
 from masksd.branches import MaskedBranch
 from masksd.distill import DistillOutput
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
-from masksd.kit.config import TrainConfig, TrainingError
+from masksd.kit.config import TrainConfig, TrainingError, TrainingStopped
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.figures import draw_curves, draw_sheet
-from masksd.kit.files import StagedFolder
+from masksd.kit.files import write_files
+from masksd.kit.places import HeldFolder
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.sources import wrap_model
-from masksd.kit.training.checks import batch_norm_watched
+from masksd.kit.training.checks import batch_norm_watched, has_checkpoint
 from masksd.kit.training.examples import example_rows
-from masksd.kit.training.loop import Batch, Batches, Loop, Terms
+from masksd.kit.training.loop import Batch, Batches, Loop, Terms, means
 from masksd.kit.training.optimizers import build_optimizer, freeze
+from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
+from masksd.kit.training.saving import LATEST, keep_best, keep_older, restore, training_state
+from masksd.kit.training.signals import StopRequest
 from masksd.losses import class_weighted_loss
 
 if TYPE_CHECKING:
@@ -38,7 +47,8 @@ class Run(Loop):
     """:meth:`check_first_batch`, then :meth:`fit`, then :meth:`finish`; trains in place.
 
     ``sd`` is the wrapper, ``wrapped`` what Accelerate made of it, ``records`` the training lines of
-    ``metrics.jsonl``. ``staged`` takes its place with the first checkpoint.
+    ``metrics.jsonl``, ``place`` the folder of the run, which takes its place with the first
+    checkpoint at the latest, ``saved`` the step of the last one, ``best`` the highest mIoU.
     """
 
     def __init__(
@@ -48,9 +58,9 @@ class Run(Loop):
         checkpoint: Checkpoint,
         training: ReferDataset,
         scoring: ReferDataset,
-        staged: StagedFolder,
+        place: HeldFolder,
     ) -> None:
-        self.config, self.accelerator, self.staged = config, accelerator, staged
+        self.config, self.accelerator, self.place = config, accelerator, place
         self.checkpoint, self.training, self.scoring = checkpoint, training, scoring
         model: Any = checkpoint.model
         model.to(accelerator.device).train()
@@ -69,10 +79,26 @@ class Run(Loop):
         self.wrapped, optimizer, batches.loader = accelerator.prepare(
             self.sd, optimizer, batches.loader
         )
-        schedule = config.schedule_of(len(batches.loader))
-        super().__init__(batches, optimizer, schedule, log_every=config.log_every, title="train")
+        batches.processes = accelerator.num_processes
+        super().__init__(
+            batches,
+            optimizer,
+            config.schedule_of(len(batches.loader)),
+            log_every=config.log_every,
+            title="train",
+            accumulate=config.accumulate,
+        )
         self.bad_items: list[list[int]] = []
         self.records: list[dict[str, Any]] = []
+        self.stop = StopRequest()
+        self.saved, self.saved_at, self.best = -1, time.monotonic(), -1.0
+
+    def resume(self, step: int, state: dict[str, Tensor]) -> None:
+        """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
+        check_items(state, len(self.training), self.config.train_split)
+        restore(self, step, state)
+        self.saved = step
+        self.batches.start = step * self.accumulate
 
     def check_first_batch(self) -> None:
         """Compute the losses of one batch, so that a run that cannot work fails before it starts.
@@ -86,25 +112,71 @@ class Run(Loop):
         with self.accelerator.autocast(), watched:
             self.losses(self.sd.preview(*self.inputs(batch), target=target), target)
 
-    def take_step(self, batch: Batch) -> Terms:
-        """Forward, loss, backward, clip, step."""
+    def open_folder(self) -> None:
+        """Write the config into the run's folder, and go on with its log."""
+        folder = self.place.path
+        write_files({folder / CONFIG: self.config.to_json().encode()})
+        self.records = cut_log(folder / LOG, self.done)
+        if not has_checkpoint(self.place.target):
+            self.place.publish()  # there is no older run to lose
+
+    def train(self) -> dict[str, dict[str, float]]:
+        """Take all steps, save and score; what stops that says where the last checkpoint is."""
+        main = self.accelerator.is_main_process
+        try:
+            with self.stop:
+                self.fit(progress=main and self.config.progress)
+        except (OSError, RuntimeError, ValueError) as error:
+            if main and self.saved >= 0 and not isinstance(error, TrainingStopped):
+                warnings.warn(
+                    f"the run ended early; it is saved as it was after step {self.saved}: masksd "
+                    f"train --resume {self.config.output_folder()}",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            raise
+        return self.finish()
+
+    def take_step(self, batches: list[Batch]) -> Terms:
+        """Forward, loss, backward for each batch, clip, step; or change nothing."""
         config, accelerator, step = self.config, self.accelerator, self.done + 1
-        torch.manual_seed(keyed_seed(config.seed, "dropout", step, accelerator.process_index))
         self.set_branch_weights((step - 1) / self.schedule.steps)
         if accelerator.scaler is not None:
             self.sd.loss_scale = accelerator.scaler.get_scale()
-        target = batch["target"].float()
-        out = self.wrapped(*self.inputs(batch), target=target)
-        loss, losses = self.losses(out, target)
-        accelerator.backward(loss)
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        found = []
+        for part, batch in enumerate(batches):
+            last = part == len(batches) - 1  # it alone averages gradients over the processes
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
+                found.append(self.backward(batch, step, part))
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_norm)
         finite = bool(torch.isfinite(norm))  # the same on every process: gradients are averaged
         if finite or accelerator.scaler is not None:  # a loss scaler skips and adapts by itself
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.count_bad_steps(step, finite, batch["index"])
-        terms = {"loss": loss, **losses, "grad_norm": norm}
-        return {name: value.detach().float() for name, value in terms.items()}
+        if not finite:
+            for buffer, value in before:
+                buffer.copy_(value)
+        self.count_bad_steps(step, finite, [i for each in batches for i in each["index"].tolist()])
+        return {**means(found), "grad_norm": norm.detach().float()}
+
+    def backward(self, batch: Batch, step: int, part: int) -> Terms:
+        """Add the gradients of one of a step's batches; return its losses."""
+        key = [step, self.accelerator.process_index, part][: None if part else 2]
+        torch.manual_seed(keyed_seed(self.config.seed, "dropout", *key))
+        target = batch["target"].float()
+        out = self.wrapped(*self.inputs(batch), target=target)
+        loss, losses = self.losses(out, target)
+        self.accelerator.backward(loss / self.accumulate)
+        return {n: value.detach().float() for n, value in {"loss": loss, **losses}.items()}
+
+    def buffers(self) -> list[Tensor]:
+        """Return what a step moves beside the weights: statistics of norms, and counters.
+
+        The wrapper's own counter stays out: it counts calls, skipped steps included.
+        """
+        parts = [module for module in self.sd.modules() if module is not self.sd]
+        return [buffer for module in parts for buffer in module.buffers(recurse=False)]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return what the model takes."""
@@ -125,9 +197,9 @@ class Run(Loop):
             for name, branch in self.branches.items():
                 branch.weight.copy_(share * self._full_weights[name])
 
-    def count_bad_steps(self, step: int, finite: bool, items: Tensor) -> None:
+    def count_bad_steps(self, step: int, finite: bool, items: list[int]) -> None:
         """Count skipped steps; raise a ``TrainingError`` after too many in a row."""
-        self.bad_items = [] if finite else [*self.bad_items, items.tolist()]
+        self.bad_items = [] if finite else [*self.bad_items, items]
         self.skipped += not finite
         if len(self.bad_items) >= self.config.max_bad_steps:
             raise TrainingError(
@@ -144,7 +216,7 @@ class Run(Loop):
             for name, value in zip(means, reduced.tolist(), strict=True)
         }
         loss, norm = losses.pop("loss"), losses.pop("grad_norm")
-        images = steps * self.config.batch_size * self.accelerator.num_processes
+        images = steps * self.accumulate * self.config.batch_size * self.accelerator.num_processes
         record = {
             "step": self.done,
             "loss": loss,
@@ -161,16 +233,33 @@ class Run(Loop):
     def write(self, record: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         if self.accelerator.is_main_process:
-            with (self.staged.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.place.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def after_step(self) -> None:
-        """Evaluate and save every ``evaluate_every`` steps; :meth:`finish` does so at the end."""
-        every = self.config.evaluate_every
-        if every and self.done % every == 0 and self.done < self.schedule.steps:
+        """Evaluate and save where it is time, and stop where a signal asked for it."""
+        every, total = self.config.evaluate_every, self.schedule.steps
+        due = time.monotonic() - self.saved_at >= 60 * self.config.save_minutes
+        stop, due = self.agree(self.stop.number, due)
+        if every and self.done % every == 0 and self.done < total:
             scores = evaluate(self.checkpoint, self.scoring, **self.scoring_options())
             self.write({"step": self.done, "scores": {"own": scores}})
+            self.save(scores["mIoU"])
+        elif stop or (due and self.done < total):  # finish saves the last one
             self.save()
+        if stop:
+            raise TrainingStopped(
+                f"stopped by {signal.Signals(stop).name} after step {self.done} of {total}; go on "
+                f"with: masksd train --resume {self.config.output_folder()}",
+                stop,
+            )
+
+    def agree(self, stop: int, due: bool) -> tuple[int, bool]:
+        """Return what any process says: each has its own signals and its own clock."""
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor([[stop, int(due)]], device=self.accelerator.device)
+            stop, due = self.accelerator.gather(own).amax(0).tolist()
+        return int(stop), bool(due)
 
     def scoring_options(self) -> dict[str, Any]:
         """Return how the run is scored, for ``evaluate`` and ``evaluate_all``."""
@@ -180,20 +269,25 @@ class Run(Loop):
             "progress": self.config.progress and self.accelerator.is_main_process,
         }
 
-    def save(self) -> None:
-        """Write the checkpoint: the host for use, and what only resuming needs."""
+    def save(self, score: float | None = None) -> None:
+        """Write the checkpoint: the host for use, and what only resuming needs.
+
+        A ``score`` above those before makes it the best one, too.
+        """
+        best = score is not None and score > self.best
+        self.best = score if best and score is not None else self.best
+        state = training_state(self)
         if self.accelerator.is_main_process:
             config = dataclasses.replace(self.checkpoint.config, step=self.done)
-            own = {k: v for k, v in self.sd.state_dict().items() if not k.startswith("segmenter.")}
-            state = {f"distill.{name}": value for name, value in own.items()}
-            state["skipped"] = torch.tensor(self.skipped)
-            for name, parameter in self.sd.named_parameters():
-                for key, value in self.optimizer.state.get(parameter, {}).items():
-                    state[f"optimizer.{name}.{key}"] = value
             checkpoint = self.checkpoint._replace(config=config)
-            save_checkpoint(self.staged.path / "checkpoint", checkpoint, state)
-            self.staged.publish()
+            folder = self.place.path
+            retire = partial(keep_older, folder, keep=self.config.keep)
+            save_checkpoint(folder / LATEST, checkpoint, state, retire)
+            if best:
+                keep_best(folder)
+            self.place.publish()
         self.accelerator.wait_for_everyone()
+        self.saved, self.saved_at = self.done, time.monotonic()
 
     def finish(self) -> dict[str, dict[str, float]]:
         """Save, score with the right, another and no expression, and draw."""
@@ -201,8 +295,11 @@ class Run(Loop):
         scores = evaluate_all(self.checkpoint, self.scoring, **self.scoring_options())
         self.write({"step": self.done, "scores": scores})
         if self.accelerator.is_main_process:
+            folder = self.place.path
+            if -1 < self.best < scores["own"]["mIoU"]:
+                keep_best(folder)
             chosen = spread_indices(len(self.scoring), self.config.sheet_rows)
             rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
-            draw_curves(self.records, self.staged.path / "curves.png")
-            draw_sheet(rows, self.staged.path / "sheet.png")
+            draw_curves(self.records, folder / "curves.png")
+            draw_sheet(rows, folder / SHEET)
         return scores

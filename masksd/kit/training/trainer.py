@@ -11,19 +11,27 @@ import contextlib
 import dataclasses
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
-from masksd.kit.files import StagedFolder
+from masksd.kit.places import HeldFolder, StagedFolder
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_split, tokenizer_name
 from masksd.kit.training.checks import check_output, warn_of_long_warmup
+from masksd.kit.training.resuming import (
+    check_changes,
+    check_unfinished,
+    load_run,
+    load_run_config,
+)
 from masksd.kit.training.run import Run
 
 
@@ -38,7 +46,7 @@ class RunResult:
             (``"own"``), another object's (``"other"``, where there is one) and none (``"none"``).
         steps: of the whole run.
         skipped: steps whose gradient was not finite.
-        seconds: wall time of the whole run.
+        seconds: wall time, of the part since it was resumed where it was.
 
     Example:
         >>> RunResult(Path("runs/one"), Path("runs/one/checkpoint"), {}, 10, 0, 1.5).steps
@@ -53,24 +61,32 @@ class RunResult:
     seconds: float
 
 
-def train(config: TrainConfig) -> RunResult:
+def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = ()) -> RunResult:
     """Train a model with masked self-distillation and score it.
 
     The run's folder receives ``config.json``, ``metrics.jsonl`` (one JSON object per line),
-    ``curves.png``, ``sheet.png`` and ``checkpoint/``. It is written out of sight and takes its
-    place, replacing an older run, with the first checkpoint; a run that fails or is stopped before
-    that leaves nothing. Under ``torchrun`` every process trains and the first one writes.
+    ``curves.png``, ``sheet.png`` and ``checkpoint/``. With ``overwrite`` an older run is replaced
+    with the first checkpoint of the new one. No other run may write there meanwhile. Under
+    ``torchrun`` every process trains and the first one writes.
+
+    SIGTERM, SIGINT and SIGHUP let the step finish, save and raise; a second one acts at once.
 
     Args:
         config: everything.
+        resume: go on where the run in ``config.output_folder()`` was saved last. On a CPU, weights
+            and losses are then those of a run that was never interrupted, bit for bit.
+        allow: options of the run that ``config`` may change, such as ``"steps"``.
 
     Returns:
         The scores, and where everything lies.
 
     Raises:
-        ValueError: a config that cannot be run, an existing folder, damaged data, or a tokenizer
-            that knows no word of them.
-        TrainingError: too many steps in a row had a gradient that is not finite.
+        ValueError: a config that cannot be run, an existing folder, a folder that another run
+            writes to, damaged data, a tokenizer that knows no word of them, or a run that is
+            resumed with other options or data.
+        TrainingError: too many steps in a row had a gradient that is not finite, or a process that
+            reads data died.
+        TrainingStopped: a signal came; the run is saved.
 
     Warns:
         UserWarning: the tokenizer lacks words of the training split or cuts its expressions; images
@@ -87,14 +103,27 @@ def train(config: TrainConfig) -> RunResult:
     start = time.perf_counter()
     folder = config.output_folder()
     config.data.generated()  # raises unless the data have a folder or are generated
-    check_output(folder, config.overwrite)
+    if resume:
+        check_changes(load_run_config(folder), config, allow)
+    else:
+        check_output(folder, config.overwrite)
     from accelerate import Accelerator
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
     main = accelerator.is_main_process
-    with keyed_randomness(accelerator.device):
-        torch.manual_seed(keyed_seed(config.seed, "weights"))
-        checkpoint = build_model(config)
+    place: HeldFolder = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
+    if resume:
+        place = HeldFolder(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(keyed_randomness(accelerator.device))
+        state: dict[str, Tensor] = {}
+        if resume:
+            if main:  # before anything is read that another process may replace
+                stack.enter_context(place)
+            checkpoint, state = load_run(config, accelerator.num_processes, allow)
+        else:
+            torch.manual_seed(keyed_seed(config.seed, "weights"))
+            checkpoint = build_model(config)
         with accelerator.main_process_first():  # it generates the data, if need be
             training = _open(config, checkpoint, config.train_split, config.train_items)
             scoring = _open(config, checkpoint, config.eval_split, None)
@@ -111,16 +140,18 @@ def train(config: TrainConfig) -> RunResult:
             names = {config.eval_split: scoring.file_names()}
             names[config.train_split] = training.file_names()
             warn_of_shared_images(names, config.train_split)
-        staged = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
-        run = Run(config, accelerator, checkpoint, training, scoring, staged)
-        run.check_first_batch()
+        run = Run(config, accelerator, checkpoint, training, scoring, place)
+        if resume:
+            run.resume(checkpoint.config.step, state)
+            check_unfinished(folder, run.done, run.schedule.steps)
+        else:
+            run.check_first_batch()
         if main:
             warn_of_long_warmup(run.schedule)
-        with staged if main else contextlib.nullcontext():
-            if main:
-                (staged.path / "config.json").write_text(config.to_json(), encoding="utf-8")
-            run.fit(progress=main and config.progress)
-            scores = run.finish()
+            if not resume:
+                stack.enter_context(place)
+            run.open_folder()
+        scores = run.train()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import pickle
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from masksd.kit.data.segmentation import encode_runs
 from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expressions
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
-from masksd.kit.files import partial_folder
+from masksd.kit.places import StagedFolder
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -129,18 +128,10 @@ def build_shapes(root: str | Path, config: ShapesConfig, progress: bool = True) 
     root = Path(root)
     if _is_built(root, config):
         return root
-    place = root.resolve()  # "." has no name to write beside
-    partial = partial_folder(place)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write(partial, config, progress)
-        try:
-            partial.rename(place)
-        except OSError:
-            if not _is_built(root, config):  # another process may have been quicker
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with StagedFolder(root, lambda: None, wait=True) as staged:
+        if not _is_built(root, config):  # by the process that was waited for
+            _write(staged.path, config, progress)
+            staged.publish()
     return root
 
 
@@ -172,7 +163,7 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
 
 
 def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     (folder / "shapes").mkdir()
     instances: dict[str, list[dict[str, Any]]] = {
         "images": [],

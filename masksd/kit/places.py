@@ -1,0 +1,289 @@
+"""Folders that one process at a time writes to, and that take their place whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Self
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_held: set[Path] = set()
+"""Lock files of this process: the system's locks do not tell two threads apart."""
+
+
+class HeldFolder:
+    """A folder that no other process of ours writes to; a context.
+
+    The lock is a lock of the system on a hidden file beside the folder. It ends with the process,
+    however that ends, and holds across containers and, where the file system can, machines.
+    Entering also puts back a folder that a killed process left under its second name.
+
+    With ``wait``, entering waits for the other process instead of raising a ``ValueError``.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "one"
+        >>> with HeldFolder(target):
+        ...     HeldFolder(target).__enter__()
+        Traceback (most recent call last):
+        ValueError: output .../one is being written by another run; wait for it to end, or ...
+    """
+
+    def __init__(self, target: Path, *, wait: bool = False) -> None:
+        self.target, self.wait = target.resolve(), wait
+        self.path = self.target
+        self._lock = beside(self.target, "lock")
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.target.is_mount():
+            raise ValueError(f"output {self.target} is a mount point; name a folder in it")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        try:
+            _recover(self.target)
+            self._enter()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def publish(self) -> None:
+        """Do nothing: the folder is in its place."""
+
+    def _enter(self) -> None:
+        """Prepare the folder, under the lock."""
+
+    def _acquire(self) -> None:
+        busy = ValueError(
+            f"output {self.target} is being written by another run; wait for it to end, or choose "
+            "another --output"
+        )
+        if self._lock in _held:
+            raise busy
+        while True:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                _lock_file(descriptor, self.target, wait=self.wait)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise busy from None
+            if _names(self._lock, descriptor):
+                break
+            os.close(descriptor)  # its holder removed the file meanwhile: lock the new one
+        _held.add(self._lock)
+        self._descriptor = descriptor
+
+    def _release(self) -> None:
+        if self._descriptor is not None:
+            self._lock.unlink(missing_ok=True)  # first, while it is locked
+            os.close(self._descriptor)
+            _held.discard(self._lock)
+            self._descriptor = None
+
+
+class StagedFolder(HeldFolder):
+    """A held folder that is filled out of sight and takes its place by :meth:`publish`.
+
+    Leaving the context removes what was not published, so that an error leaves nothing half written
+    and an older folder untouched. ``check`` raises where the place may not be taken; it is called
+    on entering and again before anything is replaced. ``path`` is where the folder is now: a hidden
+    one beside the target at first, then the target.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "one"
+        >>> with StagedFolder(target, lambda: None) as staged:
+        ...     _ = (staged.path / "a").write_text("half")
+        >>> target.exists(), list(target.parent.iterdir())
+        (False, [])
+        >>> with StagedFolder(target, lambda: None) as staged:
+        ...     _ = (staged.path / "a").write_text("all")
+        ...     staged.publish()
+        >>> [path.name for path in target.iterdir()]
+        ['a']
+    """
+
+    def __init__(self, target: Path, check: Callable[[], None], *, wait: bool = False) -> None:
+        super().__init__(target, wait=wait)
+        self.check = check
+        self.path = beside(self.target, "partial")
+
+    def _enter(self) -> None:
+        self.check()
+        _discard(self.path)  # of a killed process: the lock is ours now
+        self.path.mkdir()
+
+    def publish(self, retire: Callable[[Path], object] | None = None) -> None:
+        """Take the place; an older folder is deleted, or handed to ``retire`` under a hidden name.
+
+        A second call does nothing.
+        """
+        if self.path == self.target:
+            return
+        self.check()
+        older = _replace(self.target, self.path)
+        self.path = self.target
+        if older is not None:
+            (retire or _discard)(older)
+
+    def __exit__(self, *_: object) -> None:
+        if self.path != self.target:
+            _discard(self.path)
+        self._release()
+
+
+def find_folder(folder: Path) -> Path:
+    """Return where a folder is, should a process have been killed while it was replaced.
+
+    Between two renames an older folder, or the one around it, has another name; a ``UserWarning``
+    says so. A folder that is nowhere is returned as it came.
+    """
+    if folder.exists():
+        return folder
+    parent = folder.resolve().parent
+    for place in (beside(folder, "previous"), beside(parent, "previous") / folder.name):
+        if place.is_dir():
+            warnings.warn(
+                f"saving to {folder} was interrupted; the one before it is read, at {place}",
+                UserWarning,
+                stacklevel=3,
+            )
+            return place
+    return folder
+
+
+def check_place(
+    folder: Path, ours: Collection[str], *, kind: str, strange: str, over: bool
+) -> None:
+    """Raise a ``ValueError`` unless a folder that we write may take this place.
+
+    ``ours`` names what such a folder holds: anything else is never replaced. ``strange`` says what
+    is wrong with another name, as in "no run writes"; ``over`` allows replacing an older ``kind``.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; choose another --output")
+    names = {path.name for path in folder.iterdir()}
+    words = ("tmp", "previous", "partial", "lock")
+    left = tuple(f".{name}.{word}" for name in ours for word in words)
+    others = sorted(name for name in names - set(ours) if not name.startswith(left))
+    if others:
+        raise ValueError(
+            f"output {folder} holds {others[0]!r}, which {strange}; choose another --output"
+        )
+    if not over and names:
+        raise ValueError(
+            f"output {folder} holds a {kind} already; choose another --output or pass --overwrite"
+        )
+
+
+def beside(target: Path, word: str) -> Path:
+    """Return a hidden name beside a file or folder.
+
+    Example:
+        >>> beside(Path("runs/one"), "tmp").as_posix()
+        'runs/.one.tmp'
+    """
+    return target.parent / f".{target.name}.{word}"
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(target: Path, new: Path) -> Path | None:
+    """Put a folder in its place and return where an older one is now."""
+    older: Path | None = None
+    if target.exists() and _exchange(new, target):
+        older = new
+    elif target.exists():
+        older = beside(target, "previous")
+        target.rename(older)
+        try:
+            new.rename(target)
+        except BaseException:
+            older.rename(target)
+            raise
+    else:
+        new.rename(target)
+    flush(target.parent)
+    return older
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one operation; False where the system or file system cannot.
+
+    Linux can, on most file systems of its own; NFS and FUSE cannot.
+    """
+    swap: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    if ctypes.get_errno() in _NOT_SUPPORTED:
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Undo or finish what a killed process was doing between two renames."""
+    previous = beside(target, "previous")
+    if previous.is_dir():
+        if target.exists():
+            _discard(previous)
+        else:
+            previous.rename(target)
+
+
+def _lock_file(descriptor: int, target: Path, *, wait: bool) -> None:
+    """Lock an open file for this process; raise a ``BlockingIOError`` if another has it."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "this system has no fcntl")
+        # not flock, which data workers would inherit, and hold when this process is killed
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError from None
+        if error.errno not in (*_NOT_SUPPORTED, errno.ENOLCK):
+            raise
+        warnings.warn(
+            f"the file system of {target} has no locks ({error.strerror}): nothing stops a second "
+            "run from writing there",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
