@@ -1,0 +1,164 @@
+"""Folders under a lock: one writer at a time, and nothing lost whenever a writer is killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masksd.kit import places
+from masksd.kit.files import verify_folder, write_folder
+from masksd.kit.places import HeldFolder, StagedFolder, find_folder
+
+
+def forked(work: Callable[[], int]) -> int:
+    """Run work in a process of its own and return that process; its result is the exit status."""
+    process = os.fork()
+    if process == 0:
+        status = 99
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    return process
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, published: bool) -> None:
+    """Whatever its machine is called and its process number is, and though its children live."""
+    place = tmp_path / "one"
+    told, tell = os.pipe()
+
+    def hold() -> int:
+        os.setsid()
+        with StagedFolder(place, lambda: None) as staged:
+            (staged.path / "half").touch()
+            if published:
+                staged.publish()
+            forked(lambda: time.sleep(60) or 0)  # as a process that reads data
+            os.write(tell, b"held")
+            time.sleep(60)
+        return 0
+
+    holder = forked(hold)
+    try:
+        assert os.read(told, 4) == b"held"
+        with pytest.raises(ValueError, match="one is being written by another run; wait"):
+            StagedFolder(place, lambda: None).__enter__()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with StagedFolder(place, lambda: None) as staged:
+            assert list(staged.path.iterdir()) == []  # what was left half written is gone
+            staged.publish()
+        assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    finally:
+        os.killpg(holder, signal.SIGKILL)  # its child lives on
+        os.close(told)
+        os.close(tell)
+
+
+def test_two_holders_in_one_process_exclude_each_other(tmp_path: Path) -> None:
+    with HeldFolder(tmp_path / "one"):
+        with pytest.raises(ValueError, match="is being written"), HeldFolder(tmp_path / "one"):
+            pass
+        with HeldFolder(tmp_path / "two"):
+            pass
+    with HeldFolder(tmp_path / "one"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(places.fcntl, "lockf", refuse)
+    with (
+        pytest.warns(UserWarning, match="has no locks .*nothing stops a second run"),
+        HeldFolder(tmp_path / "one"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_folder_between_two_renames_is_found_and_put_back(tmp_path: Path, inside: bool) -> None:
+    """Also one inside, as a checkpoint is in a run."""
+    folder = write_folder(tmp_path / "one" / "checkpoint", lambda path: (path / "a").touch())
+    moved = folder if inside else folder.parent
+    previous = moved.rename(moved.parent / f".{moved.name}.previous")
+    with pytest.warns(UserWarning, match="was interrupted; the one before it is read, at"):
+        found = verify_folder(folder)
+    assert found == (previous if inside else previous / "checkpoint")
+    with HeldFolder(moved), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert verify_folder(folder) == folder
+    assert find_folder(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+CHANGING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "fcntl.lockf", "os.link"}
+
+
+def save_and_die(place: Path, at: int, *, swaps: bool) -> int:
+    """Save once more, killed before operation ``at`` on files; return how many there were."""
+    count, watching = 0, True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if watching and (event in CHANGING or writes or event == "ctypes.dlsym"):
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+    if not swaps:  # as on NFS
+        places._exchange = lambda first, second: False
+    sys.addaudithook(watch)
+    save(place, "new")
+    watching = False
+    return count
+
+
+def save(place: Path, text: str) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "a").write_text(text)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b").write_text(text)
+
+    write_folder(place, fill)
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_killed_before_any_operation_of_a_save_a_whole_folder_is_there(
+    tmp_path: Path, swaps: bool
+) -> None:
+    def killed(at: int) -> tuple[Path, int]:
+        place = tmp_path / str(at) / "one"
+        save(place, "old")
+        _, status = os.waitpid(forked(lambda: save_and_die(place, at, swaps=swaps)), 0)
+        return place, status
+
+    operations = os.waitstatus_to_exitcode(killed(-1)[1])
+    assert 12 < operations < 99
+    texts = []
+    for at in range(operations):
+        place, status = killed(at)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        with warnings.catch_warnings():
+            # where names cannot be swapped, the older one has another name for a moment
+            warnings.simplefilter("error" if swaps else "ignore")
+            texts.append((verify_folder(place) / "a").read_text())
+        save(place, "next")
+        assert (verify_folder(place) / "a").read_text() == "next"
+        assert [path.name for path in place.parent.iterdir()] == ["one"]
+    assert texts == sorted(texts, reverse=True)  # old, ..., old, new, ..., new
+    assert set(texts) == {"old", "new"}
