@@ -5,14 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pickle
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +25,7 @@ from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 from masksd.kit.evaluation.scoring import evaluate_all
 from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.feeding import model_inputs
-from masksd.kit.files import StagedFolder, partial_folder
+from masksd.kit.places import StagedFolder
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.randomness import EpochSampler, keyed_seed
 from masksd.kit.schedules import Schedule
@@ -160,7 +155,13 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_items(
     config = settings(data, tmp_path / "two", lr=1e30, warmup=0, max_bad_steps=2)
     with pytest.raises(TrainingError, match=r"2 steps in a row.*items \[\d+, \d+, \d+, \d+\]"):
         train(config)
-    assert list(tmp_path.iterdir()) == []
+    # its log stays; it has no checkpoint, so the next run may take the place
+    assert {path.name for path in config.output_folder().iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+    }
+    train(settings(data, tmp_path / "two", steps=1, warmup=0))
+    assert (tmp_path / "two" / "checkpoint").is_dir()
 
 
 def test_existing_output_is_kept_unless_overwritten(
@@ -199,14 +200,13 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(data_root=root)
 
 
-@pytest.mark.parametrize("failure", ["picture", "worker", "gradient", "config", "interrupt"])
-def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
+@pytest.mark.parametrize("failure", ["picture", "worker", "gradient", "config", "exception"])
+def test_failing_overwrite_keeps_the_old_run(
     data: DataConfig,
     damaged: DataConfig,
     run: RunResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
     failure: str,
 ) -> None:
     old = tmp_path / "old"
@@ -221,41 +221,40 @@ def test_failing_overwrite_keeps_the_old_run_and_leaves_nothing_beside(
     elif failure == "config":
         changes = {"distill": DistillConfig(text=MaskingConfig(token="position", positions=7))}
     else:
-        expected = KeyboardInterrupt
-        # a shell that runs the tests in the background has its jobs ignore Ctrl-C
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-        rate = Schedule.rate
-
-        def stopped(schedule: Schedule, updates: int) -> float:
-            if updates == 2:
-                signal.raise_signal(signal.SIGINT)
-            return rate(schedule, updates)
-
-        monkeypatch.setattr(Schedule, "rate", stopped)
+        expected = KeyError
+        fail_at(2, KeyError("anything"), monkeypatch)
     for output, overwrite in ((old, True), (tmp_path / "new", False)):
         with pytest.raises(expected) as caught:
             train(settings(data, output, overwrite=overwrite, **changes))
         if expected is DataError:
             assert re.fullmatch(r"image 12: \S+: cannot be decoded: .*", str(caught.value))
-        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+        left = {"old"} if overwrite or failure == "config" else {"old", "new"}
+        assert {path.name for path in tmp_path.iterdir()} == left
         assert contents(old) == contents(run.folder)
 
 
-def test_a_run_takes_its_place_with_its_first_checkpoint(
-    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What fails later leaves that checkpoint, whole."""
-    config = settings(data, tmp_path / "two", steps=4, evaluate_every=2)
+def fail_at(updates: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     rate = Schedule.rate
 
-    def stopped(schedule: Schedule, updates: int) -> float:
-        if updates == 2:
-            raise KeyboardInterrupt
-        return rate(schedule, updates)
+    def failing(schedule: Schedule, done: int) -> float:
+        if done == updates:
+            raise error
+        return rate(schedule, done)
 
-    monkeypatch.setattr(Schedule, "rate", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(Schedule, "rate", failing)
+
+
+def test_what_fails_after_a_checkpoint_leaves_it_and_says_how_to_go_on(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(data, tmp_path / "two", steps=4, evaluate_every=2)
+    fail_at(3, RuntimeError("anything"), monkeypatch)
+    with (
+        pytest.raises(RuntimeError, match="anything"),
+        pytest.warns(
+            UserWarning, match=r"saved as it was after step 2: masksd train --resume \S*two"
+        ),
+    ):
         train(config)
     assert load_checkpoint(tmp_path / "two" / "checkpoint").config.step == 2
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
@@ -263,42 +262,38 @@ def test_a_run_takes_its_place_with_its_first_checkpoint(
 
 def test_an_empty_folder_is_used_and_one_filled_meanwhile_is_not_removed(tmp_path: Path) -> None:
     place = tmp_path / "one"
+
+    def check() -> None:
+        check_output(place, overwrite=False)
+
     place.mkdir()
-    with StagedFolder(place, lambda: check_output(place, overwrite=False)) as first:
-        # another run for the same place is refused while this one is under way
-        with (
-            pytest.raises(ValueError, match=r"is being written: .*\.one\.partial-.* exists"),
-            StagedFolder(place, lambda: check_output(place, overwrite=False)),
-        ):
-            pass
-        (first.path / "config.json").write_text("first")
+    with StagedFolder(place, check) as first:
+        (first.path / "checkpoint").mkdir()
         first.publish()
-    assert contents(place) == {"config.json": b"first"}
-    (place / "config.json").unlink()
-    with StagedFolder(place, lambda: check_output(place, overwrite=False)) as second:
-        (second.path / "config.json").write_text("second")
-        (place / "config.json").write_text("of somebody quicker")
+    assert [path.name for path in place.iterdir()] == ["checkpoint"]
+    (place / "checkpoint").rmdir()
+    with StagedFolder(place, check) as second:
+        (place / "checkpoint").mkdir()  # of somebody quicker, without a lock
         with pytest.raises(ValueError, match="holds a run already"):
             second.publish()
-    assert contents(place) == {"config.json": b"of somebody quicker"}
+    assert [path.name for path in place.iterdir()] == ["checkpoint"]
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
-
-
-def test_what_killed_processes_left_is_swept_or_ignored(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        dead.wait()
-    place = tmp_path / "one"
-    left = tmp_path / f".one.partial-{socket.gethostname()}-{dead.pid}"
-    left.mkdir()
-    (left / "config.json").touch()
-    elsewhere = tmp_path / f".one.partial-another-machine-{dead.pid}"
-    elsewhere.mkdir()
-    assert partial_folder(place) == tmp_path / f".one.partial-{socket.gethostname()}-{os.getpid()}"
-    assert [path.name for path in tmp_path.iterdir()] == [elsewhere.name]
-    place.mkdir()
-    (place / ".sheet.png.tmp").touch()
-    (place / ".checkpoint.previous").mkdir()
+    for name in (".sheet.png.tmp", ".checkpoint.previous", ".best.lock"):  # of killed processes
+        (place / name).mkdir()
     check_output(place, overwrite=True)
+
+
+def test_a_run_that_is_under_way_is_not_overwritten(
+    data: DataConfig, run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(*_: Any) -> None:
+        with pytest.raises(ValueError, match="is being written by another run"):
+            train(settings(data, tmp_path / "one", steps=1, warmup=0, overwrite=True))
+        raise KeyError("enough")
+
+    monkeypatch.setattr(Run, "finish", second)
+    with pytest.raises(KeyError, match="enough"):
+        train(settings(data, tmp_path / "one", steps=1, warmup=0))
 
 
 def test_speed_is_that_of_training_alone(
