@@ -480,7 +480,9 @@ def test_a_set_with_one_object_an_image_is_trained_on_and_scored(
     assert result.scores.keys() == {"own", "none"}
     assert lines(result)[-1]["scores"] == result.scores
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint"}
+    assert names == {
+        *("config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint", "best")
+    }
     config = EvaluateConfig(
         result.checkpoint, protocol="lavt", output=tmp_path / "report", progress=False
     )
