@@ -34,7 +34,7 @@ EPOCH = 6  # batches
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    shapes = ShapesConfig(train=6, val=2, test_a=1, test_b=1)
+    shapes = ShapesConfig(train=5, val=2, test_a=1, test_b=1)
     root = build_shapes(tmp_path_factory.mktemp("data") / "shapes", shapes, progress=False)
     return DataConfig(data_root=root)
 
@@ -43,7 +43,7 @@ def settings(data: DataConfig, output: Path, **changes: Any) -> TrainConfig:
     config = TrainConfig(
         data=data,
         steps=8,
-        batch_size=2,  # 12 objects in 6 images
+        batch_size=2,  # of 13 objects
         warmup=2,
         dropout=0.1,
         log_every=3,
@@ -255,7 +255,7 @@ def test_one_overflow_leaves_no_trace(
     assert run.skipped == 1
     before, after = buffers
     assert all(map(torch.equal, before, after))
-    assert any("running_var" in name for name in everything(run))
+    assert model != "lavt_tiny" or any("running_var" in name for name in everything(run))
     assert all(value.isfinite().all() for value in everything(run).values())
 
 
@@ -285,7 +285,7 @@ def test_accumulated_batches_are_one_step(
     alone = DistillConfig(image=None, text=None)
     for number, (batch, accumulate) in enumerate([(4, 1), (2, 2), (1, 4)]):
         changes = {"batch_size": batch, "accumulate": accumulate, "dropout": 0.0}
-        train(settings(data, tmp_path / str(number), steps=1, distill=alone, **changes))
+        train(settings(data, tmp_path / str(number), steps=1, warmup=0, distill=alone, **changes))
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
@@ -343,19 +343,20 @@ def test_a_killed_data_process_is_named(
         return take_step(run, batches)
 
     monkeypatch.setattr(Run, "take_step", killing)
-    config = settings(data, tmp_path / "one", workers=1, save_minutes=0, steps=20)
+    config = settings(data, tmp_path / "one", workers=1, save_minutes=0)
     with (
         pytest.raises(TrainingError, match=r"a process that reads data died .*lower --workers"),
         pytest.warns(UserWarning, match=r"ended early; it is saved as it was after step \d+: "),
     ):
         train(config)
     monkeypatch.undo()
+    config = dataclasses.replace(config, workers=0)  # which changes nothing
     whole = train(dataclasses.replace(config, output=tmp_path / "whole"))
     assert_equal_runs(train(config, resume=True), whole)
 
 
 def test_runs_that_cannot_go_on_say_why(data: DataConfig, tmp_path: Path) -> None:
-    config = settings(data, tmp_path / "one", steps=2)
+    config = settings(data, tmp_path / "one", steps=2, warmup=1)
     with pytest.raises(ValueError, match=r"no run at .*one: give the folder"):
         train(config, resume=True)
     run = train(config)
@@ -364,10 +365,10 @@ def test_runs_that_cannot_go_on_say_why(data: DataConfig, tmp_path: Path) -> Non
     longer = dataclasses.replace(config, steps=4)
     with pytest.raises(ValueError, match=r"steps of the run is 2, now 4; .*--allow steps"):
         train(longer, resume=True)
-    other = ShapesConfig(train=5, val=2, test_a=1, test_b=1)
+    other = ShapesConfig(train=4, val=2, test_a=1, test_b=1)
     root = build_shapes(tmp_path / "other", other, progress=False)
     moved = dataclasses.replace(longer, data=DataConfig(data_root=root))
-    with pytest.raises(ValueError, match=r"split 'train' has 10 items, it had 12 when the run"):
+    with pytest.raises(ValueError, match=r"split 'train' has \d+ items, it had 13 when the run"):
         train(moved, resume=True, allow=["steps", "data_root"])
     (run.folder / "config.json").write_text('{"stepz": 1}')
     with pytest.raises(ValueError, match=r"config\.json is damaged: .*did you mean 'steps'"):
@@ -380,9 +381,8 @@ def test_a_loss_scaler_is_saved(data: DataConfig, tmp_path: Path) -> None:
         start = Run.__init__
 
         def scaled(run: Run, *args: Any) -> None:
+            args[1].scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
             start(run, *args)
-            run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
-            run.optimizer.scaler = run.accelerator.scaler
 
         patch.setattr(Run, "__init__", scaled)
         config = settings(data, tmp_path / "cut", steps=5)

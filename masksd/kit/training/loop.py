@@ -55,6 +55,8 @@ class Batches:
             self.sampler.epoch = epoch
             self.sampler.skip = skipped * self.batch_size * self.processes
             self.items.set_epoch(epoch)
+            if hasattr(self.loader, "set_epoch"):  # accelerate's, which would count from 0
+                self.loader.set_epoch(epoch)
             try:
                 yield from self.loader
             except DataError as error:
