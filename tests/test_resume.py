@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -12,6 +13,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,18 @@ def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def overflow(run: Run) -> Iterator[None]:
+    """Let the first convolution of the host give infinities."""
+    host: Any = run.checkpoint.model
+    first = next(part for part in host.modules() if isinstance(part, torch.nn.Conv2d))
+    hook = first.register_forward_hook(lambda _, __, out: out * math.inf)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("model", ["clip_cris_tiny", "lavt_tiny"])
 def test_one_overflow_leaves_no_trace(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
@@ -241,14 +255,10 @@ def test_one_overflow_leaves_no_trace(
         if run.done != 2:
             return take_step(run, batches)
         buffers.append([each.clone() for each in run.buffers()])
-        host: Any = run.checkpoint.model
-        first = next(part for part in host.modules() if isinstance(part, torch.nn.Conv2d))
-        hook = first.register_forward_hook(lambda _, __, out: out * math.inf)
-        try:
-            return take_step(run, batches)
-        finally:
-            hook.remove()
-            buffers.append([each.clone() for each in run.buffers()])
+        with overflow(run):
+            terms = take_step(run, batches)
+        buffers.append([each.clone() for each in run.buffers()])
+        return terms
 
     monkeypatch.setattr(Run, "take_step", overflowing)
     run = train(settings(data, tmp_path / "one", model=model, steps=4, log_every=1))
