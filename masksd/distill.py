@@ -165,6 +165,10 @@ class CrossModalMaskedSelfDistill(Wrapper):
         Raises:
             ValueError: shapes that do not fit, or a target that the config needs and is missing.
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
+
+        Warns:
+            UserWarning: once, after the first step: a mask token cannot learn, or the logits that
+                taps name have fewer pixels than the mask that the host returns.
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
@@ -185,7 +189,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 )
             else:
                 output = passes.run(args, kwargs, target, self.step)
-        self._tell_once()
+        self._tell_once(output)
         self.step += 1
         self._advance()
         return output
@@ -201,7 +205,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
             kwargs: as for :meth:`forward`.
 
         Returns:
-            :class:`DistillOutput`.
+            :class:`DistillOutput`: ``masks`` and ``relevance`` show what would be masked.
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
