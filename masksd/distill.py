@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from masksd.branches import branch_modalities
 from masksd.config import DistillConfig, checked_config
+from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import BatchNormTold, evaluating
+from masksd.modules import BatchNormTold, evaluating, without_gradients
 from masksd.step import DistillOutput as DistillOutput
 from masksd.triple import Triple
 from masksd.wrapper import Wrapper
@@ -179,7 +180,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        with self._turn, BatchNormTold():
+        with OneThread(self._turn), BatchNormTold():
             self._check_once(args, kwargs)
             if self.distill_config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
@@ -212,6 +213,6 @@ class CrossModalMaskedSelfDistill(Wrapper):
         if passes.skips_steps:
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)
-        with self._turn, kept, evaluating(self), torch.no_grad():
+        with OneThread(self._turn), kept, evaluating(self), without_gradients():
             self._check_once(args, kwargs)
             return passes.run(args, kwargs, target, self.step)

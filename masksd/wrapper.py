@@ -13,7 +13,7 @@ from masksd.check import check_passes
 from masksd.config import DistillConfig
 from masksd.describe import describe, frozen_token_notes, small_logits_notes
 from masksd.hooks import OneThread
-from masksd.modules import evaluating
+from masksd.modules import evaluating, without_gradients
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
 from masksd.step import DistillOutput, Passes
@@ -71,7 +71,7 @@ class Wrapper(nn.Module):
         self._step_was_set = False
         self._checked = not check
         self._told = False
-        self._turn = OneThread()
+        self._turn: dict[str, int] = {}  # of a thread, see OneThread
         self.training = segmenter.host_is_training
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
@@ -176,7 +176,7 @@ class Wrapper(nn.Module):
         """
         passes = self._attached()
         target = kwargs.pop("target", None)
-        with self._turn:
+        with OneThread(self._turn):
             found = check_passes(passes, args, passes.segmenter.with_target(target, kwargs))
         self._checked = True
         return found
@@ -220,7 +220,7 @@ class Wrapper(nn.Module):
         passes = self._attached()
         if not args and not kwargs:
             return describe(passes)
-        with evaluating(self), torch.no_grad():
+        with evaluating(self), without_gradients():
             return describe(passes, (args, kwargs))
 
     def _attached(self) -> Passes:
