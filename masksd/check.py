@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.branches import TokenMasker, first_samples, frozen_statistics
-from masksd.modules import evaluating, in_compiled, modules_by_path
+from masksd.modules import evaluating, in_compiled, modules_by_path, without_gradients
 from masksd.segmenter import Pass, Segmenter
 from masksd.step import Passes
 from masksd.tap import EmbeddingTap, TokenMask
@@ -38,7 +38,7 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     segmenter = passes.segmenter
     check_tapped(segmenter)
     trial = Trial(segmenter, args, kwargs)
-    with evaluating(segmenter), frozen_statistics(segmenter), torch.no_grad(), trial.noting():
+    with evaluating(segmenter), frozen_statistics(segmenter), without_gradients(), trial.noting():
         plain = trial.first()
         ran_plain, trial.ran = trial.ran, set()
         found: dict[str, float] = {}

@@ -7,16 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from masksd.branches import MainPass, MaskedBranch, TokenMasker
-from masksd.step import Passes
+from masksd.hosts.taps import TapSegmenter
+from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
 from masksd.triple import Triple
 
 
 def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
-    """Write the text of ``CrossModalMaskedSelfDistill.describe``, one fact a line.
+    """Write the text of ``CrossModalMaskedSelfDistill.describe``, one fact per line.
 
     ``example`` holds arguments of the host, to count multiply-adds with.
     """
@@ -77,6 +78,28 @@ def frozen_token_notes(passes: Passes) -> list[str]:
     return found
 
 
+def small_logits_notes(passes: Passes, output: DistillOutput) -> list[str]:
+    """Say that the truth shrank to tapped logits with fewer pixels than the host's own mask."""
+    rows, columns = output.logits.shape[-2:]
+    size = _output_size(output.host_output)
+    chosen = type(passes.segmenter) is TapSegmenter  # by the user, who can name another module
+    # A host with a loss of its own gets the truth as it is.
+    ours = "seg" in output.losses and "loss" not in passes.segmenter.sources
+    if not (chosen and ours) or size is None or rows * columns >= size[0] * size[1]:
+        return []
+    return [
+        f"logits are {rows}x{columns}, the host's output is {size[0]}x{size[1]}: the target is "
+        "resized down to the logits, which loses small objects; if the output is logits, leave "
+        "out Taps(logits=...), else name a module after the upsampling"
+    ]
+
+
+def _output_size(output: Any) -> tuple[int, int] | None:
+    """Return rows and columns of what a host returned, if that is one mask for each sample."""
+    mask = isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] in (1, 2)
+    return (output.shape[2], output.shape[3]) if mask else None
+
+
 def _what(masker: TokenMasker) -> str:
     masking, tokens = masker.masking, "patches" if masker.modality == "image" else "words"
     share = f"{masking.ratio:.0%} of the {masking.selection} {masking.top_k:.0%}"
@@ -108,8 +131,12 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     total = 1 + sum(added.values()) / host
     rows, columns = plain.image.grid
+    size = _output_size(plain.host_output)
+    output = "" if size is None else f"; the host's output: {size}"
     return (
         f"  patches: a grid of {rows} x {columns}\n"
+        f"  logits: {tuple(plain.logits.shape[-2:])}{output}; a target is resized to the logits "
+        "(nearest)\n"
         f"  a forward of this batch: host {host:,} multiply-adds = 1; added {share or 'nothing'}; "
         f"a step costs {total:.3f} host steps"
     )

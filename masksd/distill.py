@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from masksd.branches import branch_modalities
 from masksd.config import DistillConfig, checked_config
+from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import BatchNormTold, evaluating
+from masksd.modules import BatchNormTold, evaluating, without_gradients
 from masksd.step import DistillOutput as DistillOutput
 from masksd.triple import Triple
 from masksd.wrapper import Wrapper
@@ -165,6 +166,10 @@ class CrossModalMaskedSelfDistill(Wrapper):
         Raises:
             ValueError: shapes that do not fit, or a target that the config needs and is missing.
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
+
+        Warns:
+            UserWarning: once, after the first step: a mask token cannot learn, or the logits that
+                taps name have fewer pixels than the mask that the host returns.
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
@@ -175,7 +180,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
-        with self._turn, BatchNormTold():
+        with OneThread(self._turn), BatchNormTold():
             self._check_once(args, kwargs)
             if self.distill_config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
@@ -185,7 +190,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 )
             else:
                 output = passes.run(args, kwargs, target, self.step)
-        self._tell_once()
+        self._tell_once(output)
         self.step += 1
         self._advance()
         return output
@@ -201,13 +206,13 @@ class CrossModalMaskedSelfDistill(Wrapper):
             kwargs: as for :meth:`forward`.
 
         Returns:
-            :class:`DistillOutput`.
+            :class:`DistillOutput`: ``masks`` and ``relevance`` show what would be masked.
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
         if passes.skips_steps:
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)
-        with self._turn, kept, evaluating(self), torch.no_grad():
+        with OneThread(self._turn), kept, evaluating(self), without_gradients():
             self._check_once(args, kwargs)
             return passes.run(args, kwargs, target, self.step)

@@ -177,10 +177,14 @@ class CutPoint(Hook):
 
 
 class OneThread:
-    """A turn that one thread at a time may take; a second one is refused."""
+    """A turn that one thread at a time may take; a second one is refused.
 
-    def __init__(self) -> None:
-        self._owner: dict[str, int] = {}  # dict.setdefault is atomic, an attribute is not
+    Made anew for each turn, which is what torch 2.7 can compile; ``owner`` is the wrapper's, and
+    empty while nobody has the turn.
+    """
+
+    def __init__(self, owner: dict[str, int]) -> None:
+        self._owner = owner  # dict.setdefault is atomic, an attribute is not
 
     def __enter__(self) -> None:
         thread = _this_thread()

@@ -26,6 +26,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """Run passes under ``no_grad`` that leave nothing to those with gradients.
+
+    Autocast keeps the weights that it has cast. Torch 2.7 also gives those kept here to a later
+    pass in the same region, whose weights then get no gradient.
+    """
+    with torch.no_grad():
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+
+
 class BatchNormTold:
     """Say in the words of a step that BatchNorm got one value per channel; a class, to compile."""
 
@@ -44,7 +58,7 @@ class BatchNormTold:
 def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) -> T:
     """Call ``run`` with the module in evaluation mode, without gradients; random state is kept."""
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), evaluating(module), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), evaluating(module), without_gradients():
         return run(*example)
 
 

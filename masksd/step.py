@@ -12,6 +12,11 @@ from masksd.losses import check_not_probabilities, segmentation_loss, with_chann
 from masksd.relevance import Projection
 from masksd.segmenter import Segmenter
 
+_NO_LOSS = (
+    "this step has no segmentation loss, since the host computes none and no target came: call "
+    "sd(..., target=masks), or add out.distill_loss to a loss of your own"
+)
+
 
 class MissingLoss:
     """Stands where a loss would be; false, and any use of it says what is missing."""
@@ -20,7 +25,7 @@ class MissingLoss:
         return False
 
     def __repr__(self) -> str:
-        return "MissingLoss()"
+        return f"MissingLoss({_NO_LOSS})"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -28,10 +33,7 @@ class MissingLoss:
         self._refuse()
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise RuntimeError(
-            "this step has no segmentation loss, since the host computes none and no target came: "
-            "call sd(..., target=masks), or add out.distill_loss to a loss of your own"
-        )
+        raise RuntimeError(_NO_LOSS)
 
     __add__ = __radd__ = __mul__ = __rmul__ = __truediv__ = __float__ = _refuse
 
@@ -52,7 +54,8 @@ class DistillOutput(NamedTuple):
         relevance: the scores that the filter saw, shaped as ``masks``.
         host_output: what the host returned in its plain pass.
 
-    With ``low_memory=True`` only ``loss`` can be differentiated; the rest is detached.
+    With ``low_memory=True`` only ``loss`` can be differentiated; the rest is detached. Printed, it
+    shows the losses' values and the shapes of the rest.
     """
 
     loss: Any
@@ -62,6 +65,20 @@ class DistillOutput(NamedTuple):
     masks: dict[str, Tensor]
     relevance: dict[str, Tensor]
     host_output: Any
+
+    def __repr__(self) -> str:
+        parts = (f"{name}={_short(value)}" for name, value in self._asdict().items())
+        return f"DistillOutput({', '.join(parts)})"
+
+
+def _short(value: Any) -> str:
+    """Write a number by its value, another tensor by its shape, anything else by its type."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_short(part)}' for name, part in value.items())}}}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    single = value.ndim == 0 and not value.is_meta
+    return f"{value.detach().item():.4g}" if single else str(tuple(value.shape))
 
 
 class Passes(NamedTuple):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.check import check_passes
 from masksd.config import DistillConfig
-from masksd.describe import describe, frozen_token_notes
+from masksd.describe import describe, frozen_token_notes, small_logits_notes
 from masksd.hooks import OneThread
-from masksd.modules import evaluating
+from masksd.modules import evaluating, without_gradients
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
-from masksd.step import Passes
+from masksd.step import DistillOutput, Passes
 
 
 class Wrapper(nn.Module):
@@ -71,7 +71,7 @@ class Wrapper(nn.Module):
         self._step_was_set = False
         self._checked = not check
         self._told = False
-        self._turn = OneThread()
+        self._turn: dict[str, int] = {}  # of a thread, see OneThread
         self.training = segmenter.host_is_training
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
@@ -88,12 +88,13 @@ class Wrapper(nn.Module):
         check_passes(self._attached(), args, kwargs)
         self._checked = True
 
-    def _tell_once(self) -> None:
-        """Warn after the first training step of mask tokens that cannot learn."""
+    def _tell_once(self, output: DistillOutput) -> None:
+        """Warn after the first training step of tokens that cannot learn and of small logits."""
         if self._told or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         self._told = True
-        for note in frozen_token_notes(self._attached()):
+        passes = self._attached()
+        for note in [*frozen_token_notes(passes), *small_logits_notes(passes, output)]:
             warnings.warn(note, UserWarning, stacklevel=5)
 
     def set_step(self, step: int) -> None:
@@ -175,7 +176,7 @@ class Wrapper(nn.Module):
         """
         passes = self._attached()
         target = kwargs.pop("target", None)
-        with self._turn:
+        with OneThread(self._turn):
             found = check_passes(passes, args, passes.segmenter.with_target(target, kwargs))
         self._checked = True
         return found
@@ -210,16 +211,16 @@ class Wrapper(nn.Module):
         """Say what is tapped, masked, run again and reused, and what it costs.
 
         Args:
-            args: inputs of the host, to count multiply-adds with; takes about one step.
+            args: the host's own arguments, to count multiply-adds with; takes about one step.
             kwargs: handed to the host as they are.
 
         Returns:
-            Text, a line a fact.
+            Text, one fact per line.
         """
         passes = self._attached()
         if not args and not kwargs:
             return describe(passes)
-        with evaluating(self), torch.no_grad():
+        with evaluating(self), without_gradients():
             return describe(passes, (args, kwargs))
 
     def _attached(self) -> Passes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -724,6 +725,34 @@ def test_frozen_mask_tokens_are_said():
         sd(images, ids, target=target)
 
 
+class Enlarged(Host):
+    """The head's logits, enlarged to the images."""
+
+    def forward(self, img, ids):
+        return nn.functional.interpolate(super().forward(img, ids), size=img.shape[2:])
+
+
+def test_tapped_logits_smaller_than_the_output_are_said_once():
+    images, ids, target = inputs()
+    sd = wrap(Enlarged(), taps=dataclasses.replace(TAPS, logits="head"))
+    sizes = "logits: (8, 8); the host's output: (64, 64); a target is resized to the logits"
+    assert sizes in sd.describe(images, ids)
+    with pytest.warns(UserWarning, match=r"logits are 8x8, .* 64x64: .*leave out Taps\(logits="):
+        out = sd(images, ids, target=target)
+    assert out.logits.shape[2:] == (8, 8)
+    sd(images, ids, target=target)  # warnings are errors here
+
+
+def test_logits_of_the_size_of_the_output_or_for_a_loss_of_ones_own_are_not_warned_of():
+    images, ids, target = inputs()
+    for host in (Host(), Enlarged()):
+        wrap(host, taps=TAPS)(images, ids, target=target)
+    wrap(Enlarged(), taps=dataclasses.replace(TAPS, logits="head"))(images, ids)
+    assert "logits: (64, 64); the host's output: (64, 64)" in wrap(Enlarged(), taps=TAPS).describe(
+        images, ids
+    )
+
+
 # Losses and targets ---------------------------------------------------------------------------
 
 
@@ -731,10 +760,28 @@ def test_a_missing_loss_says_what_to_do():
     images, ids, _ = inputs()
     out = wrap(Host(), taps=TAPS)(images, ids)
     assert not out.loss
+    assert "call sd(..., target=masks), or add" in repr(out.loss)
     for use in (lambda: out.loss.backward(), lambda: out.loss + 1, lambda: 2 * out.loss):
         with pytest.raises(RuntimeError, match=r"sd\(\.\.\., target=masks\), or add"):
             use()
     out.distill_loss.backward()
+
+
+def test_a_truth_by_position_is_told_its_name():
+    images, ids, target = inputs()
+    says = r"Host.forward takes img, ids, but this call has 3 .*: sd\(\.\.\., target=masks\)"
+    with pytest.raises(ValueError, match=says):
+        wrap(Host(), taps=TAPS)(images, ids, target)
+
+
+def test_an_output_prints_numbers_and_shapes():
+    images, ids, target = inputs()
+    out = wrap(Host(), taps=TAPS)(images, ids, target=target)
+    text = repr(out)
+    assert text.startswith(f"DistillOutput(loss={out.loss.detach().item():.4g}, losses={{seg: ")
+    assert "logits=(2, 1, 8, 8), masks={lmvsd: (2, 64), vmlsd: " in text
+    assert "tensor" not in text
+    assert "loss=MissingLoss," in repr(wrap(Host(), taps=TAPS)(images, ids))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,23 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert "3/3" in log
     assert "loss=" in log
     assert (place / "runs/one/sheet.png").exists()
+
+
+def test_train_ends_with_what_to_do_next(place: Path) -> None:
+    lines = (place / "train.log").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("scored "))
+    scored, images, command = lines[first : first + 3]
+    assert re.fullmatch(
+        r"scored 4 of \d+ expressions; "
+        "for all: masksd evaluate --checkpoint runs/one/checkpoint",
+        scored,
+    )
+    assert images == "images: data/images"
+    program, *arguments = shlex.split(command.removeprefix("try: "))
+    assert program == "masksd"
+    done = masksd(place, *arguments, "--device", "cpu", "--output", "tried.png")
+    assert done.returncode == 0, done.stderr
+    assert (place / "tried.png").exists()
 
 
 def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_path: Path) -> None:

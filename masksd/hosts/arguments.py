@@ -34,6 +34,14 @@ class Arguments:
         if isinstance(which, str) and which not in names:
             raise unknown_name(f"{field}: {self._host}.forward has no argument", which, names)
 
+    def check_count(self, args: tuple[Any, ...]) -> None:
+        """Raise a ``ValueError`` if a call has more positions than ``forward`` takes."""
+        if len(args) > len(self._names) and not self._open:
+            raise ValueError(
+                f"{self._host}.forward takes {', '.join(self._names)}, but this call has "
+                f"{len(args)} positional arguments; the truth goes by name: sd(..., target=masks)"
+            )
+
     def get(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the argument of a call; a missing one is an error."""
         found = self.find(which, args, kwargs)

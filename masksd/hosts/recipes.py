@@ -80,7 +80,7 @@ def _by_recipe(
     raise ValueError(
         f"no recipe knows {type(host).__name__} (they know CRIS, LAVT and CLIPSeg); its parts are "
         f"{parts}. Name its modules: wrap(host, taps=masksd.Taps(image_embedding=..., "
-        "text_embedding=..., logits=..., valid=...))"
+        "text_embedding=..., valid=...))"
     )
 
 

@@ -39,8 +39,9 @@ class Taps:
             where patches are masked.
         text_embedding: module that embeds words, before positions; None where the text branch is
             off.
-        logits: module whose output is the mask's logits, ``(B, 1 or 2, H, W)`` or ``(B, H, W)``,
-            with their gradient; ``""`` is the host's output.
+        logits: where the mask's logits are, ``(B, 1 or 2, H, W)`` or ``(B, H, W)``, with their
+            gradient. ``""``, the default, is the host's output; name a module only where that is
+            detached, probabilities or post-processed. A target is resized to these logits.
         images: argument with the images ``(B, 3, H, W)``: a position or a name.
         tokens: argument with the ids ``(B, L)``.
         valid: the real words, which may be masked: an argument (nonzero is real), or a callable
@@ -60,8 +61,8 @@ class Taps:
             below 256 pixels, an eighth of the shorter side.
         image_width: channels of the image embedding, where the module does not state them.
         text_width: channels of the text embedding, where the module does not state them.
-        channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``, where
-            neither module nor width tells.
+        channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``; needed
+            only where neither the type of the module nor ``image_width`` decides it.
         prefix: tokens of the image embedding before the patches, such as a class token.
 
     Example:
@@ -120,6 +121,8 @@ class TapSegmenter(Segmenter):
             self._call.check(field, getattr(taps, field))
         if not callable(taps.valid):
             self._call.check("valid", taps.valid)
+        if taps.logits is None:
+            raise ValueError("logits must be a path, or '' for the host's output; got None")
         modules = {}
         for field in ("image_embedding", "text_embedding", *RECORDED):
             path = getattr(taps, field)
@@ -166,6 +169,7 @@ class TapSegmenter(Segmenter):
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
         taps = self.where
+        self._call.check_count(args)
         with self.recording():
             output = self.wrapped(*args, **kwargs)
             found = {

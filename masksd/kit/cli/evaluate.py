@@ -73,7 +73,7 @@ def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
             "(mean over {samples} samples)".format(**found.relevance)
         )
     if config.output is not None:
-        print(f"{config.output}: report.md, report.json, a line a sample, worst and best")
+        print(f"{config.output}: report.md, report.json, one line per sample, worst and best")
 
 
 def _compare(config: EvaluateConfig, a: Path, b: Path) -> None:

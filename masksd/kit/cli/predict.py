@@ -16,7 +16,8 @@ from masksd.kit.cli.shared import CHECKPOINT, device_name
 class Predict:
     """Find what expressions refer to in images; write overlays and masks as PNG.
 
-    One expression on one image makes two files, more make a folder. All is written or nothing.
+    One expression on one image gives two files: an overlay and a mask. Several expressions, or a
+    folder of images, give a new folder. After an error nothing is left behind.
 
     Attributes:
         image: a JPEG, PNG, WEBP or BMP file, or a folder of them.
@@ -24,9 +25,9 @@ class Predict:
         checkpoint: folder that training wrote.
         output: the overlay, a PNG, with the mask beside it as ...-mask.png; or a new folder, for
             overlays/ and masks/ in it. None takes IMAGE-prediction.png or IMAGE-predictions in the
-            working folder. Older files are replaced, a folder that is not empty is not.
+            working folder. Older files are replaced; a folder must be new or empty.
         rle: a .json file for all masks as COCO's run lengths, which pycocotools decodes. An older
-            file is replaced, a folder is not.
+            file is replaced.
         threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             checkpoint's.
         skip_bad: go on without images of a folder that cannot be read; they are counted at the

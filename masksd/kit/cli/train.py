@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.kit.cli.options import checked, command, early_option, unchecked
-from masksd.kit.cli.shared import data_title
+from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
 from masksd.models import list_models
+
+if TYPE_CHECKING:
+    from masksd.kit.training.trainer import RunResult
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
@@ -129,3 +134,24 @@ def _train(options: Any) -> None:
         origin = start.get(config.encoder_weights, f" from {config.encoder_weights}")
         seconds = f"{result.seconds:.0f} s"
         print(f"{result.folder}: {result.steps} steps in {seconds}{origin}{skipped}")
+        _print_next(config, result)
+
+
+def _print_next(config: TrainConfig, result: RunResult) -> None:
+    """Print what was not scored, where the images lie, and a call of ``masksd predict``."""
+    from masksd.kit.data.text.tokenizers import load_tokenizer
+    from masksd.kit.sources import open_split
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training said them
+        tokenizer = load_tokenizer(result.checkpoint / "tokenizer", config.max_length)
+        data = open_split(config.data, config.eval_split, tokenizer, 1, progress=False)
+    place = [] if result.checkpoint == CHECKPOINT else ["--checkpoint", str(result.checkpoint)]
+    scored = int(result.scores["own"]["samples"])
+    if scored < len(data):
+        split = [] if config.eval_split == "val" else ["--split", config.eval_split]
+        every = shlex.join(["masksd", "evaluate", *place, *split])
+        print(f"scored {scored} of {len(data)} expressions; for all: {every}")
+    image = data.image_path(0)
+    print(f"images: {image.parent}")
+    print(f"try: {shlex.join(['masksd', 'predict', str(image), data.sentence(0), *place])}")

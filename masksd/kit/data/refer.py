@@ -171,10 +171,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         return self._index.sentence(self._item(index)[1], self._text)
 
     def other_sentence(self, index: int) -> str | None:
-        """Return an expression of another object of the same image, always the same one.
-
-        None where the split refers to no other object of the image.
-        """
+        """Return an expression of another object of the image, if any: always the same one."""
         ref, _ = self._item(index)
         image = self._images[ref]
         start = np.searchsorted(self._sorted_images, image, side="left")
@@ -195,6 +192,11 @@ class ReferDataset(Dataset[dict[str, Any]]):
     def image(self, index: int) -> Image.Image:
         """Return the image of an item at its own size, mode ``"RGB"``."""
         return self._image(self._item(index)[0])
+
+    def image_path(self, index: int) -> Path:
+        """Return the image file of an item."""
+        image = self._index.image(int(self._images[self._item(index)[0]]))
+        return self._image_folder / image.file_name
 
     def file_names(self) -> set[str]:
         """Return the names of the image files."""

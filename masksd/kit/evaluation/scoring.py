@@ -76,7 +76,7 @@ def score(
         threshold: probability above which a pixel is foreground, in [0, 1]; None takes the
             protocol's, or the checkpoint's where it has none (the paper's is 0.35).
         limit: how many samples, evenly spread; 0 takes all.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
         progress: show a bar.
 

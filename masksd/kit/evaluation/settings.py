@@ -24,12 +24,12 @@ class EvaluateConfig:
         limit: expressions scored, evenly spread over the split; 0 scores all.
         threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             protocol's or the checkpoint's.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
         relevance: also measure how much of the object lies in the patches that the method ranks
             highest.
-        output: folder for a report: report.json, report.md, a line a sample, and a sheet of the
-            worst and best; None writes nothing.
+        output: folder for a report: report.json, report.md, one line per sample, and a sheet of
+            the worst and best; None writes nothing.
         overwrite: replace an older report there.
         progress: show progress bars.
     """
