@@ -39,7 +39,7 @@ FLOORS = [
     ["kit.encoder_weights"],
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
-    ["kit.training", "kit.recipes"],
+    ["kit.training", "kit.recipes", "kit.export"],
     ["kit"],  # the kit's face
     ["kit.cli"],
     ["__main__"],

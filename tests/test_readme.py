@@ -54,14 +54,9 @@ def test_commands_parse(capfd: pytest.CaptureFixture[str]) -> None:
 
     found = [line for path in TEXTS for line in COMMANDS.findall(path.read_text())]
     split = [command for command in map(shlex.split, found) if command]
-    commands = [c for c in split if c[0] in ("train", "pretrain", "evaluate", "predict", "data")]
-    assert {command[0] for command in commands} == {
-        "train",
-        "pretrain",
-        "evaluate",
-        "predict",
-        "data",
-    }
+    names = {"train", "pretrain", "evaluate", "predict", "export", "data"}
+    commands = [command for command in split if command[0] in names]
+    assert {command[0] for command in commands} == names
     for command in commands:
         if len(command) == 1 or command[-1] in ("--help", "..."):
             continue
@@ -82,6 +77,7 @@ def test_options_named_in_the_text_exist(
         ["pretrain"],
         ["evaluate"],
         ["predict"],
+        ["export"],
         ["data", "prepare"],
         ["data", "inspect"],
     ):

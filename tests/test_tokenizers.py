@@ -111,6 +111,11 @@ def test_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> No
     assert load_tokenizer(tmp_path / "new" / "folder", max_length=5).encode("red").shape == (5,)
 
 
+def test_decoding_gives_the_words_back(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("red red")
+    assert tokenizer.decode(ids[1:3]).split() == ["red", "red"]
+
+
 def test_shapes_words() -> None:
     tokenizer = load_tokenizer("shapes", max_length=6)
     words = shapes_vocabulary()

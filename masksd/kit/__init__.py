@@ -1,7 +1,7 @@
 """The kit: data sets, training, evaluation and prediction from files.
 
-What ``masksd train``, ``evaluate`` and ``predict`` do, in Python. Names are loaded when they are
-first used, so that importing this is cheap.
+What ``masksd train``, ``evaluate``, ``predict`` and ``export`` do, in Python. Names are loaded
+when they are first used, so that importing this is cheap.
 
 Example:
     >>> from masksd.kit import TrainConfig, get_recipe
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from masksd.kit.data.text.tokenizers import load_tokenizer as load_tokenizer
     from masksd.kit.evaluation.scoring import evaluate as evaluate
     from masksd.kit.evaluation.scoring import score as score
+    from masksd.kit.export.folder import export_checkpoint as export_checkpoint
     from masksd.kit.prediction.predictor import Predictor as Predictor
     from masksd.kit.recipes import get_recipe as get_recipe
     from masksd.kit.sources import build_model as build_model
@@ -47,6 +48,7 @@ _ROOMS = {
     "build_model": "sources",
     "build_shapes": "data.shapes.build",
     "evaluate": "evaluation.scoring",
+    "export_checkpoint": "export.folder",
     "get_recipe": "recipes",
     "load_checkpoint": "checkpoints",
     "load_tokenizer": "data.text.tokenizers",

@@ -1,4 +1,4 @@
-"""The command line: ``masksd train | evaluate | predict | data | pretrain``.
+"""The command line: ``masksd train | evaluate | predict | export | data | pretrain``.
 
 Options come from the config dataclasses. A user's error is one line on stderr and exit code 2;
 ``MASKSD_TRACEBACK=1`` shows where it was raised.
@@ -18,6 +18,7 @@ import masksd
 from masksd.errors import one_line
 from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.evaluate import evaluate_command
+from masksd.kit.cli.export import Export
 from masksd.kit.cli.options import command
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
@@ -86,6 +87,7 @@ def _parse(arguments: list[str]) -> Any:
         "train": train_command(arguments),
         "evaluate": evaluate_command(arguments),
         "predict": Predict,
+        "export": Export,
         "data": command(_data),
         "pretrain": pretrain_command(),
     }

@@ -139,6 +139,16 @@ class Tokenizer:
         most = self.max_length - 2
         return sentence if len(pieces) <= most else self._clean(sentence)[: pieces[most - 1][1][1]]
 
+    def decode(self, tokens: Tensor) -> str:
+        """Return the words of ids ``(L,)``, special ones included.
+
+        Example:
+            >>> tokenizer = load_tokenizer("shapes")
+            >>> tokenizer.decode(tokenizer.encode("red circle")[1:3])
+            'red circle'
+        """
+        return self._backend.decode(tokens.tolist(), skip_special_tokens=False)
+
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder, for :func:`load_tokenizer`."""
         folder = Path(folder)

@@ -1,0 +1,1 @@
+"""A checkpoint for use and for others: without its training, verified, with a model card."""
