@@ -164,7 +164,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
             :class:`DistillOutput` in training; in evaluation what the host returns.
 
         Raises:
-            ValueError: shapes that do not fit, or a target that the config needs and is missing.
+            ValueError: an empty batch, shapes that do not fit, or a target that the config needs
+                and is missing.
             RuntimeError: a tapped module ran inside a gradient-checkpointed region.
 
         Warns:
@@ -180,6 +181,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                 "nn.DataParallel runs its replicas in threads that share the hooks: use "
                 "DistributedDataParallel, one process a GPU"
             )
+        self._check_batch((args, kwargs), target)
         with OneThread(self._turn), BatchNormTold():
             self._check_once(args, kwargs)
             if self.distill_config.low_memory and torch.is_grad_enabled():
@@ -210,6 +212,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         """
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
+        self._check_batch((args, kwargs), target)
         if passes.skips_steps:
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
 from masksd.check import check_passes
@@ -80,6 +81,18 @@ class Wrapper(nn.Module):
                 if module is not None:
                     module.to(device=weight.device)
             self.step = self.step.to(weight.device)
+
+    @staticmethod
+    def _check_batch(inputs: Any, target: Tensor | None) -> None:
+        """Refuse a batch without samples, whose losses would be NaN; ``inputs`` are any tree."""
+        tensors = [each for each in tree_leaves(inputs) if isinstance(each, Tensor) and each.ndim]
+        if target is not None and target.ndim and not len(target):
+            tensors = [target]
+        if tensors and not any(len(each) for each in tensors):
+            raise ValueError(
+                "the batch is empty: every tensor that sd(...) got has 0 samples, and a mean over "
+                "none is NaN; skip such a batch"
+            )
 
     def _check_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check the first training step; never while compiling, nor without values."""

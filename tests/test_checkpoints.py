@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from masksd.kit.checkpoints import (
 from masksd.kit.config import TrainConfig
 from masksd.kit.files import verify_folder, write_folder
 from masksd.kit.sources import build_model
+from masksd.models import create_model
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +168,19 @@ def rewritten(folder: Path, name: str, data: bytes) -> Path:
         ({"model_config": {"width": "wide"}}, "describes no model: "),
         ({"model_config": {"wdith": 5}}, "did you mean 'width'"),
         ({"image_size": "64"}, "image_size must be an integer from 1, got '64'"),
+        ({"image_size": 10**9}, "image_size must be at most 8192, got 1000000000"),
         ({"max_length": 2.5}, r"max_length must be an integer from 3, got 2\.5"),
         ({"mean": 0.5}, r"mean must be three numbers, got 0\.5"),
         ({"std": [1, 2]}, r"std must be three numbers, got \(1, 2\)"),
+        ({"mean": [0.5, float("nan"), 0.5]}, r"mean must be finite, within 1e6, got \(0\.5, nan"),
+        ({"mean": [0.5, float("inf"), 0.5]}, r"mean must be finite, within 1e6, got \(0\.5, inf"),
+        ({"mean": [10**400, 0, 0]}, "mean must be finite, within 1e6, got"),
+        ({"std": [0.2, 0, 0.2]}, r"std must be three finite numbers above 0, .* \(0\.2, 0, 0\.2\)"),
+        ({"std": [-0.2, 1, 1]}, "std must be three finite numbers above 0"),
+        ({"std": [1, 1, float("inf")]}, "std must be three finite numbers above 0"),
+        ({"std": [1, 1, float("nan")]}, "std must be three finite numbers above 0"),
+        ({"std": [1, 1, 1e-300]}, "std must be three finite numbers above 0"),
+        ({"model_config": {"decoder_layers": 10**9}}, "decoder_layers must be .* at most 1048576"),
         ({"threshold": "low"}, r"threshold must be a number in \[0, 1\], got 'low'"),
         ({"distill": "yes"}, "distill must be an object or null, got 'yes'"),
         ({"step": None}, "step must be an integer from 0, got None"),
@@ -192,7 +206,7 @@ def test_junk_whose_manifest_fits_is_named(checkpoint: Checkpoint, tmp_path: Pat
     folder = save_checkpoint(tmp_path / "one", checkpoint, {"moment": torch.zeros(2)})
     weights = (folder / "model.safetensors").read_bytes()
     text = (folder / "checkpoint.json").read_bytes()
-    for junk in (b"{", b"[]", b"\xff"):
+    for junk in (b"{", b"[]", b"\xff", b"[" * 100_000):
         rewritten(folder, "checkpoint.json", junk)
         with pytest.raises(ValueError, match=r"checkpoint\.json is damaged"):
             load_checkpoint(folder)
@@ -222,3 +236,107 @@ def test_tokenizer_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path:
     rewritten(folder, "model.safetensors", save(tensors))
     with pytest.raises(ValueError, match=r"its tokenizer has .* tokens, its model 99"):
         load_checkpoint(folder)
+
+
+def poisoned(checkpoint: Checkpoint, name: str, value: float) -> Checkpoint:
+    """A copy with one number of one tensor replaced."""
+    model = create_model(checkpoint.config.model, **checkpoint.config.model_config)
+    model.load_state_dict(checkpoint.model.state_dict())
+    model.state_dict()[name].view(-1)[1] = value
+    return checkpoint._replace(model=model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_checkpoint_that_is_not_finite_is_not_written(
+    checkpoint: Checkpoint, tmp_path: Path, value: float
+) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    before = (folder / "model.safetensors").read_bytes()
+    name = next(iter(checkpoint.model.state_dict()))
+    count = checkpoint.model.state_dict()[name].numel()
+    expected = rf"one is not written: weight '{name}' is not finite: 1 of {count} numbers is NaN or"
+    with pytest.raises(ValueError, match=expected):
+        save_checkpoint(folder, poisoned(checkpoint, name, value))
+    with pytest.raises(ValueError, match=expected.replace("one", "two", 1)):
+        save_checkpoint(tmp_path / "two", poisoned(checkpoint, name, value))
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_running_variance_that_overflowed_is_named(tmp_path: Path) -> None:
+    checkpoint = build_model(TrainConfig(model="lavt_tiny", tokenizer="shapes"))
+    name = "classifier.steps.0.1.running_var"
+    with pytest.raises(ValueError, match=f"weight '{name}' is not finite"):
+        save_checkpoint(tmp_path / "one", poisoned(checkpoint, name, float("inf")))
+    assert not list(tmp_path.iterdir())
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3] = float("nan")
+    rewritten(folder, "model.safetensors", save(tensors))
+    with pytest.raises(ValueError, match=rf"model\.safetensors: weight '{name}' is not finite"):
+        load_checkpoint(folder)
+
+
+def test_training_state_may_be_infinite_but_not_nan(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    state = {"best": torch.tensor(-float("inf")), "moment": torch.zeros(3)}
+    folder = save_checkpoint(tmp_path / "one", checkpoint, state)
+    assert load_training_state(folder)["best"] == -float("inf")
+    state["moment"][2] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"state 'moment' is not finite: 1 of 3 numbers is NaN; go back"
+    ):
+        save_checkpoint(tmp_path / "one", checkpoint, state)
+    rewritten(folder, "training.safetensors", save(state))
+    with pytest.raises(ValueError, match=r"training\.safetensors: state 'moment' is not finite"):
+        load_training_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "expected"),
+    [
+        ("clip_cris_tiny", {"decoder_layers": 10**6}, "asks for more than twice the .* tensors"),
+        ("clip_cris_tiny", {"text_layers": 10**6}, "asks for more than twice the .* tensors"),
+        ("clip_cris_tiny", {"neck_width": 2**20}, "tensors differ, the first is .*1048576"),
+        ("clip_cris_tiny", {"vocab_size": 2**20}, "tensors differ, the first is .*1048576"),
+        ("clip_cris_tiny", {"image_size": 2**20}, "tensors differ, the first is "),
+        ("lavt_tiny", {"depths": [1, 1, 10**6, 1]}, "asks for more than twice the .* tensors"),
+        ("lavt_tiny", {"window": 2**19}, "tensors differ, the first is "),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_take_no_memory(
+    tmp_path: Path, model: str, changes: dict[str, object], expected: str
+) -> None:
+    checkpoint = build_model(TrainConfig(model=model, tokenizer="shapes"))
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    fields = json.loads((folder / "checkpoint.json").read_text())
+    fields["model_config"] |= changes
+    rewritten(folder, "checkpoint.json", json.dumps(fields).encode())
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors does not fit .*{expected}"
+    ) as caught:
+        load_checkpoint(folder)
+    assert str(caught.value).isprintable()
+    assert time.perf_counter() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_tokenizer_outside_of_the_manifest_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["tokenizer/tokenizer.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"has no tokenizer/tokenizer\.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "tokenizer/../../secret", "tokenizer/../a"])
+def test_no_name_in_a_manifest_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("")
+    folder = write_folder(tmp_path / "one", lambda place: (place / "a").touch())
+    entry = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: entry}}))
+    with pytest.raises(ValueError, match=f"incomplete: {name} is missing"):
+        verify_folder(folder)

@@ -616,3 +616,18 @@ def test_positions_that_do_not_match_the_model():
         text=MaskingConfig(token="position", positions=20, rounding="ceil"), image=None
     )
     wrapped(config)(images, tokens)  # a longer sentence may come
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("with_target", [True, False])
+def test_an_empty_batch_is_refused_by_name(low_memory, with_target):
+    sd = wrapped(DistillConfig(image=IMAGE, text=TEXT, low_memory=low_memory))
+    images, tokens, target = (each[:0] for each in make_batch())
+    before = {key: value.clone() for key, value in sd.state_dict().items()}
+    for step in (sd, sd.preview):
+        with pytest.raises(ValueError, match=r"the batch is empty: every tensor .* has 0 samples"):
+            step(images, tokens, target=target if with_target else None)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        sd(*make_batch()[:2], target=target)
+    assert all(torch.equal(before[key], value) for key, value in sd.state_dict().items())
+    sd(*make_batch()[:2], target=make_batch()[2])  # and goes on

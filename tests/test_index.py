@@ -350,6 +350,19 @@ def test_text_and_names_of_a_hostile_index(place: Layout) -> None:
         load_index(place.index).image(0)
 
 
+@pytest.mark.parametrize("begin", ["../", "/etc/", "a/../../", "./", "..", "a\0"])
+def test_no_name_in_an_index_leaves_the_image_folder(place: Layout, begin: str) -> None:
+    arrays, metadata = stored(place.index)
+    first, last = arrays["images"]["name"][0].tolist()
+    if begin == "..":
+        arrays["images"]["name"][0] = first, first + 2
+    name = begin.encode().ljust(last - first, b"x")
+    arrays["text"][first:last] = np.frombuffer(name, dtype=np.uint8)
+    store(place.index, arrays, metadata)
+    with pytest.raises(DataError, match=r"field 'file_name' is .*, expected a bare file name"):
+        load_index(place.index).image(0)
+
+
 # -- light and whole -------------------------------------------------------------------------------
 
 

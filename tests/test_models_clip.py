@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers import (
 
 from masksd.models import create_model
 from masksd.models.clip import ClipEncoder, resize_positions
+from masksd.models.registry import REVISIONS
 
+CLIP = "openai/clip-vit-base-patch16"
 END = 29
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -303,7 +306,33 @@ def test_weights_that_cannot_be_had_say_how_to_get_them(
     with pytest.raises(ValueError, match="not in the cache") as raised:
         create_model("clip_cris_vit_b16", pretrained=True, decoder_layers=1, **small)
     assert "weights 'openai/clip-vit-base-patch16' are not in the cache" in str(raised.value)
-    assert "`hf download openai/clip-vit-base-patch16`" in str(raised.value)
+    command = f"`hf download {CLIP} --revision {REVISIONS[CLIP]}`"
+    assert command in str(raised.value)
+
+
+def test_the_pinned_revision_is_loaded_and_another_by_name(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / f"models--{CLIP.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("f" * 40)
+    shutil.copytree(clip_folder, repository / "snapshots" / REVISIONS[CLIP])
+    clip = CLIPModel.from_pretrained(clip_folder)
+    pinned = clip.visual_projection.weight.detach().clone()
+    torch.nn.init.constant_(clip.visual_projection.weight, 7.0)
+    clip.save_pretrained(repository / "snapshots" / ("f" * 40))  # what somebody pushed later
+    encoder = make_encoder().float()
+    encoder.load_clip(CLIP)
+    assert torch.equal(encoder.visual_projection.weight, pinned)
+    for name in (f"{CLIP}@main", f"{CLIP}@{'f' * 40}"):
+        torch.nn.init.zeros_(encoder.visual_projection.weight)
+        encoder.load_clip(name)
+        assert (encoder.visual_projection.weight == 7.0).all()
+    shutil.rmtree(repository / "snapshots" / REVISIONS[CLIP])
+    with pytest.raises(ValueError, match="not in the cache and could not be downloaded"):
+        encoder.load_clip(CLIP)
 
 
 def test_resized_positions_keep_the_class_token_and_a_plane() -> None:

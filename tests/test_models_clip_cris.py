@@ -203,6 +203,15 @@ def test_a_broken_folder_is_named(tmp_path: Path) -> None:
     config.write_text(json.dumps({**values, "head_width": values["head_width"] + 8}))
     with pytest.raises(ValueError, match="does not hold the weights that its config"):
         ClipCris.from_pretrained(tmp_path)
+    for damaged in ("[]", "[" * 100_000, "\xff"):
+        config.write_bytes(damaged.encode("latin-1"))
+        with pytest.raises(
+            ValueError, match=r"config\.json of .* (is not JSON|must hold an object)"
+        ):
+            ClipCris.from_pretrained(tmp_path)
+    config.write_text(json.dumps({**values, "decoder_layers": 10**6}))
+    with pytest.raises(ValueError, match=r"asks for more than twice the \d+ tensors"):
+        ClipCris.from_pretrained(tmp_path)
     config.write_text(json.dumps({**values, "decoder_layers": values["decoder_layers"] + 1}))
     with pytest.raises(ValueError, match="does not hold the weights that its config"):
         ClipCris.from_pretrained(tmp_path)

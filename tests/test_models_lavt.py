@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from masksd.models import Lavt, LavtConfig, create_model, list_models
+from masksd.models.base import check_describes
 from masksd.models.lavt import PixelWordAttention
 
 
@@ -119,9 +122,26 @@ def test_weights_that_are_not_there_say_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="not in the cache and could not be downloaded"):
         tiny().load_towers("swin_base_patch4_window12_384.ms_in22k", "no/such-bert")
+    swin, commit = "swin_tiny_patch4_window7_224.ms_in1k", "a" * 40
+    pins = f"hf download timm/{swin} --revision {commit}` and `hf download b/c --revision 2"
+    with pytest.raises(ValueError, match=pins):
+        tiny().load_towers(f"{swin}@{commit}", "b/c@2")
     with pytest.raises(ValueError, match="no pretrained weights for 'lavt_tiny'"):
         create_model("lavt_tiny", pretrained=True)
 
 
 def test_both_are_listed() -> None:
     assert {"lavt_tiny", "lavt_swin_b"} <= set(list_models())
+
+
+def test_tables_that_no_file_holds_are_bounded(tmp_path: Path) -> None:
+    """A window of 200 has 160,000 biases in the file, and 1.6 thousand million places in memory."""
+
+    def build() -> Lavt:
+        return tiny(image_size=1600, window=200, depths=(1, 1), heads=(1, 2))
+
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in build().state_dict().items()}
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "a")
+    with pytest.raises(RuntimeError, match=r"tables of \d{11} bytes, at most 1073741824"):
+        check_describes(build, tmp_path / "a")

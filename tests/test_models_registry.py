@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from masksd.describe import multiply_adds
 from masksd.models import create_model, list_models, register_model
-from masksd.models.registry import _BUILDERS
+from masksd.models.registry import _BUILDERS, REVISIONS, SHIPPED, hub_source
 
 TOKENS = 17
 
@@ -140,3 +141,11 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'ClipChris'"):
         _ = masksd.models.ClipChris
+
+
+def test_every_repository_on_the_hub_is_pinned_but_one() -> None:
+    names = {name for shipped in SHIPPED.values() for name in shipped.weights}
+    open_ended = {name for name in names if hub_source(name)[1] == "main"}
+    # archives are compared by SHA-256; of the Swin no commit could be confirmed
+    assert open_ended == {"RN50.pt", "RN101.pt", "swin_base_patch4_window12_384.ms_in22k"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in REVISIONS.values())

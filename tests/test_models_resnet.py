@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,35 @@ def test_only_published_archives_are_opened(
         clip_weights(path, 77)
     with pytest.raises(ValueError, match=r"no CLIP archive at .*RN101\.pt"):
         tiny().encoder.load_clip(tmp_path / "RN101.pt")
+
+
+def test_an_archive_that_the_user_trusts_is_opened(tmp_path: Path) -> None:
+    state = {
+        key.removeprefix("backbone."): value
+        for key, value in tiny_cris().items()
+        if key.startswith("backbone.") and ".connect." not in key
+    }
+    root = nn.Module()
+    for key, value in state.items():
+        *modules, name = key.split(".")
+        inner = root
+        for each in modules:
+            if each not in inner._modules:
+                inner.add_module(each, nn.Module())
+            inner = inner.get_submodule(each)
+        inner.register_buffer(name, value)
+    path = tmp_path / "mine.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(root), path)
+    encoder = tiny().encoder
+    with pytest.raises(ValueError, match=r"load_clip\(path, trusted=True\) if you made it"):
+        encoder.load_clip(path)
+    encoder.load_clip(path, trusted=True)
+    assert torch.equal(encoder.visual.conv1.weight, state["visual.conv1.weight"])
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"mine\.pt' is not an archive of TorchScript"):
+        encoder.load_clip(path, trusted=True)
 
 
 def test_pretrained_says_where_the_archive_belongs(

@@ -70,7 +70,7 @@ def test_expressions_that_say_nothing_are_refused(
     with pytest.raises(ValueError, match="no image was set; call set_image first"):
         predictor.predict("the red circle")
     predictor.set_image(picture)
-    for empty in ("", "  \n", "\u200b"):
+    for empty in ("", "  \n", "\u200b", "\u2060 \u00ad\u200d", "\u3164\ufe0f", "\u2800"):
         with pytest.raises(ValueError, match="the expression is empty; say what to find"):
             predictor.predict(empty)
     with pytest.raises(ValueError, match=r"'\.\.\.' holds no word"):

@@ -291,3 +291,20 @@ def test_the_command_pretrains_and_training_takes_it_over(
     assert (config["encoder_weights"], config["ramp"]) == (towers, [0.5, 1.0])
     assert main(["pretrain", *options, "--context", "0.5", "1"]) == 2
     assert "context must be two finite numbers of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_towers_that_are_not_finite_are_neither_written_nor_taken(
+    tmp_path: Path, bits: int
+) -> None:
+    model = build_model(TrainConfig()).model
+    name = next(iter(model.encoder.state_dict()))
+    tensors = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+    tensors[name].view(-1)[0] = math.nan
+    metadata = {"masksd encoder 1": json.dumps({"tokenizer": "shapes"})}
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(ValueError, match=f"a.safetensors: weight '{name}' is not finite"):
+        load_encoder(model, tmp_path / "a.safetensors", "shapes")
+    model.encoder.load_state_dict(tensors)
+    with pytest.raises(ValueError, match=f"weights of {bits} bits: weight '{name}' is not finite"):
+        encoder_bytes(model.encoder, "shapes", bits)

@@ -35,6 +35,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"sentences": [{"sent_id": 1, "sent": "\u200b", "raw": " \ufeff\u2060\x00"}]},
         r"sentences\[0\] \(sent_id 1\): .*blank",
     ),
+    (
+        "refs",
+        {"sentences": [{"sent_id": 1, "sent": "\u3164", "raw": "\ufe0f\u2800"}]},
+        r"sentences\[0\] \(sent_id 1\): .*blank",
+    ),
     ("refs", {"sentences": ["red"]}, r"refs\[1\] \(ref_id 2\): sentences\[0\] must be of type"),
     (
         "refs",

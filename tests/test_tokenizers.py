@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from masksd.kit.data.shapes import shapes_vocabulary
 from masksd.kit.data.text.cleaning import clean_sentence
 from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
+from masksd.models.registry import REVISIONS
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +312,9 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"unknown tokenizer 'shapse'; did you mean 'shapes'.*--tokenizer"
     ):
         load_tokenizer("shapse", 17)
-    with pytest.raises(ValueError, match="max_length must be at least 3"):
+    with pytest.raises(
+        ValueError, match=r"max_length must be from 3 \(start, word, end\) to 65536, got 2"
+    ):
         load_tokenizer("shapes", 2)
     with pytest.raises(ValueError, match="has neither tokenizer_settings"):
         load_tokenizer(tmp_path, 17)
@@ -350,6 +354,101 @@ def test_damaged_tokenizer_is_one_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"is damaged: tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+CATASTROPHE = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+BOMB = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1_000}
+EXTRA = {"id": 49, "content": "zz", "special": False}
+EXTRA |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]] * 49}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "settings", "expected"),
+    [
+        ({"pre_tokenizer": {**CATASTROPHE, "invert": False}}, {}, r"changes text by .*\(a\+\)\+\$"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [BOMB] * 5}}, {}, "changes text by"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}},
+            {},
+            "has 10[0-9] steps, at most 8",
+        ),
+        ({"model.vocab.red": 10**6}, {}, "has 49 tokens, but an id of 1000000"),
+        ({"model.unk_token": "nothing"}, {}, "the token of unknown words, 'nothing', is not in"),
+        ({"model": UNIGRAM}, {}, "is a Unigram, that of kind 'words' is a WordLevel"),
+        ({"added_tokens": [EXTRA]}, {}, "end_token must be the largest id 49, got 48"),
+        ({}, {"start_token": float("inf")}, "start_token must be an id from 0 to 48, got inf"),
+        ({}, {"start_token": float("nan")}, "start_token must be an id from 0 to 48, got nan"),
+        ({}, {"start_token": -1}, "start_token must be an id from 0 to 48, got -1"),
+        ({}, {"start_token": 1.5}, r"start_token must be an id from 0 to 48, got 1\.5"),
+        ({}, {"start_token": True}, "start_token must be an id from 0 to 48, got True"),
+        ({}, {"pad_token": 10**9}, "pad_token must be an id from 0 to 48, got 1000000000"),
+        ({}, {"end_token": 49}, "end_token must be an id from 0 to 48, got 49"),
+        ({}, {"max_length": float("inf")}, "max_length must be from 3 .* got inf"),
+        ({}, {"max_length": 10**9}, "max_length must be from 3 .* got 1000000000"),
+        ({}, {"kind": ["words"]}, "unknown kind"),
+        ({}, {"kind": "clip"}, "is a WordLevel, that of kind 'clip' is a BPE"),
+    ],
+)
+def test_a_hostile_tokenizer_is_one_error(
+    tmp_path: Path, tokenizer: dict[str, object], settings: dict[str, object], expected: str
+) -> None:
+    load_tokenizer("shapes", 9).save(tmp_path)
+    for name, changes in (("tokenizer", tokenizer), ("tokenizer_settings", settings)):
+        path = tmp_path / f"{name}.json"
+        content = json.loads(path.read_text())
+        for key, value in changes.items():
+            *outer, last = key.split(".")
+            inner = content
+            for each in outer:
+                inner = inner[each]
+            inner[last] = value
+        path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"tokenizer folder .* is damaged: .*{expected}"
+    ) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_the_regular_expression_above_would_never_end(tmp_path: Path) -> None:
+    """The backend alone panics, with an exception that ``except Exception`` does not catch."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(CATASTROPHE["pattern"]["Regex"]), "isolated")
+    with pytest.raises(BaseException, match="retry-limit-in-match over"):
+        split.pre_tokenize_str("a" * 40 + "!")
+
+
+def test_saved_tokenizers_of_every_kind_are_accepted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.kind == tokenizer.kind
+    for text in ("The RED circle's left-most", "<|endoftext|> [SEP] red", "ⵣ 12 'll"):
+        assert torch.equal(loaded.encode(text), tokenizer.encode(text))
+
+
+def test_the_pinned_revision_is_read_from_the_cache_and_another_by_name(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = "openai/clip-vit-base-patch16"
+    repository = tmp_path / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("f" * 40)
+    changed = repository / "snapshots" / ("f" * 40)
+    shutil.copytree(clip_folder, changed)
+    vocabulary = json.loads((changed / "vocab.json").read_text())
+    end = len(vocabulary)
+    vocabulary["<|endoftext|>"], vocabulary["new"] = end, end - 1
+    (changed / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match="is not in the cache"):  # main moved on
+        load_tokenizer("clip", 9)
+    shutil.copytree(clip_folder, repository / "snapshots" / REVISIONS[name])
+    assert load_tokenizer("clip", 9).vocab_size == end
+    assert load_tokenizer(f"{name}@main", 9).vocab_size == end + 1
+    assert load_tokenizer(f"{name}@{'f' * 40}", 9).vocab_size == end + 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}', '{"a": -1}'])
@@ -393,6 +492,7 @@ def test_offline_error_says_what_to_get_and_soon(
     )
     seconds, _, error = done.stdout.partition(" ")
     assert error.startswith(f"tokenizer {repository!r} is not in the cache")
-    assert f"hf download {repository} {files} tokenizer_config.json" in error
+    command = f"hf download {repository} {files} tokenizer_config.json --revision "
+    assert f"{command}{REVISIONS[repository]}" in error
     # the library's own retries take 23 s
     assert float(seconds) < 8

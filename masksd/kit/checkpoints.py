@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from masksd.errors import check_choice, check_fraction, one_line
 from masksd.kit.data.transforms import FITS
-from masksd.kit.files import verify_folder, write_folder
+from masksd.kit.files import MANIFEST, verify_folder, write_folder
 from masksd.kit.places import find_folder
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MODEL, CONFIG, TRAINING = "model.safetensors", "checkpoint.json", "training.safetensors"
 FORMAT = 2
+_TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_settings.json")
+_LARGEST_SIDE = 8_192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,10 @@ class CheckpointConfig:
     Attributes:
         model: name in the registry of models.
         model_config: every field of that model's config.
-        image_size: side of the squared input, pixels.
+        image_size: side of the squared input, pixels, at most 8192.
         max_length: tokens per sentence, start and end included.
-        mean: of the three channels, where white is 1.0.
-        std: of the three channels, in the same units.
+        mean: of the three channels, where white is 1.0; finite.
+        std: of the three channels, in the same units; finite and above 0.
         threshold: probability above which a pixel belongs to the object.
         distill: ``DistillConfig`` as a dict, or None for a host trained without.
         step: training steps taken.
@@ -75,10 +77,14 @@ class CheckpointConfig:
         for name, least in (("image_size", 1), ("max_length", 3), ("step", 0)):
             value = getattr(self, name)
             self._check(name, type(value) is int and value >= least, f"an integer from {least}")
+        self._check("image_size", self.image_size <= _LARGEST_SIDE, f"at most {_LARGEST_SIDE}")
         for name in ("mean", "std"):
             value = getattr(self, name)
             numbers = isinstance(value, tuple) and all(type(each) in (int, float) for each in value)
             self._check(name, numbers and len(value) == 3, "three numbers")
+        self._check("mean", all(abs(each) <= 1e6 for each in self.mean), "finite, within 1e6")
+        positive = all(1e-6 <= each <= 1e6 for each in self.std)
+        self._check("std", positive, "three finite numbers above 0, from 1e-6 to 1e6")
         check_fraction("threshold", self.threshold)
         check_choice("fit", self.fit, FITS)
         self._check("distill", isinstance(self.distill, dict | None), "an object or null")
@@ -106,15 +112,24 @@ def save_checkpoint(
 
     ``checkpoint`` holds the host itself, not the wrapper; ``training`` is what only resuming needs.
     The older one is deleted, or handed to ``retire`` under a hidden name.
+
+    Raises:
+        ValueError: a weight or buffer of the host is NaN or infinite, or ``training`` holds NaN
+            (infinity may stand there, for "none so far" or an overflowed moment); nothing is
+            written then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    state = checkpoint.model.state_dict()
+    check_finite(state, f"checkpoint {folder} is not written")
+    check_finite(training or {}, f"checkpoint {folder} is not written", "state", infinity=True)
 
     def write(temporary: Path) -> None:
         text = json.dumps({"format": FORMAT, **dataclasses.asdict(checkpoint.config)}, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(temporary / "tokenizer")
-        save_file(cpu_copies(checkpoint.model.state_dict()), temporary / MODEL)
+        save_file(cpu_copies(state), temporary / MODEL)
         if training is not None:
             save_file(cpu_copies(training), temporary / TRAINING)
 
@@ -123,6 +138,28 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         kept = "; the one before it is whole" if Path(folder).exists() else ""
         raise OSError(f"cannot write checkpoint {folder}{kept}: {one_line(error)}") from error
+
+
+def check_finite(
+    tensors: Mapping[str, Tensor], where: str, what: str = "weight", infinity: bool = False
+) -> None:
+    """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity.
+
+    Example:
+        >>> check_finite({"neck.bias": torch.tensor([0.0, torch.nan])}, "model")
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: model: weight 'neck.bias' is not finite: 1 of 2 numbers is NaN or infinite; ...
+    """
+    for name, value in tensors.items():
+        wrong = value.isnan() if infinity else ~value.isfinite()
+        if wrong.any():
+            count = int(wrong.sum())
+            kind = f"{'is' if count == 1 else 'are'} NaN{'' if infinity else ' or infinite'}"
+            raise ValueError(
+                f"{where}: {what} {name!r} is not finite: {count} of {value.numel()} numbers "
+                f"{kind}; go back to what was saved before the training diverged"
+            )
 
 
 def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +179,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
         mode on the device) and ``tokenizer``.
 
     Raises:
-        ValueError: it is missing, incomplete, changed, or has another format.
+        ValueError: it is missing, incomplete, changed, not finite, or has another format; or it
+            contradicts itself. A model of other sizes than its weights is refused before it takes
+            memory, unless you registered it.
 
     Example:
         >>> import tempfile
@@ -157,19 +196,33 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
 
     from masksd.kit.data.text.tokenizers import load_tokenizer
     from masksd.models import create_model
+    from masksd.models.base import check_describes
+    from masksd.models.registry import SHIPPED
 
     root = verify_folder(folder, (MODEL, CONFIG))
     config = read_config(root)
+    listed = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name in _TOKENIZER:
+        if name not in listed:  # and so was not verified
+            raise ValueError(f"checkpoint {root} has no {name}")
+
+    def build() -> Any:
+        try:
+            return create_model(config.model, **config.model_config)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(f"{root / CONFIG} describes no model: {one_line(error)}") from None
+
     try:
-        model = create_model(config.model, **config.model_config)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{root / CONFIG} describes no model: {one_line(error)}") from None
-    try:
-        model.load_state_dict(load_file(root / MODEL))
+        if config.model in SHIPPED:
+            check_describes(build, root / MODEL)
+        model = build()
+        state = load_file(root / MODEL)
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{root / MODEL} does not fit its model: {one_line(error)[:200]}"
         ) from None
+    check_finite(state, str(root / MODEL))
     tokenizer = load_tokenizer(root / "tokenizer", config.max_length)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
@@ -184,7 +237,7 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     root = find_folder(Path(folder))
     try:
         fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{root / CONFIG} is damaged: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{root / CONFIG} is damaged: it must hold an object")
@@ -211,6 +264,8 @@ def load_training_state(folder: str | Path) -> dict[str, Tensor]:
 
     root = verify_folder(folder, (TRAINING,))
     try:
-        return load_file(root / TRAINING)
+        state: dict[str, Tensor] = load_file(root / TRAINING)
     except SafetensorError as error:
         raise ValueError(f"{root / TRAINING} is damaged: {one_line(error)}") from None
+    check_finite(state, str(root / TRAINING), "state", infinity=True)
+    return state

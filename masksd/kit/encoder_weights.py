@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.errors import one_line
-from masksd.kit.checkpoints import cpu_copies
+from masksd.kit.checkpoints import check_finite, cpu_copies
 
 _ENTRY = "masksd encoder 1"
 
@@ -28,6 +28,7 @@ def encoder_bytes(encoder: nn.Module, tokenizer: str, bits: int = 32) -> bytes:
         for key, value in cpu_copies(encoder.state_dict()).items()
     }
     # a single entry: safetensors writes several in another order each time
+    check_finite({key: value.float() for key, value in tensors.items()}, f"weights of {bits} bits")
     contents: bytes = save(tensors, {_ENTRY: json.dumps({"tokenizer": tokenizer})})
     return contents
 
@@ -65,6 +66,7 @@ def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
             f"{where}: {len(wrong)} tensors do not fit this model's encoder, the first is "
             f"{wrong[0]!r}; pretrain with the same model, image_size and max_length"
         )
+    check_finite({key: value.float() for key, value in state.items()}, where)
     encoder.load_state_dict(state)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from masksd.errors import unknown_name
+from masksd.errors import one_line, unknown_name
+from masksd.models.registry import hub_source
 from masksd.segmenter import ImageFeatures
+
+_LARGEST = 2**20  # of a config's whole numbers: lists of such a length are still made at once
+_MOST_TABLES = 2**30  # bytes of what a model computes from its sizes and no file holds
 
 
 class ModelConfig:
@@ -40,15 +47,17 @@ class ModelConfig:
         return cls(**values)
 
     def check_integers(self) -> None:
-        """Raise a ``ValueError`` unless every integer field is at least 1 (``end_token``: -1)."""
+        """Raise a ``ValueError`` unless every integer field is in 1 (``end_token``: -1) ... 2²⁰."""
         for field in fields(self):  # type: ignore[arg-type]
             if field.type not in ("int", "tuple[int, ...]"):
                 continue
             value, least = getattr(self, field.name), -1 if field.name == "end_token" else 1
             numbers = value if field.type != "int" else (value,)
+            kind = "a whole number" if field.type == "int" else "whole numbers"
             if not all(_is_integer(number) and number >= least for number in numbers):
-                kind = "a whole number" if field.type == "int" else "whole numbers"
                 raise ValueError(f"{field.name} must be {kind} of at least {least}, got {value!r}")
+            if max(numbers) > _LARGEST:
+                raise ValueError(f"{field.name} must be {kind} of at most {_LARGEST}, got {value}")
 
     def check_length(self, name: str, length: int) -> None:
         """Raise a ``ValueError`` unless the named field has this length; store it as a tuple."""
@@ -142,7 +151,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
         Every tensor must fit; pickled weights are never read.
 
         Args:
-            source: a folder, or a name on the Hugging Face Hub.
+            source: a folder, or a name on the Hugging Face Hub, also as ``"name@revision"``.
             **options: for a download, those of ``huggingface_hub.hf_hub_download``: ``revision``,
                 ``cache_dir``, ``token``, ``local_files_only``, ``force_download``.
 
@@ -161,24 +170,30 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
             0.2
         """
 
+        repository, revision = hub_source(source)
+
         def get(name: str) -> Path:
             if Path(source).is_dir():
                 return Path(source) / name
-            return Path(hf_hub_download(str(source), name, **options))
+            return Path(hf_hub_download(repository, name, **{"revision": revision, **options}))
 
         try:
-            values = json.loads(get("config.json").read_text())
+            values = json.loads(get("config.json").read_text(encoding="utf-8"))
             weights = get("model.safetensors").resolve(strict=True)
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise ValueError(
                 f"no model at {str(source)!r}: it is neither a folder with config.json and "
                 "model.safetensors (as save_pretrained writes them) nor a model that could be "
-                f"downloaded; run `hf download {source}` on a machine with a network"
+                f"downloaded; run `hf download {repository}` on a machine with a network"
             ) from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"config.json of {str(source)!r} is not JSON: {error}") from error
-        model = cls(cls.config_class.from_dict(values))
+        if not isinstance(values, dict):
+            raise ValueError(f"config.json of {str(source)!r} must hold an object")
+        config = cls.config_class.from_dict(values)
         try:
+            check_describes(lambda: cls(config), weights)
+            model = cls(config)
             load_model(model, weights)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
@@ -205,3 +220,51 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
                 f"there and {tuple(value.shape)} here; build it with the sizes of the weights"
             )
     module.load_state_dict(state)
+
+
+class _TooLarge(Exception):
+    """Ends the building of a model; nothing that catches errors in configs catches it."""
+
+
+def check_describes(build: Callable[[], nn.Module], weights: Path) -> None:
+    """Raise a ``RuntimeError``, as loading does, unless a model has the tensors of its weights.
+
+    It is built on the meta device, which takes no memory, and no further than to twice as many
+    parameters as the file has: a config can ask for a billion layers. (Twice, because parts come
+    with layers that a model drops.)
+    """
+    with safe_open(weights, "pt") as file:
+        held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    thread, count = threading.get_ident(), 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread  # the hook sees other threads' models as well
+        if count > 2 * len(held):
+            raise _TooLarge
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            model = build()
+    except _TooLarge:
+        raise RuntimeError(
+            f"its config asks for more than twice the {len(held)} tensors of the file"
+        ) from None
+    finally:
+        hook.remove()
+    described = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    differing = sorted(key for key in held | described if held.get(key) != described.get(key))
+    if differing:
+        key = differing[0]
+        raise RuntimeError(
+            f"{len(differing)} tensors differ, the first is {one_line(key)}: "
+            f"{described.get(key, 'not there')} in its config, {held.get(key, 'not there')} in the "
+            "file"
+        )
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    if tables > _MOST_TABLES:
+        raise RuntimeError(
+            f"its config asks for tables of {tables} bytes, at most {_MOST_TABLES} are made; its "
+            "window, image_size or max_length is too large"
+        )

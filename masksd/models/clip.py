@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionCon
 
 from masksd.models.base import load_weights
 from masksd.models.clip_text import at_position, checkpoint_layers, sentence_parts, text_states
+from masksd.models.registry import hub_source
 from masksd.segmenter import ImageFeatures, TextFeatures
 
 
@@ -132,21 +133,26 @@ class ClipEncoder(nn.Module):
             checkpoint_layers(tower, **kwargs)
 
     def load_clip(self, source: str | Path) -> None:
-        """Take the weights of a CLIP of ``transformers``, by its name on the Hub or its folder.
+        """Take the weights of a CLIP of ``transformers``: a folder, or a name on the Hub.
 
+        ``"name@revision"`` takes another commit than :data:`masksd.models.registry.REVISIONS` has.
         Patch positions are resized (bicubic) to this encoder's ``image_size``; word positions are
         cut to its ``max_length``.
 
         Raises:
             ValueError: the weights cannot be had, or do not fit; nothing has changed then.
         """
+        name, revision = hub_source(source)
         try:
-            clip = CLIPModel.from_pretrained(source)
+            if Path(source).is_dir():
+                clip = CLIPModel.from_pretrained(source)
+            else:
+                clip = CLIPModel.from_pretrained(name, revision=revision)
         except OSError as error:
             raise ValueError(
-                f"weights {str(source)!r} are not in the cache and could not be downloaded; run "
-                f"`hf download {source}` on a machine with a network, and copy its cache folder "
-                "(HF_HOME) to this one"
+                f"weights {name!r} are not in the cache and could not be downloaded; run `hf "
+                f"download {name} --revision {revision}` on a machine with a network, and copy its "
+                "cache folder (HF_HOME) to this one"
             ) from error
         for ours, theirs in ((self.vision, clip.vision_model), (self.text, clip.text_model)):
             for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):

@@ -96,13 +96,17 @@ class ClipResNetEncoder(nn.Module):
         """
         checkpoint_layers(self.text, **kwargs)
 
-    def load_clip(self, path: str | Path) -> None:
+    def load_clip(self, path: str | Path, trusted: bool = False) -> None:
         """Take the weights of OpenAI's archive, ``RN50.pt`` or ``RN101.pt``.
+
+        Args:
+            path: the file. It is a program, and opened only if it is what OpenAI published.
+            trusted: open any other archive, too; it may then do what you can do.
 
         Raises:
             ValueError: the file is another one, or does not fit; nothing has changed then.
         """
-        weights = clip_weights(path, self.text.config.max_position_embeddings)
+        weights = clip_weights(path, self.text.config.max_position_embeddings, trusted)
         self.load_converted(weights, str(path))
 
     def load_converted(self, weights: Mapping[str, Tensor], source: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import timm
@@ -21,6 +22,7 @@ from transformers import BertConfig, BertModel
 
 from masksd.errors import check_fraction
 from masksd.models.base import ModelConfig
+from masksd.models.registry import hub_source
 from masksd.models.text_to_pixel import convolution
 
 
@@ -249,22 +251,34 @@ class Lavt(nn.Module):
         """Take pretrained weights for the two towers; fusion and decoder stay as they are.
 
         Args:
-            swin: name of a Swin in timm.
-            bert: name of a BERT on the Hugging Face Hub, or a folder.
+            swin: name of a Swin in timm; ``"name@revision"`` pins its repository ``timm/name``.
+            bert: name of a BERT on the Hugging Face Hub, or a folder; ``"name@revision"`` takes
+                another commit than :data:`masksd.models.registry.REVISIONS` has.
 
         Raises:
             ValueError: the weights cannot be had, or do not fit.
         """
+        (swin_name, swin_at), (bert_name, bert_at) = hub_source(swin), hub_source(bert)
+        pinned = {"hf_hub_id": f"timm/{swin}"} if "@" in swin else None
         try:
             vision = timm.create_model(
-                swin, pretrained=True, num_classes=0, img_size=self.config.image_size
+                swin_name,
+                pretrained=True,
+                pretrained_cfg_overlay=pinned,
+                num_classes=0,
+                img_size=self.config.image_size,
             )
-            text = BertModel.from_pretrained(bert, add_pooling_layer=False)
+            if Path(bert).is_dir():
+                text = BertModel.from_pretrained(bert, add_pooling_layer=False)
+            else:
+                text = BertModel.from_pretrained(
+                    bert_name, revision=bert_at, add_pooling_layer=False
+                )
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"weights {swin!r} (timm) or {bert!r} (transformers) are not in the cache and "
-                f"could not be downloaded; run `hf download timm/{swin}` and `hf download {bert}` "
-                "on a machine with a network"
+                f"could not be downloaded; run `hf download timm/{swin_name} --revision {swin_at}` "
+                f"and `hf download {bert_name} --revision {bert_at}` on a machine with a network"
             ) from error
         try:
             self.backbone.patch_embed.load_state_dict(vision.patch_embed.state_dict())

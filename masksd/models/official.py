@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -77,30 +78,44 @@ _CRIS_NAMES = [
 ]
 
 
-def clip_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
+def clip_weights(path: str | Path, max_length: int, trusted: bool = False) -> dict[str, Tensor]:
     """Read one of OpenAI's archives for a :class:`~masksd.models.clip_resnet.ClipResNetEncoder`.
 
-    Such an archive is a program that loading may run, so only the published files are opened.
+    Such an archive is a program that loading may run, so only the published files are opened, and
+    others where the user says that they are ``trusted``.
     """
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file:  # one handle: what is opened is what was compared
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not trusted and digest not in ARCHIVES.values():
+                raise ValueError(
+                    f"{str(path)!r} has SHA-256 {digest}, which is not what OpenAI published for "
+                    f"{' or '.join(ARCHIVES)}; it was not opened, because it may hold a program: "
+                    "download it again, or call load_clip(path, trusted=True) if you made it"
+                )
+            file.seek(0)
+            state = _archive_state(file)
     except OSError as error:
         raise ValueError(
             f"no CLIP archive at {str(path)!r} ({error.strerror}); clip/clip.py of OpenAI's CLIP "
             "repository (github.com/openai/CLIP) has the addresses of RN50.pt and RN101.pt"
         ) from error
-    if digest not in ARCHIVES.values():
+    except RuntimeError as error:
         raise ValueError(
-            f"{str(path)!r} has SHA-256 {digest}, which is not what OpenAI published for "
-            f"{' or '.join(ARCHIVES)}; it was not opened, because it may hold a program: download "
-            "it again"
-        )
-    with warnings.catch_warnings():  # torch deprecates the format, but these files have no other
-        warnings.simplefilter("ignore", DeprecationWarning)
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    state = {k: value.float() if value.is_floating_point() else value for k, value in state.items()}
+            f"{str(path)!r} is not an archive of TorchScript: {_first(error)}"
+        ) from error
     return convert_clip(state, max_length)
+
+
+def _archive_state(file: IO[bytes]) -> dict[str, Tensor]:
+    with warnings.catch_warnings():  # torch deprecates the format, but these files have no other
+        warnings.simplefilter("ignore")
+        state = torch.jit.load(file, map_location="cpu").state_dict()
+    return {key: each.float() if each.is_floating_point() else each for key, each in state.items()}
+
+
+def _first(error: Exception) -> str:
+    return one_line(str(error).partition("\n")[0])
 
 
 def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
@@ -115,7 +130,7 @@ def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of tensors and plain containers: "
-            f"{one_line(str(error).partition(chr(10))[0])}. If you trust it, save its 'state_dict' "
+            f"{_first(error)}. If you trust it, save its 'state_dict' "
             "alone"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found

@@ -116,6 +116,28 @@ SHIPPED = {
     ),
 }
 
+REVISIONS = {
+    "openai/clip-vit-base-patch16": "57c216476eefef5ab752ec549e440a49ae4ae5f3",
+    "openai/clip-vit-large-patch14-336": "ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
+    "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+}
+"""Commits of repositories on the Hub that are taken where the user names none."""
+
+
+def hub_source(source: str | Path) -> tuple[str, str]:
+    """Split ``"name@revision"`` into name and revision; by default that of :data:`REVISIONS`.
+
+    Others have the revision ``"main"``, which their owner can change.
+
+    Example:
+        >>> hub_source("bert-base-uncased")
+        ('bert-base-uncased', '86b5e0934494bd15c9632b12f734a8a67f723594')
+        >>> hub_source("bert-base-uncased@main")
+        ('bert-base-uncased', 'main')
+    """
+    name, _, revision = str(source).partition("@")
+    return name, revision or REVISIONS.get(name, "main")
+
 
 def _build(name: str, pretrained: bool = False, **overrides: Any) -> Any:
     """Build one of :data:`SHIPPED`, its sizes replaced by the overrides."""

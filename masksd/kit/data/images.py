@@ -77,6 +77,7 @@ def check_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
     """Read an image of a data set; a DataError unless its size is the one on record."""
     path = folder / record.file_name
     try:
+        check_stays_inside(folder, path)
         image = read_image(path)
     except DataError as error:
         raise DataError(f"image {record.image_id}: {error}") from None
@@ -86,6 +87,32 @@ def check_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
             f"instances.json says {record.width}x{record.height}"
         )
     return image
+
+
+def check_recorded_file(folder: Path, record: ImageRecord) -> None:
+    """Raise a DataError unless an image of a data set is a regular file of its folder."""
+    path = folder / record.file_name
+    try:
+        check_image_file(path)
+        check_stays_inside(folder, path)
+    except DataError as error:
+        raise DataError(f"image {record.image_id}: {error}") from None
+
+
+def check_stays_inside(folder: Path, path: Path) -> None:
+    """Raise a DataError where a file of a folder is a link to a file outside.
+
+    The folder itself, and all above it, may be links: those are made by the user. A link among the
+    images came with them, and can show any file of the machine that is an image.
+    """
+    if not os.path.islink(path):
+        return
+    target = os.path.realpath(path)
+    if not Path(target).is_relative_to(os.path.realpath(folder)):
+        raise DataError(
+            f"{path}: is a link that leads out of its folder, to {target}, and is not followed; "
+            "copy the image in its place, or name the folder that it is in (--images)"
+        )
 
 
 def check_image_file(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from masksd.kit.data.images import check_image_file, check_recorded_image
+from masksd.kit.data.images import check_recorded_file, check_recorded_image
 from masksd.kit.data.index import (
     ARRAYS,
     METADATA,
@@ -80,10 +80,10 @@ def prepare_data(
 
     def check_image(image: ImageRecord) -> None:
         try:
-            check_image_file(layout.images / image.file_name)
+            check_recorded_file(layout.images, image)
         except DataError as error:
             raise DataError(
-                f"image {image.image_id}: {error}; name the folder of the images with --images, or "
+                f"{error}; name the folder of the images with --images, or "
                 "leave its refs out with --skip-bad"
             ) from None
         if check_pictures:

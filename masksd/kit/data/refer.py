@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from masksd.errors import check_choice
-from masksd.kit.data.images import check_image_file, read_recorded_image
+from masksd.kit.data.images import check_recorded_file, read_recorded_image
 from masksd.kit.data.index import Index
 from masksd.kit.data.layout import Layout, count_difference, find_files
 from masksd.kit.data.prepare import find_index
@@ -308,10 +308,10 @@ def _with_images(
     for image in np.unique(images).tolist():
         record = index.image(image)
         try:
-            check_image_file(folder / record.file_name)
+            check_recorded_file(folder, record)
         except DataError as error:
             missing.append(image)
-            bad.add(f"image {record.image_id}: {error}")
+            bad.add(str(error))
     if missing and len(missing) == len(np.unique(images)):
         raise DataError(
             f"no ref of the split is left: none of its {len(missing)} images can be found, as in "

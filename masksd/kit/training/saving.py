@@ -57,7 +57,8 @@ def _gathered_window(run: Run) -> dict[str, Tensor]:
     if not names:
         return {}
     own = torch.stack([run.window[step][name] for step, name in names])
-    values = run.accelerator.gather(own[None])  # (processes, terms)
+    # NaN has no place in a checkpoint; the log has neither
+    values = run.accelerator.gather(own[None]).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return {f"window.{s}.{name}": values[:, n] for n, (s, name) in enumerate(names)}
 
 

@@ -39,16 +39,23 @@ def _plain_characters() -> dict[int, str | None]:
 
 
 _PLAIN = _plain_characters()
+_INVISIBLE = {  # letters, marks and symbols that Unicode draws as nothing
+    *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x2800, 0x3164, 0xFFA0),
+    *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xFFF0, 0xFFF9)),
+    *range(0xE0000, 0xE1000),
+}
 
 
 def is_blank(text: str) -> bool:
-    r"""Return whether a text shows nothing: spaces, controls and zero-width characters alone.
+    r"""Return whether a text shows nothing: spaces, controls and invisible characters alone.
 
     Example:
-        >>> is_blank(" \u200b"), is_blank("a")
-        (True, False)
+        >>> is_blank(" \u200b"), is_blank("\u3164"), is_blank("a")
+        (True, True, False)
     """
-    return all(category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs") for char in text)
+    return all(
+        category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs") or ord(char) in _INVISIBLE for char in text
+    )
 
 
 def clean_sentence(text: str) -> str:

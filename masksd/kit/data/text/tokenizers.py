@@ -8,41 +8,26 @@ code pads with 0, some with the end token itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from masksd.errors import check_choice, one_line, unknown_name
+from masksd.errors import one_line
 from masksd.kit.data.text.cleaning import clean_sentence
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from masksd.kit.data.text.vocabularies import (
+    MODEL,
+    SETTINGS,
+    UNKNOWN,
+    Vocabulary,
+    check_vocabulary,
+    find_vocabulary,
+    read_backend,
+)
 
 DEFAULT_LENGTH = 17  # the paper's for RefCOCO and RefCOCO+; 22 for G-Ref, LAVT has 20
-
-_SETTINGS = "tokenizer_settings.json"
-_MODEL = "tokenizer.json"
-CLIP_NAME = "openai/clip-vit-base-patch16"
-CLIP_FILES = ("vocab.json", "merges.txt")
-BERT_NAME = "bert-base-uncased"
-BERT_FILES = ("vocab.txt",)
-# the token of a word that the vocabulary lacks, by kind; byte pairs lack none
-UNKNOWN = {"words": "[unknown]", "clip": None, "bert": "[UNK]"}
-
-
-class Vocabulary(NamedTuple):
-    """A backend of the ``tokenizers`` library with its kind and its special tokens."""
-
-    backend: Backend
-    kind: str
-    start_token: int
-    end_token: int
-    pad_token: int
+_LONGEST = 65_536  # every sentence is padded to the length
 
 
 class Tokenizer:
@@ -66,19 +51,12 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary, max_length: int) -> None:
         backend = vocabulary.backend
-        check_choice("kind", vocabulary.kind, UNKNOWN)
-        if max_length < 3:
-            raise ValueError(f"max_length must be at least 3 (start, word, end), got {max_length}")
         self.vocab_size = backend.get_vocab_size()
-        if vocabulary.kind != "bert" and vocabulary.end_token != self.vocab_size - 1:
-            raise ValueError(
-                f"end_token must be the largest id {self.vocab_size - 1}, "
-                f"got {vocabulary.end_token}"
-            )
         # "<|endoftext|>" or "[SEP]" typed by somebody is text, never the end token
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
+        backend.post_processor = None  # start and end are added here
         self._vocabulary = vocabulary
         self._backend = backend
         self.kind = vocabulary.kind
@@ -86,7 +64,7 @@ class Tokenizer:
         self.start_token = vocabulary.start_token
         self.end_token = vocabulary.end_token
         self.pad_token = vocabulary.pad_token
-        self.max_length = max_length
+        self.max_length = _check_length(max_length)
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
         # by the constructor: the backend's own pickle forgets how special tokens are read
@@ -153,10 +131,10 @@ class Tokenizer:
         """Write the tokenizer into a folder, for :func:`load_tokenizer`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MODEL).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
+        (folder / MODEL).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
         stored = ("kind", "start_token", "end_token", "pad_token", "max_length")
         settings = {name: getattr(self, name) for name in stored}
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _pieces(self, sentence: str) -> list[tuple[int, tuple[int, int]]]:
         """Split into ids, each with the characters of the cleaned sentence it stands for."""
@@ -177,8 +155,9 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
     Args:
         name_or_dir: ``"shapes"`` (the words of the shapes data set), ``"clip"`` (CLIP's byte
             pairs), ``"bert"`` (the word pieces of ``bert-base-uncased``), another CLIP repository
-            on the Hub (``"owner/name"``), a folder that :meth:`Tokenizer.save` wrote, one with
-            CLIP's ``vocab.json`` and ``merges.txt``, or one with BERT's ``vocab.txt``.
+            on the Hub (``"owner/name"`` or ``"owner/name@revision"``), a folder that
+            :meth:`Tokenizer.save` wrote, one with CLIP's ``vocab.json`` and ``merges.txt``, or one
+            with BERT's ``vocab.txt``.
         max_length: number of ids of every encoded sentence; None takes the one that was saved, or
             17, the paper's for RefCOCO.
 
@@ -187,144 +166,32 @@ def load_tokenizer(name_or_dir: str | Path, max_length: int | None = None) -> To
         22
     """
     folder = Path(name_or_dir)
-    if (folder / _SETTINGS).is_file():
+    if (folder / SETTINGS).is_file():
         return _load_saved(folder, max_length)
     length = DEFAULT_LENGTH if max_length is None else max_length
-    return Tokenizer(_vocabulary(name_or_dir), length)
-
-
-def _vocabulary(name_or_dir: str | Path) -> Vocabulary:
-    folder, name = Path(name_or_dir), str(name_or_dir)
-    if name == "shapes":
-        from masksd.kit.data.shapes import shapes_vocabulary
-
-        return _word_vocabulary(shapes_vocabulary())
-    if folder.is_dir():
-        if all((folder / each).is_file() for each in CLIP_FILES):
-            return _clip_vocabulary(folder)
-        if all((folder / each).is_file() for each in BERT_FILES):
-            return _bert_vocabulary(folder)
-        raise ValueError(
-            f"tokenizer folder {folder} has neither {_SETTINGS} (a saved tokenizer) nor "
-            f"{' and '.join(CLIP_FILES)} (CLIP's) nor {' and '.join(BERT_FILES)} (BERT's)"
-        )
-    if name == "bert":
-        return _bert_vocabulary(BERT_NAME)
-    if name == "clip" or name.count("/") == 1:
-        return _clip_vocabulary(CLIP_NAME if name == "clip" else name)
-    error = unknown_name("tokenizer", name, ["bert", "clip", "shapes"])
-    raise ValueError(f"{error} (--tokenizer)")
+    return Tokenizer(check_vocabulary(find_vocabulary(name_or_dir)), length)
 
 
 def _load_saved(folder: Path, max_length: int | None) -> Tokenizer:
     try:
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        start, end = int(settings["start_token"]), int(settings["end_token"])
-        pad = int(settings.get("pad_token", 0))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        backend = read_backend((folder / MODEL).read_text(encoding="utf-8"))
         kind = settings.get("kind")
-        length = int(settings["max_length"]) if max_length is None else max_length
-        backend = _read_backend((folder / _MODEL).read_text(encoding="utf-8"))
+        if kind is None:  # written before there was a third kind
+            kind = "clip" if backend.token_to_id("[unknown]") is None else "words"
+        special = (settings["start_token"], settings["end_token"], settings.get("pad_token", 0))
+        vocabulary = check_vocabulary(Vocabulary(backend, kind, *special))
+        length = _check_length(settings["max_length"]) if max_length is None else max_length
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {error!r}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"tokenizer folder {folder} is damaged: {one_line(error)}") from None
-    if kind is None:  # written before there was a third kind
-        kind = "clip" if backend.token_to_id("[unknown]") is None else "words"
-    return Tokenizer(Vocabulary(backend, kind, start, end, pad), length)
+    return Tokenizer(vocabulary, length)
 
 
-def _read_backend(text: str) -> Backend:
-    try:
-        if "model" not in json.loads(text):
-            raise ValueError("no field 'model'")
-        return Backend.from_str(text)
-    except Exception as error:  # the library raises this very class, whatever is wrong
-        raise ValueError(f"{_MODEL}: {error}") from None
-
-
-def _word_vocabulary(words: Sequence[str]) -> Vocabulary:
-    """Build a vocabulary of lower-case words, split at spaces and punctuation.
-
-    The words get the ids from 2 on; 0 pads, 1 is unknown, start and end come last.
-    """
-    ids = {word: index for index, word in enumerate(["[pad]", "[unknown]", *words])}
-    ids |= {"[start]": len(ids), "[end]": len(ids) + 1}
-    backend = Backend(models.WordLevel(ids, unk_token=UNKNOWN["words"]))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
-    )
-    return Vocabulary(backend, "words", ids["[start]"], ids["[end]"], ids["[pad]"])
-
-
-def _clip_vocabulary(source: str | Path) -> Vocabulary:
-    """Read CLIP's byte pairs, from a folder or by a name on the Hub; padding is 0, as in CRIS."""
-    from transformers import CLIPTokenizer
-
-    clip = _from_transformers(CLIPTokenizer, source, CLIP_FILES)
-    return Vocabulary(clip.backend_tokenizer, "clip", clip.bos_token_id, clip.eos_token_id, 0)
-
-
-def _bert_vocabulary(source: str | Path) -> Vocabulary:
-    """Read BERT's word pieces, from a folder or by a name on the Hub.
-
-    They are lower-case unless a ``tokenizer_config.json`` beside ``vocab.txt`` says otherwise.
-    """
-    from transformers import BertTokenizer
-
-    folder = _folder_of(source, BERT_FILES)
-    try:
-        tokens = (folder / BERT_FILES[0]).read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        raise ValueError(f"tokenizer folder {folder} is damaged: vocab.txt: {error}") from None
-    # the library adds what is missing behind the others, where no model looks for it
-    for wanted in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
-        if tokens.count(wanted) != 1:
-            raise ValueError(
-                f"tokenizer folder {folder} is damaged: vocab.txt must have one line {wanted!r}, "
-                f"got {tokens.count(wanted)}"
-            )
-    bert = _from_transformers(BertTokenizer, folder, BERT_FILES)
-    ids = (bert.cls_token_id, bert.sep_token_id, bert.pad_token_id)
-    return Vocabulary(bert.backend_tokenizer, "bert", *ids)
-
-
-def _from_transformers(
-    kind: type[PreTrainedTokenizerBase], source: str | Path, files: Sequence[str]
-) -> PreTrainedTokenizerBase:
-    folder = _folder_of(source, files)
-    try:
-        return kind.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises this very class
+def _check_length(length: int) -> int:
+    if type(length) is not int or not 3 <= length <= _LONGEST:
         raise ValueError(
-            f"tokenizer folder {folder} is damaged: {', '.join(files)} or another file of it "
-            f"cannot be read ({type(error).__name__}: {one_line(error)})"
-        ) from None
-
-
-def _folder_of(source: str | Path, files: Sequence[str]) -> Path:
-    """Return the folder of a tokenizer's files, from the Hub's cache or a download if need be."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-    from transformers.utils.hub import has_file
-
-    if Path(source).is_dir():
-        return Path(source)
-    name = str(source)
-    try:
-        for file in files:
-            path = try_to_load_from_cache(name, file)
-            if not isinstance(path, str):
-                # asked once: where there is no network, a download tries again for 23 seconds
-                if not has_file(name, file):
-                    raise FileNotFoundError(f"no {file}")
-                path = hf_hub_download(name, file)
-    except (OSError, HFValidationError) as error:
-        wanted = " ".join(files)
-        raise ValueError(
-            f"tokenizer {name!r} is not in the cache and cannot be downloaded "
-            f"({type(error).__name__}); get {' and '.join(files)} with `hf download {name} "
-            f"{wanted} tokenizer_config.json` where there is a network, or pass a folder that "
-            "holds them"
-        ) from None
-    return Path(path).parent
+            f"max_length must be from 3 (start, word, end) to {_LONGEST}, got {length!r}"
+        )
+    return length
