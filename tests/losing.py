@@ -1,6 +1,6 @@
 """One process of a job that checks facts and takes steps until the last process is lost.
 
-A program of its own, which imports little: it starts in half the time of the ``masksd`` command.
+It is a program for torchrun, and a module that a server of processes imports once for all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401 (imported once, by the server)
 import torch
 
 from masksd.kit.processes import (
@@ -61,6 +62,20 @@ def take_part(folder: Path, loss: signal.Signals) -> None:
         found = [str(error), time.time() - (folder / "lost").stat().st_mtime]
         (folder / f"{rank}-lost.json").write_text(json.dumps(found))
         sys.exit(2)
+
+
+def alone(folder: Path) -> None:
+    """Leave the timeout of gloo, in seconds, in timeout.json."""
+    start_processes(cpu=True)
+    group = torch.distributed.distributed_c10d._get_default_group()
+    timeout = group._get_backend(torch.device("cpu")).options._timeout
+    (folder / "timeout.json").write_text(json.dumps(timeout.total_seconds()))
+
+
+def launched(environment: dict[str, str], function: Any, *arguments: Any) -> None:
+    """Call a function with what torchrun puts into the environment."""
+    os.environ.update(environment)
+    function(*arguments)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ What takes longer runs by ``pytest -m slow tests/test_processes.py``.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,22 +25,45 @@ from masksd.kit import cli
 from masksd.kit.checkpoints import save_checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.processes import (
-    LostProcess,
-    start_processes,
-    watch_others,
-)
+from masksd.kit.processes import LostProcess, start_processes, watch_others
 from masksd.kit.sources import build_model
+from tests import losing
 from tests.losing import KEPT, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-LOSING = str(Path(__file__).parent / "losing.py")
 
 
-def environment(**others: str) -> dict[str, str]:
-    paths = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, **paths, **others}
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.losing"])
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    threads = str(torch.get_num_threads())  # as here, so that scores are equal
+    others = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads}
+    return subprocess.run(
+        command,
+        env={**os.environ, **others},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def start(world: int, function: Any, *arguments: Any) -> list[Any]:
+    """Start processes as torchrun does, but none that watches them."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    started = []
+    for rank in map(str, range(world)):
+        variables = {**address, "WORLD_SIZE": str(world), "RANK": rank, "LOCAL_RANK": rank}
+        process = SERVER.Process(target=losing.launched, args=(variables, function, *arguments))
+        process.start()
+        started.append(process)
+    return started
 
 
 def read(path: Path) -> Any:
@@ -49,15 +74,10 @@ def ours(stderr: str) -> list[str]:
     return sorted(line for line in stderr.splitlines() if line.startswith("masksd: "))
 
 
-def test_two_processes_agree_and_end_when_one_is_killed(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TORCHRUN, "2", LOSING, str(tmp_path), "SIGKILL"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
+def test_two_processes_agree_and_one_ends_when_the_other_is_killed(tmp_path: Path) -> None:
+    for process in (started := start(2, losing.take_part, tmp_path, signal.SIGKILL)):
+        process.join(100)
+    assert [process.exitcode for process in started] == [2, -signal.SIGKILL]
     seen = [read(tmp_path / f"{rank}.json") for rank in range(2)]
     assert seen[0] == seen[1]
     fix = "; start every process with the same options"
@@ -76,38 +96,38 @@ def test_two_processes_agree_and_end_when_one_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_process_ends_the_others_in_the_stated_time(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = str(taken.getsockname()[1])
-    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, LOSING, str(tmp_path), "SIGSTOP"],
-            env=environment(**both, RANK=rank, LOCAL_RANK=rank),
-        )
-        for rank in "01"
-    ]
+    other, stopped = start(2, losing.take_part, tmp_path, signal.SIGSTOP)
     try:
-        assert started[0].wait(timeout=100) == 2
-        assert started[1].poll() is None  # it still stands
+        other.join(100)
+        assert other.exitcode == 2
+        assert stopped.is_alive()
     finally:
-        for process in started:
+        for process in (other, stopped):
             process.kill()
-            process.wait()
+            process.join()
     message, seconds = read(tmp_path / "0-lost.json")
     assert message == f"process 0 of 2: another process did not answer within 3 s; {KEPT}"
     assert PATIENCE - 0.5 < seconds < PATIENCE + 3
 
 
+def test_the_stated_timeout_reaches_gloo(tmp_path: Path) -> None:
+    """Accelerate itself drops 600 s, so that gloo would wait for half an hour."""
+    [process] = start(1, losing.alone, tmp_path)
+    process.join(100)
+    assert read(tmp_path / "timeout.json") == pytest.approx(600, abs=0.01)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_a_job_with_a_killed_process(tmp_path: Path) -> None:
+    done = run(*TORCHRUN, "2", losing.__file__, str(tmp_path), "SIGKILL")
+    assert done.returncode == 1
+    assert time.time() - (tmp_path / "lost").stat().st_mtime < 10
+    assert "another process died or failed" in read(tmp_path / "0-lost.json")[0]
+
+
 @pytest.mark.slow  # torchrun itself waits 30 s before it kills a stopped process
 def test_torchrun_ends_a_job_with_a_stopped_process(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TORCHRUN, "2", LOSING, str(tmp_path), "SIGSTOP"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = run(*TORCHRUN, "2", losing.__file__, str(tmp_path), "SIGSTOP")
     whole = time.time() - (tmp_path / "lost").stat().st_mtime
     assert done.returncode == 1
     assert "did not answer" in read(tmp_path / "0-lost.json")[0]
@@ -136,14 +156,7 @@ def evaluate_arguments(place: Path, output: Path) -> list[str]:
 
 
 def evaluate_on_two(place: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    arguments = ["-m", "masksd.kit.cli", *evaluate_arguments(place, output)]
-    return subprocess.run(
-        [*TORCHRUN, "2", *arguments],
-        env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run(*TORCHRUN, "2", "-m", "masksd", *evaluate_arguments(place, output))
 
 
 def test_two_processes_evaluate_as_one(
@@ -166,9 +179,20 @@ def test_what_the_first_process_refuses_ends_the_others(place: Path, tmp_path: P
     (tmp_path / "notes").touch()
     done = evaluate_on_two(place, tmp_path)
     assert done.returncode == 1
-    refused, *others = ours(done.stderr)
+    refused, other = ours(done.stderr)
     assert "holds 'notes', which no report has" in refused
-    assert [re.search("process 1 of 2.*another.* died or failed; nothing", o) for o in others]
+    assert re.search("process 1 of 2.* another .*died or failed; nothing was written", other)
+
+
+@pytest.mark.slow
+def test_evaluations_that_differ_are_refused_by_both(place: Path, tmp_path: Path) -> None:
+    one = [sys.executable, "-m", "masksd", *evaluate_arguments(place, tmp_path / "new")]
+    script = shlex.join(one) + " --limit $((6 + RANK))"
+    done = run(*TORCHRUN, "2", "--no-python", "bash", "-c", script)
+    fix = "start every process with the same options"
+    line = f"masksd: error: limit is 6 on process 0 and 7 on process 1; {fix}"
+    assert set(ours(done.stderr)) == {line}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
