@@ -16,7 +16,8 @@ from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
-from masksd.kit.evaluation.scoring import _gather, evaluate, evaluate_all, format_table, score
+from masksd.kit.evaluation.reading import gather_rows
+from masksd.kit.evaluation.scoring import evaluate, evaluate_all, format_table, score
 from masksd.kit.feeding import probabilities_of
 from masksd.kit.sources import build_model, open_split
 from tests.processes import leave
@@ -220,8 +221,7 @@ def test_probabilities_of_a_constant_are_constant() -> None:
 
 def test_a_sample_that_comes_twice_counts_once() -> None:
     first, second = [2, 9, 1, 4, 2, 3], [7, 9, 1, 4, 2, 3]
-    gathered = _gather([second, first, second], 3, torch.device("cpu"))
-    assert gathered == [first, second]
+    assert gather_rows([second, first, second]) == [first, second]
 
 
 def _evaluate_share(rank: int, folder: str, root: str) -> None:

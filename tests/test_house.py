@@ -26,6 +26,7 @@ FLOORS = [
     [""],  # masksd itself, the face
     [
         "kit.files",
+        "kit.processes",
         "kit.randomness",
         "kit.devices",
         "kit.schedules",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -301,6 +302,16 @@ class TrainConfig:
             return 1.0
         return 0.0 if done <= start else (done - start) / (end - start)
 
+    def flat(self) -> dict[str, Any]:
+        """Return every option by its name on the command line.
+
+        Example:
+            >>> options = TrainConfig().flat()
+            >>> options["level"], options["distill.image.ratio"]
+            ('easy', 0.25)
+        """
+        return dict(_flat(dataclasses.asdict(self)))
+
     def to_json(self) -> str:
         """Return the config as JSON text: paths are strings, and infinity is null."""
         fields = _without_infinity(dataclasses.asdict(self))
@@ -343,3 +354,12 @@ def _without_infinity(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_infinity(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(fields: dict[str, Any], beginning: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            # options of the data have no prefix
+            yield from _flat(value, "" if name == "data" else f"{beginning}{name}.")
+        else:
+            yield beginning + name, value

@@ -25,6 +25,12 @@ from masksd.kit.cli.pretrain import pretrain_command
 from masksd.kit.cli.threads import settle_threads
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import TrainingError, TrainingStopped
+from masksd.kit.processes import LostProcess, check_one_process
+
+EXPECTED = (ValueError, OSError, TrainingError, LostProcess)
+"""Errors whose message says all; others are ours."""
+DISTRIBUTED = ("train", "evaluate")
+"""Commands that torchrun may start several times."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if os.environ.get("MASKSD_TRACEBACK"):
                 raise
             text = one_line(error) or type(error).__name__
-            if not isinstance(error, (ValueError, OSError, TrainingError)):  # unexpected
+            if not isinstance(error, EXPECTED):  # unexpected
                 text += " (MASKSD_TRACEBACK=1 shows where)"
             print(f"masksd: error: {text}", file=sys.stderr)
             return 2
@@ -69,6 +75,8 @@ def _run(arguments: list[str]) -> None:
         if arguments == ["--version"]:
             print(f"masksd {masksd.__version__}")
         else:
+            if arguments[:1] not in [[name] for name in DISTRIBUTED]:
+                check_one_process(" ".join(["masksd", *arguments[:1]]))
             _parse(arguments).run()
     finally:
         sys.stdout.flush()
@@ -113,4 +121,5 @@ def _discard_output() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"masksd: warning: {one_line(message)}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # every process of a job gives the same
+        print(f"masksd: warning: {one_line(message)}", file=sys.stderr)

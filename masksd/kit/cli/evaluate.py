@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,13 @@ from masksd.kit.cli.options import checked, command, early_option, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title, device_name
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.settings import EvaluateConfig
+from masksd.kit.processes import (
+    check_one_process,
+    check_same_everywhere,
+    launched,
+    start_processes,
+    watch_others,
+)
 
 if TYPE_CHECKING:
     from masksd.kit.evaluation.report_folder import Evaluated
@@ -30,7 +38,7 @@ def _evaluate(options: Any) -> None:
     """Score a checkpoint, or compare two reports.
 
     The options of the data default to those of its training. Without a protocol, a short table of
-    the scores at the original size is printed.
+    the scores at the original size is printed. Under torchrun the processes share the samples.
 
     Attributes:
         compare: folders A and B of two reports: print what B gains over A, with intervals, and
@@ -39,14 +47,29 @@ def _evaluate(options: Any) -> None:
     """
     config = checked(EvaluateConfig(CHECKPOINT), options.config)
     if options.compare is not None:
+        check_one_process("masksd evaluate --compare")
         _compare(config, *options.compare)
         return
+    data = checked(DataConfig(), options.data)
+    device = device_name(options.device)
+    if launched() == 1:
+        _print(config, data, _score(config, data, device))
+        return
+    if ":" in device:
+        raise ValueError(f"device {device!r} is one for {launched()} processes; use cuda or cpu")
+    accelerator = start_processes(cpu=device == "cpu")
+    with watch_others(accelerator, kept="nothing was written"):
+        check_same_everywhere(accelerator, {**dataclasses.asdict(config), **data.to_dict()})
+        found = _score(config, data, str(accelerator.device))
+    if accelerator.is_main_process:
+        _print(config, data, found)
+
+
+def _score(config: EvaluateConfig, data: DataConfig, device: str) -> Evaluated:
     from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 
-    data = checked(DataConfig(), options.data)
     title = data_title(data, config.split, "").removesuffix(", per cent, ")
-    found = evaluate_checkpoint(config, data, title=title, device=device_name(options.device))
-    _print(config, data, found)
+    return evaluate_checkpoint(config, data, title=title, device=device)
 
 
 def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from masksd.kit.data.records import DataError
 from masksd.kit.data.survey import spread_indices
+from masksd.kit.processes import rank_and_world
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -48,6 +49,29 @@ def chosen_indices(dataset: ReferDataset, sentences: str, limit: int) -> list[in
     if sentences != "other":
         return chosen
     return [index for index in chosen if dataset.other_sentence(index) is not None]
+
+
+def own_share(indices: Sequence[int], batch_size: int) -> list[int]:
+    """Return the items of this process: whole batches, so that its logits are those of one process.
+
+    Example:
+        >>> own_share([0, 2, 4, 6, 8], 2)
+        [0, 2, 4, 6, 8]
+    """
+    rank, world = rank_and_world()
+    starts = range(rank * batch_size, len(indices), world * batch_size)
+    return [index for start in starts for index in indices[start : start + batch_size]]
+
+
+def gather_rows(found: list[list[int]]) -> list[list[int]]:
+    """Bring the rows of all processes together, one an item by its index, which comes first."""
+    _, world = rank_and_world()
+    if world > 1:
+        shares: list[Any] = [None] * world
+        torch.distributed.all_gather_object(shares, found)
+        found = [row for share in shares for row in share]
+    by_index = {row[0]: row for row in found}
+    return [by_index[index] for index in sorted(by_index)]
 
 
 def scoring_batches(

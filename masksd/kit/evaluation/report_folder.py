@@ -18,6 +18,7 @@ from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.files import write_files
 from masksd.kit.places import StagedFolder, check_place
+from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
 from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
 from masksd.kit.sources import open_split
@@ -39,29 +40,43 @@ class Evaluated(NamedTuple):
 def evaluate_checkpoint(
     config: EvaluateConfig, data: DataConfig, *, title: str, device: str = "cpu"
 ) -> Evaluated:
-    """Score a checkpoint and, if asked for, write a report of that title, whole or not at all."""
+    """Score a checkpoint and, if asked for, write a report of that title, whole or not at all.
+
+    Under ``torch.distributed`` every process must call it. All score; then they leave the process
+    group, and the first alone measures relevance and writes.
+    """
+    first = rank_and_world()[0] == 0
     staged = None
-    if config.output is not None:
+    if config.output is not None and first:
         check = partial(check_report_place, config.output, config.overwrite)
         staged = StagedFolder(config.output, check)
     with staged or contextlib.nullcontext():
         checkpoint = load_checkpoint(config.checkpoint, device)
         trained, rules = checkpoint.config, config.rules
         threshold = choose_threshold(rules, config.threshold, trained.threshold)
-        dataset = open_split(
-            data,
-            config.split,
-            checkpoint.tokenizer,
-            trained.image_size,
-            fit=rules.fit or trained.fit,
-            cache=data.data_root is None and not config.workers,
-            progress=config.progress,
-        )
-        names = ("limit", "batch_size", "workers", "progress")
-        options: dict[str, Any] = {name: getattr(config, name) for name in names}
+        progress = config.progress and first
+        with first_process_first():  # it generates the data, if need be
+            dataset = open_split(
+                data,
+                config.split,
+                checkpoint.tokenizer,
+                trained.image_size,
+                fit=rules.fit or trained.fit,
+                cache=data.data_root is None and not config.workers,
+                progress=progress,
+            )
+        options: dict[str, Any] = {
+            "limit": config.limit,
+            "batch_size": config.batch_size,
+            "workers": config.workers,
+            "progress": progress,
+        }
         recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
         kinds = possible_kinds(dataset, config.kinds, config.limit)
         results = {kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in kinds}
+        leave_processes()
+        if not first:
+            return Evaluated(results, None, trained.image_size)
         recall = relevance_recall(checkpoint, dataset, **options) if config.relevance else None
         if staged is not None:
             report = Report(

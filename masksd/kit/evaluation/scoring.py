@@ -15,11 +15,14 @@ from masksd.kit.evaluation.reading import (
     SENTENCES,
     ScoringBatch,
     chosen_indices,
+    gather_rows,
     given_sentence,
+    own_share,
     scoring_batches,
 )
 from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import predict_logits
+from masksd.kit.processes import rank_and_world
 from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headline, sample_iou
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
 from masksd.kit.scores.report import score_cells
@@ -62,7 +65,7 @@ def score(
 ) -> Evaluation:
     """Score a model by a protocol, as a whole and sample by sample.
 
-    Under ``torch.distributed`` every process must call it; each takes its share of the samples, and
+    Under ``torch.distributed`` every process must call it; each takes its share of the batches, and
     all return the scores and rows of the whole. Given the same logits, these do not depend on batch
     size, workers or processes.
 
@@ -91,11 +94,10 @@ def score(
     check_scoring(threshold, limit, batch_size, workers)
     threshold = choose_threshold(rules, threshold, checkpoint.config.threshold)
     _check_fit(rules, dataset.fit, checkpoint.config.fit)
-    rank, world = _rank_and_world()
     chosen = chosen_indices(dataset, sentences, limit)
     if not chosen:
         raise ValueError(f"no sample was scored with {SENTENCES[sentences]}: {_NO_OTHER}")
-    share = chosen[rank::world]
+    share = own_share(chosen, batch_size)
     batches = scoring_batches(
         dataset, share, sentences=sentences, batch_size=batch_size, workers=workers
     )
@@ -110,9 +112,7 @@ def score(
             for index, drawn, four in zip(batch.indices, batch.truths, pixels, strict=True):
                 found.append([index, int(drawn.sum()), *four])
             bar.update(len(batch.indices))
-    device = next(checkpoint.model.parameters()).device
-    found = _gather(found, -(-len(chosen) // world), device)
-    rows = [_row(dataset, sentences, rules, *numbers) for numbers in found]
+    rows = [_row(dataset, sentences, rules, *numbers) for numbers in gather_rows(found)]
     words = [len(dataset.sentence(row["index"]).split()) for row in rows]
     return Evaluation(group_scores(rows, words, rules), rows)
 
@@ -141,7 +141,7 @@ def possible_kinds(dataset: ReferDataset, kinds: Sequence[str], limit: int) -> S
     possible = [kind for kind in kinds if chosen_indices(dataset, kind, limit)]
     if not possible:
         return kinds  # to score it says why that cannot be
-    if len(possible) < len(kinds) and _rank_and_world()[0] == 0:
+    if len(possible) < len(kinds) and rank_and_world()[0] == 0:
         warnings.warn(
             f"scores with {SENTENCES['other']} are left out: {_NO_OTHER}", UserWarning, stacklevel=3
         )
@@ -212,23 +212,3 @@ def _row(
         **dict(zip(COUNTS, counts, strict=True)),
         "iou": sample_iou(counts[0], counts[1], protocol),
     }
-
-
-def _gather(found: list[list[int]], most: int, device: torch.device) -> list[list[int]]:
-    """Bring the numbers of all processes together, each sample once, in the data set's order."""
-    world = _rank_and_world()[1]
-    if world > 1:
-        # every process must send the same size, so short shares are padded with -1
-        own = torch.full((most, 6), -1, dtype=torch.int64)
-        own[: len(found)] = torch.tensor(found, dtype=torch.int64).reshape(-1, 6)
-        shares = [torch.empty_like(own, device=device) for _ in range(world)]
-        torch.distributed.all_gather(shares, own.to(device))
-        found = [row for share in shares for row in share.tolist() if row[0] >= 0]
-    by_index = {row[0]: row for row in found}
-    return [by_index[index] for index in sorted(by_index)]
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str
         Traceback (most recent call last):
         ValueError: lr of the run is 0.1, now 0.2; leave it as it was, or pass --allow lr
     """
-    old, new = (dict(_flat(dataclasses.asdict(config))) for config in (before, now))
+    old, new = before.flat(), now.flat()
     for name in allowed:
         check_choice("option to allow", name, {*old, *new})
     for name in sorted(old.keys() | new.keys()):
@@ -77,15 +77,6 @@ def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str
                 f"{name} of the run is {was}, now {becomes}; leave it as it was, or pass --allow "
                 f"{name}"
             )
-
-
-def _flat(fields: dict[str, Any], beginning: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            # data's fields are options without a prefix
-            yield from _flat(value, "" if name == "data" else f"{beginning}{name}.")
-        else:
-            yield beginning + name, value
 
 
 def load_run(

@@ -12,6 +12,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,6 +24,12 @@ from masksd.kit.data.layout import warn_of_shared_images
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
 from masksd.kit.places import HeldFolder, StagedFolder
+from masksd.kit.processes import (
+    check_same_everywhere,
+    first_process_first,
+    start_processes,
+    watch_others,
+)
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_split, tokenizer_name
 from masksd.kit.training.checks import check_output, warn_of_long_warmup
@@ -83,10 +90,11 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
     Raises:
         ValueError: a config that cannot be run, an existing folder, a folder that another run
             writes to, damaged data, a tokenizer that knows no word of them, or a run that is
-            resumed with other options or data.
+            resumed with other options or data; on every process, if they have other options.
         TrainingError: too many steps in a row had a gradient that is not finite, or a process that
             reads data died.
         TrainingStopped: a signal came; the run is saved.
+        LostProcess: another process of the job died, or did not answer in ``config.timeout``.
 
     Warns:
         UserWarning: the tokenizer lacks words of the training split or cuts its expressions; images
@@ -107,14 +115,16 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         check_changes(load_run_config(folder), config, allow)
     else:
         check_output(folder, config.overwrite)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
+    accelerator = start_processes(config.cpu, config.mixed_precision, config.timeout)
+    check_same_everywhere(accelerator, {"masksd": version("masksd"), **config.flat()})
     main = accelerator.is_main_process
     place: HeldFolder = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
     if resume:
         place = HeldFolder(folder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            watch_others(accelerator, "the last checkpoint is whole", config.timeout)
+        )
         stack.enter_context(keyed_randomness(accelerator.device))
         state: dict[str, Tensor] = {}
         if resume:
@@ -124,7 +134,9 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         else:
             torch.manual_seed(keyed_seed(config.seed, "weights"))
             checkpoint = build_model(config)
-        with accelerator.main_process_first():  # it generates the data, if need be
+        weights = checkpoint.model.named_parameters()
+        check_same_everywhere(accelerator, {name: tuple(each.shape) for name, each in weights})
+        with first_process_first():  # it generates the data, if need be
             training = _open(config, checkpoint, config.train_split, config.train_items)
             scoring = _open(config, checkpoint, config.eval_split, None)
         needed = config.batch_size * accelerator.num_processes
