@@ -21,8 +21,8 @@ from masksd.kit.checkpoints import (
     save_checkpoint,
 )
 from masksd.kit.config import TrainConfig
-from masksd.kit.files import verify_folder, write_folder
 from masksd.kit.sources import build_model
+from masksd.kit.storage.files import verify_folder, write_folder
 from masksd.models import create_model
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from masksd.kit.figures import SheetRow, draw_curves, draw_sheet, overlay, png_bytes
-from masksd.kit.files import write_files
+from masksd.kit.storage.files import write_files
 
 
 def picture_and_mask() -> tuple[Image.Image, np.ndarray]:

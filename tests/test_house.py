@@ -25,7 +25,7 @@ FLOORS = [
     ["distill"],
     [""],  # masksd itself, the face
     [
-        "kit.files",
+        "kit.storage",
         "kit.processes",
         "kit.randomness",
         "kit.devices",

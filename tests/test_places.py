@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from masksd.kit import places
-from masksd.kit.files import verify_folder, write_folder
-from masksd.kit.places import HeldFolder, StagedFolder, find_folder
+from masksd.kit.storage import places
+from masksd.kit.storage.files import verify_folder, write_folder
+from masksd.kit.storage.places import HeldFolder, StagedFolder, find_folder
 
 
 def forked(work: Callable[[], int]) -> int:

@@ -25,11 +25,11 @@ from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 from masksd.kit.evaluation.scoring import evaluate_all
 from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.feeding import model_inputs
-from masksd.kit.places import StagedFolder
 from masksd.kit.prediction.predictor import Predictor
 from masksd.kit.randomness import EpochSampler, keyed_seed
 from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split, wrap_model
+from masksd.kit.storage.places import StagedFolder
 from masksd.kit.training.checks import check_output
 from masksd.kit.training.run import Run
 from masksd.kit.training.trainer import RunResult, train

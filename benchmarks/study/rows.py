@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from masksd.errors import check_choice
 from masksd.kit.data.records import DataError
-from masksd.kit.files import write_files
+from masksd.kit.storage.files import write_files
 
 Row = dict[str, str]
 Samples = Sequence[Mapping[str, Any]]

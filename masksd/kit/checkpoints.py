@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from masksd.errors import check_choice, check_fraction, one_line
 from masksd.kit.data.transforms import FITS
-from masksd.kit.files import MANIFEST, verify_folder, write_folder
-from masksd.kit.places import find_folder
+from masksd.kit.storage.files import MANIFEST, verify_folder, write_folder
+from masksd.kit.storage.places import find_folder
 
 if TYPE_CHECKING:
     from masksd.kit.data.text.tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksd.kit.files import write_files
+from masksd.kit.storage.files import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -196,10 +196,9 @@ def wrap_model(
     """
     if not lavt.recognise(model):
         return CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
-    taps = lavt.taps(model)  # these tell words by BERT's token ids
-    if tokenizer is not None and tokenizer.kind != "bert":
-        taps = dataclasses.replace(taps, valid=WordsBeforeEnd(tokenizer.end_token))
-    return CrossModalMaskedSelfDistill.wrap(model, config, taps=taps)
+    bert = tokenizer is None or tokenizer.kind == "bert"  # whose ids the recipe tells words by
+    valid = None if bert or tokenizer is None else WordsBeforeEnd(tokenizer.end_token)
+    return CrossModalMaskedSelfDistill.wrap(model, config, valid=valid)
 
 
 class WordsBeforeEnd:

@@ -24,7 +24,7 @@ from masksd.errors import one_line, unknown_name
 from masksd.kit.data.layout import Layout
 from masksd.kit.data.records import BadRecords, DataError, ImageRecord, check_file_name
 from masksd.kit.data.segmentation import decode_mask
-from masksd.kit.files import write_files
+from masksd.kit.storage.files import write_files
 
 _FORMAT = 3
 METADATA = "masksd_index"  # the entry of the file's header

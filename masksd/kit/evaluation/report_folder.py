@@ -16,12 +16,12 @@ from masksd.kit.evaluation.recall import relevance_recall
 from masksd.kit.evaluation.scoring import Evaluation, possible_kinds, score, scored_masks
 from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
-from masksd.kit.files import write_files
-from masksd.kit.places import StagedFolder, check_place
 from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
 from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
 from masksd.kit.sources import open_split
+from masksd.kit.storage.files import write_files
+from masksd.kit.storage.places import StagedFolder, check_place
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

@@ -22,8 +22,9 @@ from masksd.kit.data_config import DataConfig
 from masksd.kit.export.card import model_card
 from masksd.kit.export.hub import check_hub, push
 from masksd.kit.feeding import predict_logits, probabilities_of
-from masksd.kit.places import StagedFolder, check_place
 from masksd.kit.randomness import keyed_generator
+from masksd.kit.storage.files import MANIFEST
+from masksd.kit.storage.places import StagedFolder, check_place
 
 CARD = "README.md"
 FILES = (MODEL, CONFIG, "tokenizer", MANIFEST, CARD)

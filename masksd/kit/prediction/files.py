@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from masksd.kit.data.records import DataError
 from masksd.kit.figures import overlay, png_bytes
-from masksd.kit.files import write_files
-from masksd.kit.places import StagedFolder
 from masksd.kit.prediction.places import PARTS, check_files, check_folder, mask_beside
 from masksd.kit.prediction.predictor import Predictor, encode_expression
+from masksd.kit.storage.files import write_files
+from masksd.kit.storage.places import StagedFolder
 
 
 def coco_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:

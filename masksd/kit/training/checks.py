@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from masksd.kit.places import check_place
 from masksd.kit.schedules import Schedule
+from masksd.kit.storage.places import check_place
 
 FILES = (
     *("config.json", "metrics.jsonl", "curves.png", "sheet.png"),

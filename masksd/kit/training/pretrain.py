@@ -35,10 +35,10 @@ from masksd.kit.data_config import check_finite, check_whole
 from masksd.kit.devices import default_device
 from masksd.kit.encoder_weights import encoder_bytes
 from masksd.kit.evaluation.alignment import dot_relevance, retrieval_accuracy, similarities
-from masksd.kit.files import write_files
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.schedules import Schedule
 from masksd.kit.sources import build_model, open_split, tokenizer_name
+from masksd.kit.storage.files import write_files
 from masksd.kit.training.loop import Batch, Batches, Loop, Terms
 from masksd.kit.training.optimizers import parameter_groups
 

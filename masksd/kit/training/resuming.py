@@ -13,8 +13,8 @@ from torch import Tensor
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
-from masksd.kit.files import write_files
-from masksd.kit.places import find_folder
+from masksd.kit.storage.files import write_files
+from masksd.kit.storage.places import find_folder
 from masksd.kit.training.saving import LATEST
 
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"

@@ -24,16 +24,16 @@ from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.feeding import model_inputs
 from masksd.kit.figures import draw_curves, draw_sheet
-from masksd.kit.files import write_files
-from masksd.kit.places import HeldFolder
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.sources import wrap_model
+from masksd.kit.storage.files import write_files
+from masksd.kit.storage.places import HeldFolder
 from masksd.kit.training.checks import batch_norm_watched, has_checkpoint
 from masksd.kit.training.examples import example_rows
-from masksd.kit.training.loop import Batch, Batches, Loop, Terms, means
+from masksd.kit.training.loop import Batch, Batches, Terms, means
 from masksd.kit.training.optimizers import build_optimizer, freeze
 from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
-from masksd.kit.training.saving import LATEST, keep_best, keep_older, restore, training_state
+from masksd.kit.training.saving import LATEST, SavedLoop, keep_best, keep_older
 from masksd.kit.training.signals import StopRequest
 from masksd.losses import class_weighted_loss
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
 
 
-class Run(Loop):
+class Run(SavedLoop):
     """:meth:`check_first_batch`, then :meth:`fit`, then :meth:`finish`; trains in place.
 
     ``sd`` is the wrapper, ``wrapped`` what Accelerate made of it, ``records`` the training lines of
@@ -96,9 +96,8 @@ class Run(Loop):
     def resume(self, step: int, state: dict[str, Tensor]) -> None:
         """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
         check_items(state, len(self.training), self.config.train_split)
-        restore(self, step, state)
+        self.restore(step, state)
         self.saved = step
-        self.batches.start = step * self.accumulate
 
     def check_first_batch(self) -> None:
         """Compute the losses of one batch, so that a run that cannot work fails before it starts.
@@ -276,7 +275,7 @@ class Run(Loop):
         """
         best = score is not None and score > self.best
         self.best = score if best and score is not None else self.best
-        state = training_state(self)
+        state = self.training_state()
         if self.accelerator.is_main_process:
             config = dataclasses.replace(self.checkpoint.config, step=self.done)
             checkpoint = self.checkpoint._replace(config=config)

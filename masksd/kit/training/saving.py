@@ -9,83 +9,99 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masksd.kit.checkpoints import read_config
-from masksd.kit.files import MANIFEST, write_folder
+from masksd.kit.storage.files import MANIFEST, write_folder
+from masksd.kit.training.loop import Loop
 
 if TYPE_CHECKING:
-    from masksd.kit.training.run import Run
+    from accelerate import Accelerator
 
 LATEST, OLDER, BEST = "checkpoint", "checkpoints", "best"
 
 
-def training_state(run: Run) -> dict[str, Tensor]:
-    """Collect what only resuming needs; every process must call it."""
-    host = "segmenter."  # its weights are the checkpoint's
-    state = {
-        f"distill.{name}": value
-        for name, value in run.sd.state_dict().items()
-        if not name.startswith(host)
-    }
-    for name, parameter in run.sd.named_parameters():
-        for key, value in run.optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{name}.{key}"] = value
-    scaler = run.accelerator.scaler
-    if scaler is not None:
-        for key, number in scaler.state_dict().items():
-            state[f"scaler.{key}"] = torch.tensor(number)
-    numbers = {
-        "skipped": run.skipped,
-        "bad_steps": len(run.bad_items),
-        "processes": run.accelerator.num_processes,
-        "items": len(run.training),
-    }
-    state |= {name: torch.tensor(number) for name, number in numbers.items()}
-    state["best"] = torch.tensor(run.best, dtype=torch.float64)
-    return state | _gathered_window(run)
+class SavedLoop(Loop):
+    """A loop whose state can be saved and restored.
 
+    ``bad_items`` lists those of the latest steps in a row whose gradient was not finite; ``best``
+    is the highest score so far.
+    """
 
-def _gathered_window(run: Run) -> dict[str, Tensor]:
-    """Return each process's terms of the steps since the last log, ``(processes,)`` each."""
-    names = [(step, name) for step, terms in enumerate(run.window) for name in terms]
-    if not names:
-        return {}
-    own = torch.stack([run.window[step][name] for step, name in names])
-    # NaN has no place in a checkpoint; the log has neither
-    values = run.accelerator.gather(own[None]).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return {f"window.{s}.{name}": values[:, n] for n, (s, name) in enumerate(names)}
+    accelerator: Accelerator
+    sd: nn.Module
+    training: Sized
+    bad_items: list[list[int]]
+    best: float
 
-
-def restore(run: Run, step: int, state: dict[str, Tensor]) -> None:
-    """Set a run back to where its state was collected, after ``step`` steps; the host is there."""
-    device = run.accelerator.device
-    run.sd.load_state_dict(dict(_under("distill.", state)), strict=False)
-    for name, parameter in run.sd.named_parameters():
-        moments = {
-            # Adam counts on the CPU unless it is told otherwise
-            key: value.clone() if key == "step" else value.to(parameter.device)
-            for key, value in _under(f"optimizer.{name}.", state)
+    def training_state(self) -> dict[str, Tensor]:
+        """Collect what only resuming needs; every process must call it."""
+        host = "segmenter."  # its weights are the checkpoint's
+        state = {
+            f"distill.{name}": value
+            for name, value in self.sd.state_dict().items()
+            if not name.startswith(host)
         }
-        if moments:
-            run.optimizer.state[parameter] = moments
-    scaler = run.accelerator.scaler
-    if scaler is not None:
-        scaler.load_state_dict({key: value.item() for key, value in _under("scaler.", state)})
-    run.done, run.skipped = step, int(state["skipped"])
-    run.bad_items = [[] for _ in range(int(state["bad_steps"]))]
-    run.best = float(state["best"])
-    if int(state["processes"]) == run.accelerator.num_processes:
-        for key, values in _under("window.", state):
+        for name, parameter in self.sd.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{name}.{key}"] = value
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            for key, number in scaler.state_dict().items():
+                state[f"scaler.{key}"] = torch.tensor(number)
+        numbers = {
+            "skipped": self.skipped,
+            "bad_steps": len(self.bad_items),
+            "processes": self.accelerator.num_processes,
+            "items": len(self.training),
+        }
+        state |= {name: torch.tensor(number) for name, number in numbers.items()}
+        state["best"] = torch.tensor(self.best, dtype=torch.float64)
+        return state | self._gathered_window()
+
+    def _gathered_window(self) -> dict[str, Tensor]:
+        """Return each process's terms of the steps since the last log, ``(processes,)`` each."""
+        names = [(step, name) for step, terms in enumerate(self.window) for name in terms]
+        if not names:
+            return {}
+        own = torch.stack([self.window[step][name] for step, name in names])
+        # NaN has no place in a checkpoint; the log has neither
+        values = self.accelerator.gather(own[None]).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return {f"window.{step}.{name}": values[:, n] for n, (step, name) in enumerate(names)}
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """Go back to where the state was collected, after ``step`` steps; the host is there."""
+        self.sd.load_state_dict(dict(_under("distill.", state)), strict=False)
+        for name, parameter in self.sd.named_parameters():
+            moments = {
+                # Adam counts on the CPU unless it is told otherwise
+                key: value.clone() if key == "step" else value.to(parameter.device)
+                for key, value in _under(f"optimizer.{name}.", state)
+            }
+            if moments:
+                self.optimizer.state[parameter] = moments
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.load_state_dict({key: value.item() for key, value in _under("scaler.", state)})
+        self.done, self.skipped = step, int(state["skipped"])
+        self.bad_items = [[] for _ in range(int(state["bad_steps"]))]
+        self.best = float(state["best"])
+        self.batches.start = step * self.accumulate
+        if int(state["processes"]) == self.accelerator.num_processes:
+            self._restore_window(dict(_under("window.", state)))
+
+    def _restore_window(self, terms: dict[str, Tensor]) -> None:
+        for key, values in terms.items():
             index, _, name = key.partition(".")
-            while len(run.window) <= int(index):
-                run.window.append({})
-            run.window[int(index)][name] = values[run.accelerator.process_index].to(device)
+            while len(self.window) <= int(index):
+                self.window.append({})
+            own = values[self.accelerator.process_index]
+            self.window[int(index)][name] = own.to(self.accelerator.device)
 
 
 def _under(beginning: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

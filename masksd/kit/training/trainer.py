@@ -23,7 +23,6 @@ from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
-from masksd.kit.places import HeldFolder, StagedFolder
 from masksd.kit.processes import (
     check_same_everywhere,
     first_process_first,
@@ -32,6 +31,7 @@ from masksd.kit.processes import (
 )
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_split, tokenizer_name
+from masksd.kit.storage.places import HeldFolder, StagedFolder
 from masksd.kit.training.checks import check_output, warn_of_long_warmup
 from masksd.kit.training.resuming import (
     check_changes,

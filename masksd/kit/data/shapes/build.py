@@ -23,7 +23,7 @@ from masksd.kit.data.segmentation import encode_runs
 from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expressions
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
-from masksd.kit.places import StagedFolder
+from masksd.kit.storage.places import StagedFolder
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masksd.errors import one_line
-from masksd.kit.places import StagedFolder, beside, find_folder, flush
+from masksd.kit.storage.places import StagedFolder, beside, find_folder, flush
 
 MANIFEST = "manifest.json"
 

@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, check_fraction
+from masksd.kit.config.stored import StoredConfig
 from masksd.kit.data.transforms import FITS
-from masksd.kit.data_config import DataConfig as DataConfig
-from masksd.kit.data_config import cache_folder as cache_folder
-from masksd.kit.data_config import check_finite, check_whole
+from masksd.kit.data_config import DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw")
-_INFINITE = ("clip_norm", "save_minutes")
-"""Fields that may be infinite, which JSON has as null."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: too many steps in a row had a gradient that is not finite.
-
-    Example:
-        >>> raise TrainingError("the gradient was not finite in 20 steps in a row")
-        Traceback (most recent call last):
-        masksd.kit.config.TrainingError: the gradient was not finite in 20 steps in a row
-    """
-
-
-class TrainingStopped(RuntimeError):
-    """A signal asked a training run to stop; it has saved its state and can be resumed.
-
-    Attributes:
-        signal: number of the signal, such as ``signal.SIGTERM``.
-
-    Example:
-        >>> TrainingStopped("stopped by SIGTERM", signal=15).signal
-        15
-    """
-
-    def __init__(self, message: str, signal: int = 0) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(StoredConfig):
     """A training run: model, data, optimiser, method and output.
 
     The defaults train the small model on generated images, on a CPU, in minutes.
@@ -301,65 +269,3 @@ class TrainConfig:
         if done >= end:
             return 1.0
         return 0.0 if done <= start else (done - start) / (end - start)
-
-    def flat(self) -> dict[str, Any]:
-        """Return every option by its name on the command line.
-
-        Example:
-            >>> options = TrainConfig().flat()
-            >>> options["level"], options["distill.image.ratio"]
-            ('easy', 0.25)
-        """
-        return dict(_flat(dataclasses.asdict(self)))
-
-    def to_json(self) -> str:
-        """Return the config as JSON text: paths are strings, and infinity is null."""
-        fields = _without_infinity(dataclasses.asdict(self))
-        return json.dumps(fields, indent=2, default=str, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainConfig:
-        """Take back what :meth:`to_json` returned; absent fields have their default.
-
-        Raises:
-            ValueError: text that is no such JSON, or a field that does not exist.
-
-        Example:
-            >>> config = TrainConfig(clip_norm=math.inf, output=Path("runs/mine"))
-            >>> TrainConfig.from_json(config.to_json()) == config
-            True
-        """
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError(f"the config of a run must be an object, got {text[:40]!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in fields:
-            check_choice("field of a run", name, known)
-        values: dict[str, Any]
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        for name in _INFINITE:
-            if name in values and values[name] is None:
-                values[name] = math.inf
-        for name in ("encoder_weights", "output"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
-        if "data" in values:
-            values["data"] = DataConfig.from_dict(values["data"])
-        if "distill" in values:
-            values["distill"] = DistillConfig.from_json(json.dumps(values["distill"]))
-        return cls(**values)
-
-
-def _without_infinity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_infinity(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(fields: dict[str, Any], beginning: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            # options of the data have no prefix
-            yield from _flat(value, "" if name == "data" else f"{beginning}{name}.")
-        else:
-            yield beginning + name, value
