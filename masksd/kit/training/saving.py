@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from masksd.kit.checkpoints import read_config
 from masksd.kit.storage.files import MANIFEST, write_folder
@@ -22,6 +22,9 @@ from masksd.kit.training.loop import Loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from masksd.distill import CrossModalMaskedSelfDistill
+    from masksd.kit.data.refer import ReferDataset
 
 LATEST, OLDER, BEST = "checkpoint", "checkpoints", "best"
 
@@ -34,8 +37,8 @@ class SavedLoop(Loop):
     """
 
     accelerator: Accelerator
-    sd: nn.Module
-    training: Sized
+    sd: CrossModalMaskedSelfDistill
+    training: ReferDataset
     bad_items: list[list[int]]
     best: float
 
