@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import append, environment
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, segmentation_loss
+from masksd.kit.costs.budget import measure_budget
 from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
-from masksd.kit.training.budget import measure_budget
 from masksd.models import create_model
 
 RECIPES = ("paper-ablation-vit-b", "paper-refcoco-vit-b", "cris-r50", "lavt-swin-b")

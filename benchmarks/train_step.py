@@ -37,7 +37,7 @@ from torch import Tensor
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
-from masksd.kit.training.kept import kept_activations
+from masksd.kit.costs.kept import kept_activations
 from masksd.models import create_model
 from masksd.tap import TokenMask
 

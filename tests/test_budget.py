@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from masksd import DistillConfig
 from masksd.kit.cli.dry_run import HEADINGS, dry_run
 from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.costs.budget import check_splits, count_items, measure_budget
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.feeding import model_inputs
 from masksd.kit.recipes import RECIPES, get_recipe
 from masksd.kit.sources import build_model, open_split, wrap_model
-from masksd.kit.training.budget import check_splits, count_items, measure_budget
 
 
 @pytest.mark.parametrize("name", ["clip_cris_tiny", "lavt_tiny"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksd.kit.training.kept import KeptBytes, kept_activations
+from masksd.kit.costs.kept import KeptBytes, kept_activations
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
-from masksd.kit.training.kept import kept_activations
+from masksd.kit.costs.kept import kept_activations
 from masksd.models import create_model
 from tests.processes import leave
 from tests.test_hosts_clipseg import batch as clipseg_batch

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from masksd import DistillConfig, MaskingConfig
@@ -400,3 +401,28 @@ def test_a_loss_scaler_is_saved(data: DataConfig, tmp_path: Path) -> None:
         cut = interrupted(config, 4)
     assert_equal_runs(cut, whole)
     assert float(everything(cut)["scaler.scale"]) == 16.0
+
+
+def test_a_tracker_gets_the_log_and_the_sheet(data: DataConfig, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(settings(data, tmp_path / "one", steps=6, log_with="tensorboard"))
+    events = EventAccumulator(str(tmp_path / "trackers" / "one")).Reload()
+    written = [record for record in log(run) if "loss" in record]
+    tracked = [(event.step, event.value) for event in events.Scalars("losses/vmlsd")]
+    assert tracked == [
+        (record["step"], pytest.approx(record["losses"]["vmlsd"])) for record in written
+    ]
+    assert events.Scalars("scores/own/mIoU")[0].value == pytest.approx(run.scores["own"]["mIoU"])
+    [image] = events.Images("sheet")
+    with Image.open(run.folder / "sheet.png") as sheet:
+        assert (image.width, image.height) == sheet.size
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")  # accelerate's, before our error
+def test_a_tracker_that_is_not_installed_is_named(data: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"log_with 'swanlab' is not installed.* pip install swan"):
+        train(settings(data, tmp_path / "one", log_with="swanlab"))
+    with pytest.raises(ValueError, match="did you mean 'tensorboard'"):
+        settings(data, tmp_path / "one", log_with="tensorbord")
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ _SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_ev
 """Fields that never change a score or a weight."""
 _SILENT_TRAIN = (
     *_SILENT,
-    *("sheet_rows", "eval_batch_size", "timeout", "save_minutes", "keep"),
+    *("sheet_rows", "eval_batch_size", "timeout", "save_minutes", "keep", "log_with"),
     "encoder_weights",  # towers have a name
 )
 _SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")

@@ -13,7 +13,7 @@ from typing import Any
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, unknown_name
 from masksd.kit.config import TrainConfig
-from masksd.kit.training.budget import measure_budget
+from masksd.kit.costs.budget import measure_budget
 from masksd.kit.training.pretrain import PretrainConfig
 
 STEPS, COMPUTE = "steps", "compute"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from masksd.kit.config import TrainConfig
+from masksd.kit.costs.budget import Budget, check_splits, count_items, measure_budget
 from masksd.kit.sources import tokenizer_name
-from masksd.kit.training.budget import Budget, check_splits, count_items, measure_budget
 
 HEADINGS = {
     "model": "model",

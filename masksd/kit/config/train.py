@@ -16,6 +16,10 @@ from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw")
+TRACKERS = (
+    *("tensorboard", "wandb", "mlflow", "comet_ml", "trackio", "swanlab"),
+    *("aim", "clearml", "dvclive"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class TrainConfig(StoredConfig):
             their full value: 0 0 has full weights throughout, 0.5 0.5 from the middle on. A branch
             of weight 0 is still computed.
         log_every: steps between two lines of metrics.jsonl.
+        log_with: also log to a tracker of accelerate's: tensorboard, wandb, mlflow, comet_ml,
+            trackio, swanlab, aim, clearml or dvclive; None logs to metrics.jsonl alone.
         evaluate_every: steps between two evaluations with a checkpoint; 0 only at the end. The
             checkpoint with the best mIoU of them is kept in the folder best.
         save_minutes: minutes between two checkpoints; 0 saves at every step, inf only at
@@ -138,6 +144,7 @@ class TrainConfig(StoredConfig):
     distill: DistillConfig = field(default_factory=DistillConfig)
     ramp: tuple[float, float] = (0.0, 0.0)
     log_every: int = 10
+    log_with: str | None = None
     evaluate_every: int = 0
     save_minutes: float = 10.0
     keep: int = 1
@@ -211,6 +218,8 @@ class TrainConfig(StoredConfig):
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("fit", self.fit, FITS)
+        if self.log_with is not None:
+            check_choice("log_with", self.log_with, TRACKERS)
 
     def _check_class_weights(self) -> None:
         weights = self.class_weights

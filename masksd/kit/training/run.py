@@ -35,6 +35,7 @@ from masksd.kit.training.optimizers import build_optimizer, freeze
 from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
 from masksd.kit.training.saving import LATEST, SavedLoop, keep_best, keep_older
 from masksd.kit.training.signals import StopRequest
+from masksd.kit.training.trackers import end_tracker, start_tracker, track
 from masksd.losses import class_weighted_loss
 
 if TYPE_CHECKING:
@@ -114,10 +115,12 @@ class Run(SavedLoop):
     def open_folder(self) -> None:
         """Write the config into the run's folder, and go on with its log."""
         folder = self.place.path
-        write_files({folder / CONFIG: self.config.to_json().encode()})
-        self.records = cut_log(folder / LOG, self.done)
-        if not has_checkpoint(self.place.target):
-            self.place.publish()  # there is no older run to lose
+        start_tracker(self.accelerator, self.config)
+        if self.accelerator.is_main_process:
+            write_files({folder / CONFIG: self.config.to_json().encode()})
+            self.records = cut_log(folder / LOG, self.done)
+            if not has_checkpoint(self.place.target):
+                self.place.publish()  # there is no older run to lose
 
     def train(self) -> dict[str, dict[str, float]]:
         """Take all steps, save and score; what stops that says where the last checkpoint is."""
@@ -234,6 +237,7 @@ class Run(SavedLoop):
         if self.accelerator.is_main_process:
             with (self.place.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        track(self.accelerator, record)
 
     def after_step(self) -> None:
         """Evaluate and save where it is time, and stop where a signal asked for it."""
@@ -301,4 +305,5 @@ class Run(SavedLoop):
             rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
             draw_curves(self.records, folder / "curves.png")
             draw_sheet(rows, folder / SHEET)
+        end_tracker(self.accelerator, self.place.path / SHEET, self.done)
         return scores

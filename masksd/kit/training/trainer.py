@@ -40,6 +40,7 @@ from masksd.kit.training.resuming import (
     load_run_config,
 )
 from masksd.kit.training.run import Run
+from masksd.kit.training.trackers import check_tracker, tracker_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,10 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         check_changes(load_run_config(folder), config, allow)
     else:
         check_output(folder, config.overwrite)
-    accelerator = start_processes(config.cpu, config.mixed_precision, config.timeout)
+    accelerator = start_processes(
+        config.cpu, config.mixed_precision, config.timeout, **tracker_options(config)
+    )
+    check_tracker(accelerator, config)
     check_same_everywhere(accelerator, {"masksd": version("masksd"), **config.flat()})
     main = accelerator.is_main_process
     place: HeldFolder = StagedFolder(folder, lambda: check_output(folder, config.overwrite))
@@ -162,7 +166,7 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
             warn_of_long_warmup(run.schedule)
             if not resume:
                 stack.enter_context(place)
-            run.open_folder()
+        run.open_folder()
         scores = run.train()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)

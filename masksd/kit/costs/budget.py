@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.errors import check_choice
 from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.costs.kept import kept_activations
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import (
@@ -31,7 +32,6 @@ from masksd.kit.sources import (
     wrap_model,
 )
 from masksd.kit.training.checks import batch_norm_watched
-from masksd.kit.training.kept import kept_activations
 from masksd.kit.training.optimizers import freeze
 from masksd.losses import class_weighted_loss
 from masksd.models import create_model
