@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from masksd import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import normalize
 from masksd.kit.feeding import foreground_logits, model_inputs, predict_logits
-from masksd.kit.sources import build_model
+from masksd.kit.sources import build_model, wrap_model
 from masksd.models import create_model
 
 
@@ -71,3 +72,18 @@ def test_padding_does_not_matter_to_lavt(lavt: Checkpoint) -> None:
 def test_other_numbers_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"logits must be \(B, 1 or 2, h, w\), got \(1, 3, 4, 4\)"):
         foreground_logits(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("model", ["clip_cris_tiny", "lavt_tiny"])
+def test_a_sentence_without_a_word_and_an_empty_mask_stay_finite(model: str) -> None:
+    """In evaluation too, where attention over nothing is NaN."""
+    checkpoint = build_model(TrainConfig(model=model))
+    sd = wrap_model(checkpoint.model, DistillConfig(), checkpoint.tokenizer)
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    inputs = model_inputs(checkpoint, images, torch.zeros(2, 17, dtype=torch.int64))
+    out = sd.train()(*inputs, target=torch.zeros(2, 64, 64))
+    out.loss.backward()
+    gradients = [p.grad for p in sd.parameters() if p.grad is not None]
+    assert all(each.isfinite().all() for each in [out.loss, *gradients])
+    with torch.no_grad():
+        assert sd.eval()(*inputs).isfinite().all()
