@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.storage import places
 from masksd.kit.storage.files import verify_folder, write_folder
 from masksd.kit.storage.places import HeldFolder, StagedFolder, find_folder
@@ -162,3 +164,52 @@ def test_killed_before_any_operation_of_a_save_a_whole_folder_is_there(
         assert [path.name for path in place.parent.iterdir()] == ["one"]
     assert texts == sorted(texts, reverse=True)  # old, ..., old, new, ..., new
     assert set(texts) == {"old", "new"}
+
+
+KILLED_RUNS = """
+import os, random, signal, sys, time, warnings
+from pathlib import Path
+import torch
+from masksd.kit.checkpoints import load_checkpoint
+from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.training.trainer import train
+
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+root, place = Path(sys.argv[1]), Path(sys.argv[2])
+draw = random.Random(0)
+seen = []
+for number in range(int(sys.argv[3])):
+    config = TrainConfig(
+        data=DataConfig(data_root=root), steps=400, batch_size=2, warmup=2, output=place,
+        save_minutes=0, keep=2, progress=False, cpu=True, overwrite=number % 3 == 0,
+    )
+    child = os.fork()
+    if child == 0:
+        train(config, resume=number % 3 != 0)
+        os._exit(1)
+    while number == 0 and not (place / "checkpoint").exists():
+        time.sleep(0.05)
+    time.sleep(draw.uniform(0.0, 4.0))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended by itself"
+    seen.append(load_checkpoint(place / "checkpoint").config.step)
+    for folder in (place / "checkpoints").glob("step-*"):
+        load_checkpoint(folder)
+print(len(seen), "kills, steps", seen)
+"""
+
+
+@pytest.mark.slow
+def test_after_random_kills_of_runs_the_newest_whole_checkpoint_loads(tmp_path: Path) -> None:
+    """Of runs that start, go on and replace an older one."""
+    shapes = ShapesConfig(train=5, val=2, test_a=1, test_b=1)
+    root = build_shapes(tmp_path / "shapes", shapes, progress=False)
+    command = [sys.executable, "-c", KILLED_RUNS, str(root), str(tmp_path / "run"), "50"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("50 kills")
+    print(done.stdout)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"shapes", "run", ".run.lock", ".run.partial"}  # of the last one killed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +26,11 @@ def config(data: DataConfig, output: Path, name: str) -> TrainConfig:
     return settings(data, output, steps=5, batch_size=2, **SETTINGS[name])
 
 
+def rank_before() -> int:
+    """Return the number of this process before there is a process group."""
+    return int(os.environ["RANK"])
+
+
 def main(folder: Path, name: str) -> None:
     rank = torch.distributed.get_rank
     data = DataConfig(data_root=folder / "shapes")
@@ -42,6 +49,10 @@ def main(folder: Path, name: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "finish", noting)
+        wrong = dataclasses.replace(config(data, folder / "wrong", name), lr=0.1 + rank_before())
+        with pytest.raises(ValueError, match=r"lr is 0\.1 on process 0 and 1\.1 on process 1"):
+            train(wrong)
+        assert not wrong.output_folder().exists()
         train(config(data, folder / "whole", name))
         with pytest.MonkeyPatch.context() as inner:
             if rank() == 1:  # this process alone is told to stop

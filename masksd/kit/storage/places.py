@@ -167,6 +167,14 @@ def find_folder(folder: Path) -> Path:
     return folder
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; should this be interrupted, nothing of it is left under its name."""
+    hidden = beside(folder, "removed")
+    _discard(hidden)
+    folder.rename(hidden)
+    _discard(hidden)
+
+
 def check_place(
     folder: Path, ours: Collection[str], *, kind: str, strange: str, over: bool
 ) -> None:

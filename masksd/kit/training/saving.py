@@ -18,6 +18,7 @@ from torch import Tensor
 
 from masksd.kit.checkpoints import read_config
 from masksd.kit.storage.files import MANIFEST, write_folder
+from masksd.kit.storage.places import remove_folder
 from masksd.kit.training.loop import Loop
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ def keep_older(run_folder: Path, older: Path, keep: int) -> None:
     shutil.rmtree(older, ignore_errors=True)
     kept = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     for path in kept[: max(0, len(kept) - (keep - 1))]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
+    for hidden in folder.glob(".step-*"):  # of a killed process
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def keep_best(run_folder: Path) -> None:
