@@ -213,7 +213,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         passes = self._attached()
         kwargs = passes.segmenter.with_target(target, kwargs)
         self._check_batch((args, kwargs), target)
-        if passes.skips_steps:
+        if passes.skips_steps():
             passes.activate(int(self.step))  # compiled steps do not
         kept = passes.segmenter.keeping_buffers(every=True)
         with OneThread(self._turn), kept, evaluating(self), without_gradients():

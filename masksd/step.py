@@ -127,7 +127,6 @@ class Passes(NamedTuple):
         for branch in self.branches.values():
             branch.active = step % branch.every == 0
 
-    @property
     def skips_steps(self) -> bool:
         """Whether any branch skips some steps (``every`` above 1)."""
         return any(branch.every > 1 for branch in self.branches.values())

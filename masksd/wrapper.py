@@ -142,7 +142,7 @@ class Wrapper(nn.Module):
     def _advance(self) -> None:
         """Activate the branches of the next step."""
         passes = self._attached()
-        if not passes.skips_steps:
+        if not passes.skips_steps():
             return
         if torch.compiler.is_compiling():
             if not self._step_was_set:
