@@ -86,7 +86,7 @@ class Wrapper(nn.Module):
     def _check_batch(inputs: Any, target: Tensor | None) -> None:
         """Refuse a batch without samples, whose losses would be NaN; ``inputs`` are any tree."""
         tensors = [each for each in tree_leaves(inputs) if isinstance(each, Tensor) and each.ndim]
-        if target is not None and target.ndim and not len(target):
+        if isinstance(target, Tensor) and target.ndim and not len(target):
             tensors = [target]
         if tensors and not any(len(each) for each in tensors):
             raise ValueError(

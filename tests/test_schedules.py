@@ -80,14 +80,14 @@ def test_unknown_schedules_are_named() -> None:
 
 def test_epochs_become_steps() -> None:
     config = TrainConfig(steps=None, epochs=50, warmup=None, warmup_epochs=10)
-    schedule = config.schedule_of(epoch=662)
+    schedule = config.schedule_of(batches=662)
     assert (schedule.steps, schedule.warmup) == (33_100, 6_620)
     config = TrainConfig(
         steps=None, epochs=50, warmup=0, schedule="multistep", milestones=(0.7,), gamma=0.1
     )
-    drops = config.schedule_of(epoch=662)
+    drops = config.schedule_of(batches=662)
     assert drops.milestones == (35 * 662,)  # the first update of epoch 36
     assert drops.rate(35 * 662 - 1) == 10 * drops.rate(35 * 662)
     with pytest.raises(ValueError, match="an epoch has no step"):
-        config.schedule_of(epoch=0)
-    assert TrainConfig().schedule_of(epoch=0).steps == 1000  # does not need to know
+        config.schedule_of(batches=0)
+    assert TrainConfig().schedule_of(batches=0).steps == 1000  # does not need to know
