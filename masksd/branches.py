@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from masksd.config import DistillConfig, MaskingConfig
-from masksd.losses import consistency_loss, segmentation_loss
+from masksd.losses import consistency_loss
 from masksd.masking import keyed_noise, select_tokens
+from masksd.modules import frozen_statistics
 from masksd.relevance import rank_tokens
 from masksd.segmenter import Pass, Segmenter, check_containers
 from masksd.tap import TokenMask
+from masksd.truth import Truth
 
 NAMES = {"image": "lmvsd", "text": "vmlsd"}
 """The paper's names of the branches, by the modality that is masked."""
@@ -55,16 +56,18 @@ class MainPass(NamedTuple):
     Attributes:
         plain: the pass.
         ranking: the same in the space of the learned projection, where there is one.
-        target: the truth.
+        truth: the masks.
         step: 0-d int64, which keys the draws.
         losses: ``"seg"`` and ``"align"``, where there are any.
+        teacher: the teacher's logits, where there is one.
     """
 
     plain: Pass
     ranking: Pass
-    target: Tensor | None
+    truth: Truth
     step: Tensor
     losses: dict[str, Tensor]
+    teacher: Tensor | None = None
 
 
 class BranchResult(NamedTuple):
@@ -219,7 +222,7 @@ class MaskedBranch(nn.Module):
         batch = main.plain.logits.shape[0]
         rows, first = self.rows(batch), _first_position(batch)
         plain = first_samples(main.plain, rows)
-        target = None if main.target is None else main.target[:rows]
+        truth = main.truth.first(rows)
         masks: dict[str, Tensor] = {}
         relevance: dict[str, Tensor] = {}
         replaced: dict[str, TokenMask] = {}
@@ -227,7 +230,7 @@ class MaskedBranch(nn.Module):
             masker = maskers[modality]
             projected = masker.relevance == "projection"
             ranking = first_samples(main.ranking, rows) if projected else plain
-            mask, scores = masker.draw(ranking, target, main.step, first)
+            mask, scores = masker.draw(ranking, truth.target, main.step, first)
             masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
             grid = plain.image.grid if modality == "image" else None
             replaced[modality] = masker.token_mask(mask, grid)
@@ -235,15 +238,21 @@ class MaskedBranch(nn.Module):
             logits = segmenter.masked(
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )
-        return BranchResult(self._loss(logits, plain, target), masks, relevance)
+        teacher = None if main.teacher is None else main.teacher[:rows]
+        return BranchResult(self._loss(logits, plain, truth, teacher), masks, relevance)
 
-    def _loss(self, logits: Tensor, plain: Pass, target: Tensor | None) -> Tensor:
+    def _loss(self, logits: Tensor, plain: Pass, truth: Truth, teacher: Tensor | None) -> Tensor:
         """Return the loss against the target of the config; Dice is for the plain pass alone."""
-        if self.config.target == "main":
-            return consistency_loss(logits, plain.logits, self.config.detach_target)
-        if target is None:
-            raise ValueError("target='ground_truth' needs the truth: call sd(..., target=masks)")
-        return segmentation_loss(logits, target)
+        config = self.config
+        if config.target == "ground_truth":
+            loss = truth.loss(logits)
+            if loss is None:
+                raise ValueError(
+                    "target='ground_truth' needs the truth: call sd(..., target=masks)"
+                )
+            return loss
+        target = plain.logits if teacher is None else teacher
+        return consistency_loss(logits, target, config.detach_target, confidence=config.confidence)
 
     def rows(self, batch: int) -> int:
         """Return how many samples of a batch the branch sees, at least one."""
@@ -289,25 +298,3 @@ def first_samples(plain: Pass, rows: int) -> Pass:
         inputs=tree_map(cut, plain.inputs),
         host_output=None,
     )
-
-
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of BatchNorm where they are; it still normalises by the batch.
-
-    A masked pass shows the model images and sentences that inference never sees.
-    """
-    held = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase)
-        and layer.training
-        and layer.track_running_stats
-    ]
-    try:
-        for layer in held:
-            layer.track_running_stats = False
-        yield
-    finally:
-        for layer in held:
-            layer.track_running_stats = True

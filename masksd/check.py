@@ -9,8 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import TokenMasker, first_samples, frozen_statistics
-from masksd.modules import evaluating, in_compiled, modules_by_path, without_gradients
+from masksd.branches import TokenMasker, first_samples
+from masksd.modules import (
+    evaluating,
+    frozen_statistics,
+    in_compiled,
+    modules_by_path,
+    without_gradients,
+)
 from masksd.segmenter import Pass, Segmenter
 from masksd.step import Passes
 from masksd.tap import EmbeddingTap, TokenMask

@@ -113,8 +113,13 @@ class DistillConfig:
         lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, since
             a trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
-        target: what a branch learns to predict: the ``"main"`` branch's mask, or the
-            ``"ground_truth"`` (Table VI).
+        target: what a branch learns to predict: the ``"main"`` branch's mask, the
+            ``"ground_truth"`` (Table VI), or the mask of a ``"teacher"``: a copy of the model that
+            follows it by an exponential average, or a model that you give.
+        teacher_decay: of that average, in [0, 1); see :class:`masksd.teacher.Teacher`.
+        confidence: how much a pixel of the main branch's or the teacher's mask counts: ``"none"``
+            counts all alike; ``"threshold"`` and ``"soft"`` count the sure ones more, see
+            :func:`masksd.losses.consistency_loss`.
         detach_target: keep gradients from passing through the main branch's mask as a target.
         share_weights: one neck and decoder for all branches (Table VII); False gives each branch
             its own copies, for training only.
@@ -137,7 +142,9 @@ class DistillConfig:
     text: MaskingConfig | None = field(default_factory=MaskingConfig)
     lambda_image: float = 0.75
     lambda_text: float = 0.10
-    target: Literal["main", "ground_truth"] = "main"
+    target: Literal["main", "ground_truth", "teacher"] = "main"
+    teacher_decay: float = 0.999
+    confidence: Literal["none", "threshold", "soft"] = "none"
     detach_target: bool = True
     share_weights: bool = True
     dice_weight: float = 0.0
@@ -157,7 +164,16 @@ class DistillConfig:
         for name in ("detach_target", "share_weights", "joint", "low_memory"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        check_choice("target", self.target, ("main", "ground_truth"))
+        check_choice("target", self.target, ("main", "ground_truth", "teacher"))
+        check_choice("confidence", self.confidence, ("none", "threshold", "soft"))
+        if self.confidence != "none" and self.target == "ground_truth":
+            raise ValueError(
+                f"confidence {self.confidence!r} weighs a predicted mask, which target "
+                "'ground_truth' is not: use target 'teacher' or 'main'"
+            )
+        check_fraction("teacher_decay", self.teacher_decay)
+        if self.teacher_decay == 1.0:
+            raise ValueError("teacher_decay must be below 1, got 1.0: the teacher would never move")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
         for modality in ("image", "text"):
@@ -272,11 +288,17 @@ PRESETS = {
 }
 
 
-def checked_config(config: DistillConfig | None) -> DistillConfig:
+def checked_config(config: DistillConfig | None, teacher: object = None) -> DistillConfig:
     """Return the config, or the paper's for None; anything else is an error."""
     if config is not None and not isinstance(config, DistillConfig):
         raise ValueError(f"config must be a DistillConfig, got {type(config).__name__}")
-    return config or DistillConfig()
+    config = config or DistillConfig()
+    if teacher is not None and config.target != "teacher":
+        raise ValueError(
+            f"a teacher was given, but the branches' target is {config.target!r}: use "
+            "DistillConfig(target='teacher')"
+        )
+    return config
 
 
 def _checked_fields(what: str, config: type, fields: Any) -> dict[str, Any]:

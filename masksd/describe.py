@@ -14,6 +14,7 @@ from masksd.hosts.taps import TapSegmenter
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
 from masksd.triple import Triple
+from masksd.truth import Truth
 
 
 def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
@@ -123,13 +124,19 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     target = torch.zeros_like(plain.logits[:, :1])
     ranking = plain if passes.projection is None else passes.projection(plain)
     step = torch.zeros((), dtype=torch.int64, device=plain.logits.device)
-    main = MainPass(plain, ranking, target, step, {})
+    teaching, teacher = 0, None
+    if passes.teacher is not None:
+        teaching, teacher = multiply_adds(partial(passes.teacher.logits, args, kwargs))
+    main = MainPass(plain, ranking, Truth(target), step, {}, teacher)
     added = {
         name: multiply_adds(partial(passes.branch, name, main))[0] / branch.every
         for name, branch in passes.branches.items()
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
-    total = 1 + sum(added.values()) / host
+    if passes.teacher is not None:
+        share += f", the teacher {teaching / host:.3f} without backward"
+    # a backward is two forwards
+    total = 1 + (sum(added.values()) + teaching / 3) / host
     rows, columns = plain.image.grid
     size = _output_size(plain.host_output)
     output = "" if size is None else f"; the host's output: {size}"

@@ -17,6 +17,7 @@ from masksd.low_memory import check_low_memory, low_memory_step
 from masksd.modules import BatchNormTold, evaluating, without_gradients
 from masksd.step import DistillOutput as DistillOutput
 from masksd.triple import Triple
+from masksd.truth import Truth
 from masksd.wrapper import Wrapper
 
 
@@ -39,6 +40,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
         text_embedding: the same for the words; None takes ``encoder.text_embedding``.
         example: ``(images, tokens)``, from which relevance ``"projection"`` learns its widths.
         check: compare masked passes with the plain pass at the first step, see :meth:`check`.
+        teacher: ``(encoder, neck, decoder)`` that teach, for ``target="teacher"``. They are put
+            into evaluation mode and frozen; None takes an average of the model's own weights.
 
     Attributes:
         distill_config: the configuration, which never changes. (transformers' ``Trainer`` takes a
@@ -83,22 +86,27 @@ class CrossModalMaskedSelfDistill(Wrapper):
         text_embedding: str | None = None,
         example: tuple[Any, ...] | None = None,
         check: bool = True,
+        teacher: tuple[nn.Module, nn.Module, nn.Module] | None = None,
     ) -> None:
-        config = checked_config(config)
+        config = checked_config(config, teacher)
         # Copied before any hook is attached, so that the copies carry none.
         parts: dict[str, dict[str, nn.Module]] = {}
         if not config.share_weights:
             own = {"neck": neck, "decoder": decoder}
             parts = {name: copy.deepcopy(own) for name in branch_modalities(config)}
-        triple = Triple(
-            encoder,
-            neck,
-            decoder,
-            image_embedding=image_embedding,
-            text_embedding=text_embedding,
-            image_layer=config.image.layer if config.image else 0,
-        )
-        self._set_up(triple, config, parts, example, check)
+
+        def triple(encoder: nn.Module, neck: nn.Module, decoder: nn.Module) -> Triple:
+            return Triple(
+                encoder,
+                neck,
+                decoder,
+                image_embedding=image_embedding,
+                text_embedding=text_embedding,
+                image_layer=config.image.layer if config.image else 0,
+            )
+
+        teaching = None if teacher is None else triple(*teacher)
+        self._set_up(triple(encoder, neck, decoder), config, parts, example, check, teaching)
 
     @classmethod
     def wrap(
@@ -111,6 +119,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         valid: Callable[[Tensor], Tensor] | None = None,
         example: tuple[Any, ...] | None = None,
         check: bool = True,
+        teacher: nn.Module | None = None,
     ) -> CrossModalMaskedSelfDistill:
         """Wrap a whole model, unmodified.
 
@@ -127,6 +136,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
             example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
                 widths that modules do not state; the random state is kept.
             check: compare masked passes with the plain pass at the first step, see :meth:`check`.
+            teacher: a model that is called like the host and teaches, for ``target="teacher"``. It
+                is put into evaluation mode and frozen; None takes an average of the host's weights.
 
         Returns:
             The wrapper; ``sd(*args, **kwargs)`` takes what the host takes.
@@ -145,19 +156,31 @@ class CrossModalMaskedSelfDistill(Wrapper):
             >>> sd.unwrap() is host
             True
         """
-        config = checked_config(config)
+        config = checked_config(config, teacher)
         self = cls.__new__(cls)
+        teaching = None
+        if teacher is not None:
+            teaching = segmenter_for(teacher, config, taps, None, example, valid)
         segmenter = segmenter_for(host, config, taps, text_encoder, example, valid)
-        self._set_up(segmenter, config, {}, example, check)
+        self._set_up(segmenter, config, {}, example, check, teaching)
         return self
 
-    def forward(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        target: Tensor | None = None,
+        labelled: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run a training step; in evaluation, run the host and nothing else.
 
         Args:
             args: what the host takes; for a triple ``images (B, 3, H, W)`` and ``tokens (B, L)``.
             target: the truth, ``(B, h, w)`` or ``(B, 1, h, w)`` in [0, 1] at any size. A host that
                 has an argument of this name gets it as well.
+            labelled: bool ``(B,)``, True for samples whose target is the truth; None for all. The
+                losses against the truth are means over these, over all processes; the branches see
+                every sample. Masks of the others may be 0.
             kwargs: handed to the host as they are.
 
         Returns:
@@ -184,20 +207,29 @@ class CrossModalMaskedSelfDistill(Wrapper):
         self._check_batch((args, kwargs), target)
         with OneThread(self._turn), BatchNormTold():
             self._check_once(args, kwargs)
+            if self.teaching is not None:
+                self.teaching.follow(passes.segmenter, self.step)
+            truth = Truth(target, labelled)
             if self.distill_config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
                 parameters = list(self.parameters())
                 output = low_memory_step(
-                    passes, parameters, self.loss_scale, args, kwargs, target, self.step
+                    passes, parameters, self.loss_scale, args, kwargs, truth, self.step
                 )
             else:
-                output = passes.run(args, kwargs, target, self.step)
+                output = passes.run(args, kwargs, truth, self.step)
         self._tell_once(output)
         self.step += 1
         self._advance()
         return output
 
-    def preview(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> DistillOutput:
+    def preview(
+        self,
+        *args: Any,
+        target: Tensor | None = None,
+        labelled: Tensor | None = None,
+        **kwargs: Any,
+    ) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
 
         Runs in evaluation mode without gradients; no parameter, statistic, counter or mode changes.
@@ -205,6 +237,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         Args:
             args: as for :meth:`forward`.
             target: as for :meth:`forward`.
+            labelled: as for :meth:`forward`.
             kwargs: as for :meth:`forward`.
 
         Returns:
@@ -218,4 +251,4 @@ class CrossModalMaskedSelfDistill(Wrapper):
         kept = passes.segmenter.keeping_buffers(every=True)
         with OneThread(self._turn), kept, evaluating(self), without_gradients():
             self._check_once(args, kwargs)
-            return passes.run(args, kwargs, target, self.step)
+            return passes.run(args, kwargs, Truth(target, labelled), self.step)

@@ -9,7 +9,13 @@ from torch import Tensor
 __all__ = ["alignment_loss", "class_weighted_loss", "consistency_loss", "segmentation_loss"]
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) -> Tensor:
+def segmentation_loss(
+    logits: Tensor,
+    target: Tensor,
+    dice_weight: float = 0.0,
+    *,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Binary cross-entropy of a mask against the truth (``Loss_seg`` of Eq. 9), plus Dice.
 
     The Dice loss of a sample is ``1 - (2 Σ p y + 1) / (Σ p + Σ y + 1)`` (Milletari et al., V-Net,
@@ -21,6 +27,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) 
         target: truth in [0, 1], bool, integer or floating, ``(B, h, w)`` or ``(B, 1, h, w)`` at any
             size: it is resized to the logits by nearest neighbour.
         dice_weight: weight of the Dice term, 0 or more.
+        weights: of the samples, ``(B,)``, 0 or more, with a mean of 1; None weighs all alike.
 
     Returns:
         0-d loss, float32 (float64 for float64 logits).
@@ -36,16 +43,26 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice_weight: float = 0.0) 
     check_logits("logits", logits)
     logits = foreground(in_full_precision(logits))
     truth = resize_target(target, logits)
-    loss = F.binary_cross_entropy_with_logits(logits, truth)
+    if weights is None:
+        loss = F.binary_cross_entropy_with_logits(logits, truth)
+    else:
+        loss = F.binary_cross_entropy_with_logits(logits, truth, weights.view(-1, 1, 1, 1))
     if dice_weight:
         probability, truth = logits.sigmoid().flatten(1), truth.flatten(1)
         overlap = 2.0 * (probability * truth).sum(1) + 1.0
         total = probability.sum(1) + truth.sum(1) + 1.0
-        loss = loss + dice_weight * (1.0 - overlap / total).mean()
+        dice = 1.0 - overlap / total
+        loss = loss + dice_weight * (dice if weights is None else weights * dice).mean()
     return loss
 
 
-def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = True) -> Tensor:
+def consistency_loss(
+    logits: Tensor,
+    main_logits: Tensor,
+    detach_target: bool = True,
+    *,
+    confidence: str = "none",
+) -> Tensor:
     """Binary cross-entropy of a masked branch against the main branch's probabilities.
 
     ``Loss_LMVSD`` and ``Loss_VMLSD`` of Eq. 9.
@@ -56,6 +73,9 @@ def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = 
         main_logits: the main branch, the same shape; its probabilities are the target. For two
             channels this is the cross-entropy of one softmax against the other.
         detach_target: keep the gradient out of the main branch. The paper does not say.
+        confidence: what a pixel counts by the target's probability ``p``: ``"none"`` counts all
+            alike, ``"threshold"`` only those whose ``max(p, 1 - p)`` is at least 0.7, ``"soft"``
+            each ``1.3 - exp(-(p - 0.5)² / (2 · 0.1²))`` (SemiRES, arXiv 2406.01451).
 
     Returns:
         0-d loss, a mean over pixels, float32 (float64 for float64 logits).
@@ -77,7 +97,17 @@ def consistency_loss(logits: Tensor, main_logits: Tensor, detach_target: bool = 
     target = foreground(in_full_precision(main_logits)).sigmoid()
     if detach_target:
         target = target.detach()
-    return F.binary_cross_entropy_with_logits(foreground(in_full_precision(logits)), target)
+    weight = confidence_weight(target.detach(), confidence)
+    return F.binary_cross_entropy_with_logits(foreground(in_full_precision(logits)), target, weight)
+
+
+def confidence_weight(probability: Tensor, kind: str) -> Tensor | None:
+    """Return what each pixel counts; None counts all alike. See :func:`consistency_loss`."""
+    if kind == "threshold":
+        return (torch.maximum(probability, 1 - probability) >= 0.7).to(probability.dtype)
+    if kind == "soft":
+        return 1.3 - torch.exp(-((probability - 0.5) ** 2) / (2 * 0.1**2))
+    return None
 
 
 def class_weighted_loss(logits: Tensor, target: Tensor, weights: tuple[float, float]) -> Tensor:
@@ -112,7 +142,12 @@ def class_weighted_loss(logits: Tensor, target: Tensor, weights: tuple[float, fl
 
 
 def alignment_loss(
-    patches: Tensor, sentence: Tensor, target: Tensor, grid: tuple[int, int]
+    patches: Tensor,
+    sentence: Tensor,
+    target: Tensor,
+    grid: tuple[int, int],
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Pull the sentence's vector towards the patches it refers to and away from all others.
 
@@ -125,6 +160,7 @@ def alignment_loss(
         sentence: ``(B, C)``.
         target: truth in [0, 1], ``(B, h, w)`` or ``(B, 1, h, w)``.
         grid: rows and columns of the patches.
+        weights: of the samples, ``(B,)``, 0 or more, with a mean of 1; None weighs all alike.
 
     Returns:
         0-d loss, a mean over patches, at least float32.
@@ -141,7 +177,8 @@ def alignment_loss(
     scores = (in_full_precision(patches) * in_full_precision(sentence)[:, None]).sum(-1)
     truth = with_channel(target, patches.shape[0]).to(scores.dtype)
     share = F.adaptive_avg_pool2d(truth, grid).flatten(1)
-    return F.binary_cross_entropy_with_logits(scores, share)
+    weight = None if weights is None else weights[:, None]
+    return F.binary_cross_entropy_with_logits(scores, share, weight)
 
 
 def check_logits(name: str, logits: Tensor) -> None:

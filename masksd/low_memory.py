@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from masksd.masking.fused import without_autocast
 from masksd.segmenter import check_containers
 from masksd.step import DistillOutput, Passes
+from masksd.truth import Truth
 
 
 def check_low_memory(sd: nn.Module, inputs: Any) -> None:
@@ -59,7 +60,7 @@ def low_memory_step(
     scale: float | Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    target: Tensor | None,
+    truth: Truth,
     step: Tensor,
 ) -> DistillOutput:
     """Run a step pass by pass; only ``loss`` of the output can be differentiated.
@@ -70,12 +71,12 @@ def low_memory_step(
         scale: what losses are multiplied by in the inner backwards, against underflow in fp16.
         args: of the host.
         kwargs: of the host.
-        target: the truth.
+        truth: the masks.
         step: 0-d int64, which keys the draws.
     """
     cut = Cut()
     with passes.segmenter.cutting(cut):
-        main = passes.main(args, kwargs, target, step)
+        main = passes.main(args, kwargs, truth, step)
     if "seg" not in main.losses:
         raise ValueError(
             "low_memory=True runs backward inside and so needs the whole loss: call "

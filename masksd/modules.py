@@ -40,6 +40,28 @@ def without_gradients() -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of BatchNorm where they are; it still normalises by the batch.
+
+    A masked pass shows the model images and sentences that inference never sees.
+    """
+    held = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        and layer.training
+        and layer.track_running_stats
+    ]
+    try:
+        for layer in held:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer in held:
+            layer.track_running_stats = True
+
+
 class BatchNormTold:
     """Say in the words of a step that BatchNorm got one value per channel; a class, to compile."""
 

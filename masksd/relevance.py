@@ -9,10 +9,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.losses import alignment_loss, foreground, in_full_precision, with_channel
+from masksd.losses import foreground, in_full_precision, with_channel
 from masksd.masking import correlate
 from masksd.modules import try_out
 from masksd.segmenter import Pass, Segmenter
+from masksd.truth import Truth
 
 
 class Projection(nn.Module):
@@ -46,12 +47,15 @@ class Projection(nn.Module):
             text=plain.text._replace(local=words, pooled=self.words(pooled.detach().to(dtype))),
         )
 
-    def loss(self, projected: Pass, target: Tensor) -> Tensor:
+    def loss(self, projected: Pass, truth: Truth) -> Tensor:
         """Return the alignment loss of a projected pass, 0-d."""
         local, pooled = projected.image.local, projected.text.pooled
         if local is None or pooled is None:
             raise ValueError("the pass was not projected")
-        return alignment_loss(local, pooled, target, projected.image.grid)
+        loss = truth.alignment(local, pooled, projected.image.grid)
+        if loss is None:
+            raise ValueError("relevance 'projection' needs a target: call sd(..., target=masks)")
+        return loss
 
 
 def rank_tokens(

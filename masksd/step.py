@@ -8,9 +8,11 @@ from torch import Tensor
 
 from masksd.branches import BranchResult, MainPass, MaskedBranch, TokenMasker
 from masksd.config import DistillConfig
-from masksd.losses import check_not_probabilities, segmentation_loss, with_channel
+from masksd.losses import check_not_probabilities
 from masksd.relevance import Projection
 from masksd.segmenter import Segmenter
+from masksd.teacher import Teacher
+from masksd.truth import Truth
 
 _NO_LOSS = (
     "this step has no segmentation loss, since the host computes none and no target came: call "
@@ -89,38 +91,47 @@ class Passes(NamedTuple):
     maskers: dict[str, TokenMasker]  # by modality
     branches: dict[str, MaskedBranch]  # by name
     projection: Projection | None
+    teacher: Teacher | None
 
     def run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Tensor | None, step: Tensor
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
     ) -> DistillOutput:
         """Run all passes, in one graph; ``args`` and ``kwargs`` are the host's."""
-        main = self.main(args, kwargs, target, step)
+        main = self.main(args, kwargs, truth, step)
         results = {name: self.branch(name, main) for name in self.order()}
         return self.total(main, results)
 
     def main(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Tensor | None, step: Tensor
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
     ) -> MainPass:
-        """Run the plain pass and compute its losses."""
+        """Run the plain pass, and the teacher's, and compute the losses of the plain one."""
         with self.segmenter.watching_buffers():
             plain = ranking = self.segmenter.plain(*args, **kwargs)
         check_not_probabilities(plain.logits)
-        target = plain.target if target is None else target
-        if target is not None:
-            with_channel(target, len(plain.logits))  # for its errors alone
+        truth = truth if truth.target is not None else truth._replace(target=plain.target)
+        truth.check(len(plain.logits), ranked_by_truth=self.ranked_by_truth())
         losses: dict[str, Tensor] = {}
-        if plain.loss is not None:
-            losses["seg"] = plain.loss
-        elif target is not None:
-            losses["seg"] = segmentation_loss(plain.logits, target, self.config.dice_weight)
+        seg = (
+            plain.loss
+            if plain.loss is not None
+            else truth.loss(plain.logits, self.config.dice_weight)
+        )
+        if plain.loss is not None and truth.labelled is not None:
+            raise ValueError(
+                "this host computes its own loss, over every sample: name the logits and no loss "
+                "in Taps, and pass the masks as sd(..., target=masks, labelled=flags)"
+            )
+        if seg is not None:
+            losses["seg"] = seg
         if self.projection is not None:
-            if target is None:
-                raise ValueError(
-                    "relevance 'projection' needs a target: call sd(..., target=masks)"
-                )
             ranking = self.projection(plain)
-            losses["align"] = self.projection.loss(ranking, target)
-        return MainPass(plain, ranking, target, step, losses)
+            losses["align"] = self.projection.loss(ranking, truth)
+        teacher = None if self.teacher is None else self.teacher.logits(args, kwargs)
+        return MainPass(plain, ranking, truth, step, losses, teacher)
+
+    def ranked_by_truth(self) -> bool:
+        """Return whether the truth ranks the tokens of any branch."""
+        return any(masker.relevance == "ground_truth" for masker in self.maskers.values())
 
     def activate(self, step: int) -> None:
         """Switch on the branches that run in a step."""

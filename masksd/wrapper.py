@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from masksd.modules import evaluating, without_gradients
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
 from masksd.step import DistillOutput, Passes
+from masksd.teacher import Teacher
 
 
 class Wrapper(nn.Module):
@@ -33,6 +35,7 @@ class Wrapper(nn.Module):
         parts: dict[str, dict[str, nn.Module]],
         example: tuple[Any, ...] | None,
         check: bool,
+        teacher: Segmenter | None,
     ) -> None:
         """Finish the construction around a segmenter whose hooks are in place."""
         shares = [m.samples for m in (config.image, config.text) if m and m.samples < 1]
@@ -65,7 +68,12 @@ class Wrapper(nn.Module):
         branches = cast("dict[str, MaskedBranch]", dict(self.branches.items()))
         learned = any(masker.relevance == "projection" for masker in maskers.values())
         self.projection = projection_for(segmenter, example) if learned else None
-        self._passes = Passes(segmenter, config, maskers, branches, self.projection)
+        self.teaching: Teacher | None = None
+        if config.target == "teacher":
+            follows = teacher is None
+            own = copy.deepcopy(segmenter) if teacher is None else teacher
+            self.teaching = Teacher(own, config.teacher_decay if follows else None)
+        self._passes = Passes(segmenter, config, maskers, branches, self.projection, self.teaching)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.loss_scale: float | Tensor = 1.0
         self._next = 0  # the step as a Python number: reading the buffer would stall the device
@@ -210,6 +218,17 @@ class Wrapper(nn.Module):
         own = [*self.maskers.parameters(), *self.branches.parameters()]
         return own if self.projection is None else [*own, *self.projection.parameters()]
 
+    @property
+    def teacher(self) -> Any:
+        """A copy of the teacher as a plain model, as :meth:`unwrap` returns the host.
+
+        Raises:
+            ValueError: the config's target is not ``"teacher"``.
+        """
+        if self.teaching is None:
+            raise ValueError("there is no teacher: DistillConfig(target='teacher') has one")
+        return self.teaching.model()
+
     def unwrap(self) -> Any:
         """Take every hook off and return the model as it came; the wrapper cannot be used again.
 
@@ -217,7 +236,7 @@ class Wrapper(nn.Module):
             ``(encoder, neck, decoder)``, or the host: the very objects.
         """
         host = self._attached().segmenter.release()
-        self.segmenter = self._passes = None
+        self.segmenter = self._passes = self.teaching = None
         return host
 
     def describe(self, *args: Any, **kwargs: Any) -> str:

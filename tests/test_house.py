@@ -17,6 +17,7 @@ FLOORS = [
     ["hooks", "modules"],
     ["config", "tap"],
     ["segmenter"],
+    ["truth", "teacher"],
     ["triple", "hosts", "models", "relevance", "trial"],
     ["branches"],
     ["step"],

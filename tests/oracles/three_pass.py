@@ -25,16 +25,22 @@ def three_pass_loss(
     target,
     detach_target,
     dice_weight,
+    labelled=None,
+    teacher=None,
 ):
     """Return the total loss of Eq. 9.
 
     ``necks`` and ``decoders`` go by pass: "main", "lmvsd", "vmlsd" (the same object where shared);
-    ``tokens_of_masks``, ``masks`` and ``weights`` go by branch, those that are on.
+    ``tokens_of_masks``, ``masks`` and ``weights`` go by branch, those that are on. ``labelled`` are
+    the samples whose truth is known, ``teacher`` an encoder, a neck and a decoder.
     """
+    known = list(range(len(images))) if labelled is None else labelled
     main = one_pass(encoder, necks["main"], decoders["main"], images, words)
-    loss = cross_entropy(main, truth_at(truth, main))
-    if dice_weight:
-        loss = loss + dice_weight * dice(main, truth_at(truth, main))
+    loss = 0.0 * main.sum()
+    if known:
+        loss = loss + cross_entropy(main[known], truth_at(truth, main)[known])
+        if dice_weight:
+            loss = loss + dice_weight * dice(main[known], truth_at(truth, main)[known])
     for name, mask in masks.items():
         neck, decoder = necks[name], decoders[name]
         hidden = {"lmvsd": "image", "vmlsd": "text"}[name]
@@ -45,7 +51,12 @@ def three_pass_loss(
                 encoder, neck, decoder, images, words, **{hidden: (mask, tokens_of_masks[name])}
             )
         if target == "ground_truth":
-            wanted = truth_at(truth, main)
+            if not known:
+                continue
+            logits, wanted = logits[known], truth_at(truth, main)[known]
+        elif target == "teacher":
+            with torch.no_grad():
+                wanted = log_probabilities(one_pass(*teacher, images, words))[0].exp()
         else:
             wanted = log_probabilities(main)[0].exp()
             wanted = wanted.detach() if detach_target else wanted

@@ -1,0 +1,65 @@
+"""A teacher: the model whose predictions the masked branches learn to give."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from masksd.modules import without_gradients
+from masksd.segmenter import Segmenter
+
+
+class Teacher(nn.Module):
+    """A frozen copy of the host that follows it, or another model that stays as it is.
+
+    It is in evaluation mode whatever its wrapper is, and has no gradient. It lives in the wrapper's
+    state, never in the host's.
+
+    Args:
+        segmenter: of the model that teaches; the teacher's own.
+        decay: of the exponential average (mean teacher, arXiv 1703.01780), below 1; None does not
+            follow.
+    """
+
+    def __init__(self, segmenter: Segmenter, decay: float | None) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.decay = decay
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def logits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return the logits of a plain pass on what the host is given."""
+        quietly = torch.no_grad() if torch.compiler.is_compiling() else without_gradients()
+        with quietly:
+            return self.segmenter.plain(*args, **kwargs).logits
+
+    @torch.no_grad()
+    def follow(self, host: Segmenter, step: Tensor) -> None:
+        """Move towards the host's weights and statistics, after ``step`` steps, 0-d.
+
+        ``t ← d t + (1 - d) h`` with ``d = min(decay, step / (9 + step))``: the first step's teacher
+        is the host, and a young one soon forgets the first weights. Whole numbers are the host's.
+        """
+        if self.decay is None:
+            return
+        theirs = {**dict(host.named_parameters()), **dict(host.named_buffers())}
+        ours = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
+        for name, value in ours:
+            if value.is_floating_point():
+                done = step.to(torch.promote_types(value.dtype, torch.float32))
+                decay = (done / (9.0 + done)).clamp(max=self.decay)
+                value.lerp_(theirs[name].to(value.dtype), (1.0 - decay).to(value.dtype))
+            else:
+                value.copy_(theirs[name])
+
+    def model(self) -> Any:
+        """Return a copy of the model without a hook, as ``unwrap()`` returns the host."""
+        return copy.deepcopy(self.segmenter).requires_grad_(True).release()
