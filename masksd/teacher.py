@@ -50,6 +50,11 @@ class Teacher(nn.Module):
         """
         if self.decay is None:
             return
+        if any(type(each).__name__ == "DTensor" for each in host.parameters()):
+            raise ValueError(
+                "the teacher cannot follow a model that FSDP has sharded: give a teacher of your "
+                "own, or use another target"
+            )
         theirs = {**dict(host.named_parameters()), **dict(host.named_buffers())}
         ours = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
         for name, value in ours:

@@ -16,16 +16,20 @@ from tests.triples import make_batch, make_triple
 WORLD = 2
 
 
-def make_wrapper() -> CrossModalMaskedSelfDistill:
-    config = DistillConfig(image=MaskingConfig(ratio=0.5), text=MaskingConfig(ratio=0.5))
+LABELLED = torch.tensor([True, False, False, False])  # the second process has none
+
+
+def make_wrapper(target: str = "main") -> CrossModalMaskedSelfDistill:
+    masking = MaskingConfig(ratio=0.5)
+    config = DistillConfig(image=masking, text=masking, target=target, teacher_decay=0.5)
     return CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
 
 
-def two_steps(module, sd, images, tokens, target):
+def two_steps(module, sd, images, tokens, target, labelled=None):
     masks = []
     for _ in range(2):
         sd.zero_grad()
-        out = module(images.double(), tokens, target=target)
+        out = module(images.double(), tokens, target=target, labelled=labelled)
         out.loss.backward()
         masks.append(out.masks["lmvsd"])
     gradients = {name: p.grad for name, p in sd.named_parameters() if p.grad is not None}
@@ -41,18 +45,23 @@ def worker(rank: int, folder: str) -> None:
     batch = [part[half] for part in make_batch(batch=4)]
     # find_unused_parameters=False: every parameter that takes part does so in every step.
     module = DistributedDataParallel(sd)
-    torch.save(two_steps(module, sd, *batch), f"{folder}/{rank}.pt")
+    found = [two_steps(module, sd, *batch)]
+    sd = make_wrapper("teacher")
+    found.append(two_steps(DistributedDataParallel(sd), sd, *batch, LABELLED[half]))
+    torch.save(found, f"{folder}/{rank}.pt")
     leave()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
-    sd = make_wrapper()
-    masks, gradients = two_steps(sd, sd, *make_batch(batch=4))
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
-    for step in range(2):
-        assert torch.equal(masks[step], torch.cat([half[0][step] for half in halves]))
-    assert halves[0][1].keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        for _, of_rank in halves:
-            torch.testing.assert_close(of_rank[name], gradient, rtol=1e-9, atol=1e-12)
+    runs = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for number, (target, labelled) in enumerate([("main", None), ("teacher", LABELLED)]):
+        sd = make_wrapper(target)
+        masks, gradients = two_steps(sd, sd, *make_batch(batch=4), labelled)
+        halves = [run[number] for run in runs]
+        for step in range(2):
+            assert torch.equal(masks[step], torch.cat([half[0][step] for half in halves]))
+        assert halves[0][1].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            for _, of_rank in halves:
+                torch.testing.assert_close(of_rank[name], gradient, rtol=1e-9, atol=1e-12)

@@ -175,9 +175,11 @@ class Run(SavedLoop):
     def buffers(self) -> list[Tensor]:
         """Return what a step moves beside the weights: statistics of norms, and counters.
 
-        The wrapper's own counter stays out: it counts calls, skipped steps included.
+        The wrapper's own counter stays out: it counts calls, skipped steps included. So does the
+        teacher, which follows the weights before a step.
         """
-        parts = [module for module in self.sd.modules() if module is not self.sd]
+        teacher = set() if self.sd.teaching is None else set(self.sd.teaching.modules())
+        parts = [part for part in self.sd.modules() if part is not self.sd and part not in teacher]
         return [buffer for module in parts for buffer in module.buffers(recurse=False)]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
