@@ -59,7 +59,10 @@ def _resumed(arguments: list[str], folder: str) -> TrainConfig:
         option = argument.partition("=")[0]
         if option in ("--preset", "--branches", "--output", "--overwrite", "--dry-run"):
             raise ValueError(f"--resume goes on with the run's own config; leave {option} out")
-    return load_run_config(folder)
+    try:
+        return load_run_config(folder)
+    except ValueError:
+        return TrainConfig()  # the command itself will say what is wrong with the run
 
 
 def _has_value(arguments: list[str], option: str) -> bool:
