@@ -18,7 +18,7 @@ import pytest
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.storage import places
 from masksd.kit.storage.files import verify_folder, write_folder
-from masksd.kit.storage.places import HeldFolder, StagedFolder, find_folder
+from masksd.kit.storage.places import HeldFolder, StagedFolder, find_folder, read_unchanged
 
 
 def forked(work: Callable[[], int]) -> int:
@@ -76,6 +76,47 @@ def test_two_holders_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     with HeldFolder(tmp_path / "one"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_race_for_a_lock_never_hold_it_together(tmp_path: Path) -> None:
+    """Though each removes the lock's file when it leaves."""
+    place, inside = tmp_path / "one", tmp_path / "inside"
+
+    def race() -> int:
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            try:
+                with HeldFolder(place):
+                    inside.mkdir()  # fails if another one is inside
+                    inside.rmdir()
+            except ValueError:
+                pass
+        return 0
+
+    racers = [forked(race) for _ in range(4)]
+    assert [os.waitpid(racer, 0)[1] for racer in racers] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_starts_again_when_the_folder_is_replaced_meanwhile(tmp_path: Path) -> None:
+    place = tmp_path / "one"
+    save(place, "old")
+    seen = []
+
+    def read() -> str:
+        seen.append((verify_folder(place) / "a").read_text())
+        if len(seen) == 1:
+            save(place, "new")
+            raise ValueError("the files do not fit each other")
+        return seen[-1]
+
+    assert read_unchanged(place, read) == "new"
+    with pytest.raises(ValueError, match="always"):
+        read_unchanged(place, lambda: fail("always"))
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
 
 
 def test_a_file_system_without_locks_is_a_warning(
@@ -194,7 +235,9 @@ for number in range(int(sys.argv[3])):
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it ended by itself"
-    seen.append(load_checkpoint(place / "checkpoint").config.step)
+    step = load_checkpoint(place / "checkpoint").config.step
+    assert number % 3 == 0 or step >= seen[-1], "it began anew"
+    seen.append(step)
     for folder in (place / "checkpoints").glob("step-*"):
         load_checkpoint(folder)
 print(len(seen), "kills, steps", seen)

@@ -29,6 +29,7 @@ from masksd.kit.config import DataConfig, TrainConfig, TrainingError, TrainingSt
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.sources import build_model
 from masksd.kit.training.run import Run
+from masksd.kit.training.saving import keep_best
 from masksd.kit.training.signals import StopRequest
 from masksd.kit.training.trainer import RunResult, train
 
@@ -66,7 +67,12 @@ def everything(run: RunResult) -> dict[str, Tensor]:
 
 
 def log(run: RunResult) -> list[dict[str, Any]]:
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return read_log(run.folder)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the log without its timings."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{**json.loads(line), "pictures_per_second": None} for line in lines]
 
 
@@ -148,9 +154,9 @@ def test_a_checkpoint_by_the_clock_is_resumed_after_a_kill(
     whole = train(dataclasses.replace(config, output=tmp_path / "whole"))
     save = Run.save
 
-    def until_four(run: Run, *score: float) -> None:
+    def until_four(run: Run) -> None:
         if run.done <= 4:
-            save(run, *score)
+            save(run)
 
     def killed(run: Run, *_: Any) -> Any:
         raise KeyboardInterrupt
@@ -172,14 +178,91 @@ def test_a_checkpoint_by_the_clock_is_resumed_after_a_kill(
     assert_equal_runs(train(config, resume=True), whole)
 
 
-def test_the_best_checkpoint_is_kept(
+def scored(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the evaluations on the way, and then the last one, find these mIoU."""
+    found = iter(values)
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+        return {"mIoU": next(found), "samples": 2.0}
+
+    monkeypatch.setattr("masksd.kit.training.lifecycle.evaluate", evaluate)
+    monkeypatch.setattr(
+        "masksd.kit.training.lifecycle.evaluate_all",
+        lambda *_, **__: {"own": evaluate(), "none": {"mIoU": 0.0}},
+    )
+
+
+def test_the_best_checkpoint_is_kept_through_kills_and_longer_runs(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([0.2, 0.5, 0.3])
-    monkeypatch.setattr("masksd.kit.training.run.evaluate", lambda *_, **__: {"mIoU": next(found)})
-    run = train(settings(data, tmp_path / "one", steps=4, evaluate_every=1))
-    assert load_checkpoint(run.folder / "best").config.step == 2
-    assert load_checkpoint(run.folder / "checkpoint").config.step == 4
+    config = settings(data, tmp_path / "one", steps=4, evaluate_every=1)
+    best = tmp_path / "one" / "best"
+
+    def kept() -> int:
+        return load_checkpoint(best).config.step
+
+    with monkeypatch.context() as patch:
+
+        def killed(folder: Path, score: float) -> None:
+            if score == 0.5:
+                raise KeyboardInterrupt
+            keep_best(folder, score)
+
+        scored([0.2, 0.5], patch)
+        patch.setattr("masksd.kit.training.lifecycle.keep_best", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        assert kept() == 1
+    scored([0.3, 0.4], monkeypatch)  # of steps 3 and 4
+    train(config, resume=True)
+    assert kept() == 2
+    scored([0.3, 0.45, 0.6], monkeypatch)  # of steps 4 to 6; it was 4's last before
+    train(dataclasses.replace(config, steps=6), resume=True, allow=["steps"])
+    assert kept() == 6
+
+
+def test_a_signal_before_the_first_checkpoint_keeps_the_older_run(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = train(settings(data, tmp_path / "one", steps=3))
+    before = everything(old)
+    signal_in_step(1, signal.SIGTERM, monkeypatch)
+    with pytest.raises(TrainingStopped, match=r"first checkpoint; the older run in .*one"):
+        train(settings(data, tmp_path / "one", overwrite=True))
+    assert all(torch.equal(value, before[name]) for name, value in everything(old).items())
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_longer_run_that_was_stopped_at_its_last_step_finishes(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    config = settings(data, tmp_path / "one", steps=3)
+    train(config)
+    longer = dataclasses.replace(config, steps=5)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(5, signal.SIGTERM, patch)
+        with pytest.raises(TrainingStopped):
+            train(longer, resume=True, allow=["steps"])
+    run = train(longer, resume=True)
+    assert [record["step"] for record in log(run) if "scores" in record] == [3, 5]
+    with pytest.raises(ValueError, match="is complete: it took all its 5 steps"):
+        train(longer, resume=True)
+
+
+def test_what_other_runs_need_is_not_lost(data: DataConfig, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "one", steps=3, keep=2, save_minutes=0)
+    run = train(config)
+    run.checkpoint.rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(config)
+    with pytest.raises(ValueError, match=r"no checkpoint to go on from; move one of checkpoints"):
+        train(config, resume=True)
+    (run.folder / "checkpoints" / "step-2").rename(run.checkpoint)
+    again = train(config, resume=True)
+    assert [record["step"] for record in log(again)] == [3, 3]
+    (run.folder / "export").mkdir()
+    with pytest.raises(ValueError, match="holds an export, which would be lost with the run; move"):
+        train(dataclasses.replace(config, overwrite=True))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -377,11 +460,27 @@ def test_runs_that_cannot_go_on_say_why(data: DataConfig, tmp_path: Path) -> Non
     longer = dataclasses.replace(config, steps=4)
     with pytest.raises(ValueError, match=r"steps of the run is 2, now 4; .*--allow steps"):
         train(longer, resume=True)
+    with pytest.raises(ValueError, match=r"dropout of the run is 0\.1, now 0\.5; it is built into"):
+        train(dataclasses.replace(config, dropout=0.5), resume=True, allow=["dropout"])
     other = ShapesConfig(train=4, val=2, test_a=1, test_b=1)
     root = build_shapes(tmp_path / "other", other, progress=False)
     moved = dataclasses.replace(longer, data=DataConfig(data_root=root))
     with pytest.raises(ValueError, match=r"split 'train' has \d+ items, it had 13 when the run"):
         train(moved, resume=True, allow=["steps", "data_root"])
+    state = load_training_state(run.checkpoint)
+    checkpoint = load_checkpoint(run.checkpoint)
+    for wrong, says in (
+        ({"skipped": torch.zeros(3)}, "was not written by a run that can be resumed"),
+        ({"optimizer.maskers.text.token.exp_avg": torch.zeros(2, 2)}, r"has the shape \(2, 2\)"),
+        ({"images": torch.tensor(5)}, "has other images than when the run was saved"),
+    ):
+        save_checkpoint(run.checkpoint, checkpoint, {**state, **wrong})
+        with pytest.raises(ValueError, match=says):
+            train(longer, resume=True, allow=["steps"])
+    save_checkpoint(run.checkpoint, checkpoint, state)
+    (run.folder / "metrics.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 1 is not a record"):
+        train(longer, resume=True, allow=["steps"])
     (run.folder / "config.json").write_text('{"stepz": 1}')
     with pytest.raises(ValueError, match=r"config\.json is damaged: .*did you mean 'steps'"):
         train(config, resume=True)

@@ -308,7 +308,7 @@ def test_speed_is_that_of_training_alone(
         slept += time.perf_counter() - start
         return {"mIoU": 0.5}
 
-    monkeypatch.setattr("masksd.kit.training.run.evaluate", slow)
+    monkeypatch.setattr("masksd.kit.training.lifecycle.evaluate", slow)
     start = time.perf_counter()
     run = train(settings(data, tmp_path / "two", steps=4, log_every=2, evaluate_every=1))
     elapsed = time.perf_counter() - start

@@ -37,9 +37,10 @@ def main(folder: Path, name: str) -> None:
     finish, take_step = Run.finish, Run.take_step
 
     def noting(run: Run) -> Any:
+        scores = finish(run)
         state = {k: v.clone() for k, v in run.sd.state_dict().items()}
-        FINISHED.append({"state": state, "skipped": run.skipped})
-        return finish(run)
+        FINISHED.append({"state": state, "skipped": run.skipped, "scores": scores})
+        return scores
 
     def overflowing(run: Run, batches: Any) -> Any:
         if rank() == 1 and run.done == 2:  # this process alone has a bad batch

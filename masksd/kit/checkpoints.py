@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from masksd.errors import check_choice, check_fraction, one_line
 from masksd.kit.data.transforms import FITS
 from masksd.kit.storage.files import MANIFEST, verify_folder, write_folder
-from masksd.kit.storage.places import find_folder
+from masksd.kit.storage.places import find_folder, read_unchanged
 
 if TYPE_CHECKING:
     from masksd.kit.data.text.tokenizers import Tokenizer
@@ -191,6 +191,10 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
         >>> load_checkpoint(folder).config.model
         'clip_cris_tiny'
     """
+    return read_unchanged(Path(folder), lambda: _load_checkpoint(folder, device))
+
+
+def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

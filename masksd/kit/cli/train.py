@@ -56,7 +56,7 @@ def _resumed(arguments: list[str], folder: str) -> TrainConfig:
     from masksd.kit.training.resuming import load_run_config
 
     for argument in arguments:
-        option = argument.partition("=")[0]
+        option = argument.partition("=")[0].replace("_", "-")
         if option in ("--preset", "--branches", "--output", "--overwrite", "--dry-run"):
             raise ValueError(f"--resume goes on with the run's own config; leave {option} out")
     try:

@@ -22,6 +22,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             if target.is_dir():
                 raise IsADirectoryError(f"{target} is a folder; a file must be written there")
             temporary[target].write_bytes(data)
+            flush(temporary[target])
         for target, path in temporary.items():
             path.replace(target)
     finally:

@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 try:
     import fcntl
@@ -18,6 +18,8 @@ except ImportError:  # Windows
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_ATTEMPTS = 5
+T = TypeVar("T")
 _held: set[Path] = set()
 """Lock files of this process: the system's locks do not tell two threads apart."""
 
@@ -139,7 +141,15 @@ class StagedFolder(HeldFolder):
         older = _replace(self.target, self.path)
         self.path = self.target
         if older is not None:
-            (retire or _discard)(older)
+            try:
+                (retire or _discard)(older)
+            except OSError as error:
+                warnings.warn(
+                    f"{self.target} is in its place, but what was there before is still at "
+                    f"{older}: {error}",
+                    UserWarning,
+                    stacklevel=3,
+                )
 
     def __exit__(self, *_: object) -> None:
         if self.path != self.target:
@@ -155,8 +165,8 @@ def find_folder(folder: Path) -> Path:
     """
     if folder.exists():
         return folder
-    parent = folder.resolve().parent
-    for place in (beside(folder, "previous"), beside(parent, "previous") / folder.name):
+    named = folder.resolve()
+    for place in (beside(named, "previous"), beside(named.parent, "previous") / named.name):
         if place.is_dir():
             warnings.warn(
                 f"saving to {folder} was interrupted; the one before it is read, at {place}",
@@ -165,6 +175,29 @@ def find_folder(folder: Path) -> Path:
             )
             return place
     return folder
+
+
+def read_unchanged(folder: Path, read: Callable[[], T]) -> T:
+    """Read from a folder; once more if it was replaced meanwhile, as a run's checkpoint may be."""
+    for _ in range(_ATTEMPTS):
+        before = _identity(folder)
+        try:
+            found = read()
+        except (ValueError, OSError):
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return found
+    return read()
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def remove_folder(folder: Path) -> None:

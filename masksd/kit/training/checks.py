@@ -26,13 +26,19 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
     One that never got to a checkpoint has nothing to lose.
     """
+    if (folder / "export").exists():
+        raise ValueError(
+            f"output {folder} holds an export, which would be lost with the run; move it, or "
+            "choose another --output"
+        )
     over = overwrite or not has_checkpoint(folder)
     check_place(folder, FILES, kind="run", strange="no run writes", over=over)
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run in this folder, if there is one, got to a checkpoint."""
-    return any((folder / name).exists() for name in ("checkpoint", ".checkpoint.previous"))
+    names = ("checkpoint", ".checkpoint.previous", "best", "checkpoints")
+    return any((folder / name).exists() for name in names)
 
 
 def warn_of_long_warmup(schedule: Schedule) -> None:

@@ -72,9 +72,17 @@ class Batches:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Go on reading when a terminal or a scheduler signals every process of a run."""
+    """Go on reading when a terminal or a scheduler signals every process of a run.
+
+    torch ends a worker that is stuck by SIGTERM, too: that takes half a minute.
+    """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        stuck = number == signal.SIGTERM
+        signal.signal(number, _end_later if stuck else signal.SIG_IGN)
+
+
+def _end_later(*_: object) -> None:
+    signal.alarm(30)
 
 
 class Loop:

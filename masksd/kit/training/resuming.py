@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
-from masksd.kit.storage.files import write_files
+from masksd.kit.randomness import keyed_seed
+from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
 from masksd.kit.training.saving import LATEST
 
+if TYPE_CHECKING:
+    from masksd.kit.data.refer import ReferDataset
+
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"
+NUMBERS = ("skipped", "bad_steps", "processes", "items", "images", "evaluated")
+"""What the state of every run holds beside tensors."""
 FREE = (
     *("output", "overwrite", "progress", "workers", "cache", "timeout", "log_with"),
     *("save_minutes", "keep", "sheet_rows", "eval_batch_size"),
 )
 """Options that change no weight and no score."""
+
+
+FIXED = (
+    *("model", "pretrained", "encoder_weights", "dropout", "image_size"),
+    *("tokenizer", "max_length", "fit"),
+)
+"""Options that are built into a checkpoint."""
 
 
 def load_run_config(folder: str | Path) -> TrainConfig:
@@ -43,9 +57,9 @@ def load_run_config(folder: str | Path) -> TrainConfig:
         hint = f"did you mean {near}?" if near else "give the folder that `masksd train` wrote, as "
         raise ValueError(f"no run at {root}: {hint}" + ("" if near else "in runs/NAME"))
     if not find_folder(root / LATEST).is_dir():
-        raise ValueError(
-            f"run {root} has no checkpoint to go on from; start it again, with --overwrite"
-        )
+        kept = [name for name in ("best", "checkpoints") if (root / name).exists()]
+        hint = f"move one of {' and '.join(kept)} there" if kept else "start it again"
+        raise ValueError(f"run {root} has no {LATEST} to go on from; {hint}")
     try:
         config = TrainConfig.from_json((root / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
@@ -72,7 +86,14 @@ def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str
         check_choice("option to allow", name, {*old, *new})
     for name in sorted(old.keys() | new.keys()):
         was, becomes = old.get(name), new.get(name)
-        if was != becomes and name not in FREE and name not in allowed:
+        if was == becomes or name in FREE:
+            continue
+        if name in FIXED:
+            raise ValueError(
+                f"{name} of the run is {was}, now {becomes}; it is built into the "
+                "checkpoint: leave it as it was, or start another run"
+            )
+        if name not in allowed:
             raise ValueError(
                 f"{name} of the run is {was}, now {becomes}; leave it as it was, or pass --allow "
                 f"{name}"
@@ -82,52 +103,94 @@ def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str
 def load_run(
     config: TrainConfig, processes: int, allowed: Collection[str] = ()
 ) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Read the latest checkpoint of a run and the state of its training, and check both."""
-    folder = find_folder(config.output_folder())
-    place = folder / LATEST
+    """Read the latest checkpoint of a run and the state of its training, and check both.
+
+    Options that may change are taken from the config.
+    """
+    check_changes(load_run_config(config.output_folder()), config, allowed)
+    place = find_folder(config.output_folder()) / LATEST
     checkpoint, state = load_checkpoint(place), load_training_state(place)
-    if "processes" not in state:
-        raise ValueError(f"checkpoint {place} is of an older masksd, which could not be resumed")
+    if any(name not in state or state[name].numel() != 1 for name in NUMBERS):
+        raise ValueError(
+            f"checkpoint {place} was not written by a run that can be resumed, or by an older "
+            "masksd"
+        )
     before = int(state["processes"])
     if before != processes and "processes" not in allowed:
         raise ValueError(
-            f"run {folder} had {before} processes, now there are {processes}: batches would be "
-            f"others; start {before}, or pass --allow processes"
+            f"the run had {before} processes, now there are {processes}: each batch would hold "
+            f"other items; start it with {before}, or pass --allow processes"
         )
-    return checkpoint, state
+    changed = dataclasses.replace(
+        checkpoint.config,
+        threshold=config.threshold,
+        distill=dataclasses.asdict(config.distill),
+        data=config.data.to_dict(),
+    )
+    return checkpoint._replace(config=changed), state
+
+
+def checkpoint_digest(config: TrainConfig) -> str:
+    """Return what tells the latest checkpoint of a run from every other."""
+    place = find_folder(config.output_folder()) / LATEST
+    return hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()
 
 
 def check_unfinished(folder: Path, step: int, steps: int) -> None:
     """Raise a ``ValueError`` if nothing is left to do in a run."""
-    if step >= steps and (folder / SHEET).exists():
+    ended = [record["step"] for record in read_log(folder / LOG) if is_last(record)]
+    if step >= steps and steps in ended:
         raise ValueError(
             f"run {folder} is complete: it took all its {steps} steps; to train longer, pass "
             "--steps N --allow steps"
         )
 
 
-def check_items(state: dict[str, Tensor], items: int, split: str) -> None:
+def check_items(state: dict[str, Tensor], training: ReferDataset, split: str) -> None:
     """Raise a ``ValueError`` if the training split is not the one that was trained on."""
-    before = int(state["items"])
+    items, before = len(training), int(state["items"])
     if before != items:
         raise ValueError(
             f"split {split!r} has {items} items, it had {before} when the run was saved; resume it "
             "with the data it had"
         )
+    if int(state["images"]) != keyed_seed(*training.file_names()):
+        raise ValueError(
+            f"split {split!r} has other images than when the run was saved; resume it with the "
+            "data it had"
+        )
 
 
-def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of ``metrics.jsonl`` that came after a step; return those of training."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = []
-    for line in lines:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl`` up to a line that was cut off.
+
+    Raises:
+        ValueError: it holds anything but records of steps.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except ValueError:  # the process was killed while it wrote this
             break
-        if record["step"] > step:
-            break
-        kept.append(record)
-    text = "".join(json.dumps(record) + "\n" for record in kept)
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise ValueError(f"{path} is damaged: line {number} is not a record of a step")
+        records.append(record)
+    return records
+
+
+def is_last(record: dict[str, Any]) -> bool:
+    """Return whether a line of the log ends a run: it has the scores without a sentence, too."""
+    return "none" in record.get("scores", ())
+
+
+def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines of ``metrics.jsonl`` that came after a step; return the others."""
+    records = [record for record in read_log(path) if record["step"] <= step]
+    text = "".join(json.dumps(record) + "\n" for record in records)
     write_files({path: text.encode()})
-    return [record for record in kept if "loss" in record]
+    return records

@@ -1,15 +1,10 @@
-"""A training run under way: its steps, and what it logs, saves and scores."""
+"""A training run under way: its steps and what it logs of them."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
-import signal
 import time
-import warnings
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,24 +13,17 @@ from torch.utils.data import default_collate
 
 from masksd.branches import MaskedBranch
 from masksd.distill import DistillOutput
-from masksd.kit.checkpoints import Checkpoint, save_checkpoint
-from masksd.kit.config import TrainConfig, TrainingError, TrainingStopped
-from masksd.kit.data.survey import spread_indices
-from masksd.kit.evaluation.scoring import evaluate, evaluate_all
+from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.feeding import model_inputs
-from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.sources import wrap_model
-from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import HeldFolder
-from masksd.kit.training.checks import batch_norm_watched, has_checkpoint
-from masksd.kit.training.examples import example_rows
+from masksd.kit.training.checks import batch_norm_watched
+from masksd.kit.training.lifecycle import Lifecycle
 from masksd.kit.training.loop import Batch, Batches, Terms, means
 from masksd.kit.training.optimizers import build_optimizer, freeze
-from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
-from masksd.kit.training.saving import LATEST, SavedLoop, keep_best, keep_older
 from masksd.kit.training.signals import StopRequest
-from masksd.kit.training.trackers import end_tracker, start_tracker, track
 from masksd.losses import class_weighted_loss
 
 if TYPE_CHECKING:
@@ -44,12 +32,10 @@ if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
 
 
-class Run(SavedLoop):
-    """:meth:`check_first_batch`, then :meth:`fit`, then :meth:`finish`; trains in place.
+class Run(Lifecycle):
+    """Trains a checkpoint's model in place.
 
-    ``sd`` is the wrapper, ``wrapped`` what Accelerate made of it, ``records`` the training lines of
-    ``metrics.jsonl``, ``place`` the folder of the run, which takes its place with the first
-    checkpoint at the latest, ``saved`` the step of the last one, ``best`` the highest mIoU.
+    ``sd`` is the wrapper around it, ``wrapped`` what Accelerate made of that.
     """
 
     def __init__(
@@ -92,13 +78,8 @@ class Run(SavedLoop):
         self.bad_items: list[list[int]] = []
         self.records: list[dict[str, Any]] = []
         self.stop = StopRequest()
-        self.saved, self.saved_at, self.best = -1, time.monotonic(), -1.0
-
-    def resume(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
-        check_items(state, len(self.training), self.config.train_split)
-        self.restore(step, state)
-        self.saved = step
+        self.saved = self.evaluated = -1
+        self.saved_at = time.monotonic()
 
     def check_first_batch(self) -> None:
         """Compute the losses of one batch, so that a run that cannot work fails before it starts.
@@ -111,33 +92,6 @@ class Run(SavedLoop):
         watched = batch_norm_watched(self.checkpoint.model, self.config.batch_size)
         with self.accelerator.autocast(), watched:
             self.losses(self.sd.preview(*self.inputs(batch), target=target), target)
-
-    def open_folder(self) -> None:
-        """Write the config into the run's folder, and go on with its log."""
-        folder = self.place.path
-        start_tracker(self.accelerator, self.config)
-        if self.accelerator.is_main_process:
-            write_files({folder / CONFIG: self.config.to_json().encode()})
-            self.records = cut_log(folder / LOG, self.done)
-            if not has_checkpoint(self.place.target):
-                self.place.publish()  # there is no older run to lose
-
-    def train(self) -> dict[str, dict[str, float]]:
-        """Take all steps, save and score; what stops that says where the last checkpoint is."""
-        main = self.accelerator.is_main_process
-        try:
-            with self.stop:
-                self.fit(progress=main and self.config.progress)
-        except (OSError, RuntimeError, ValueError) as error:
-            if main and self.saved >= 0 and not isinstance(error, TrainingStopped):
-                warnings.warn(
-                    f"the run ended early; it is saved as it was after step {self.saved}: masksd "
-                    f"train --resume {self.config.output_folder()}",
-                    UserWarning,
-                    stacklevel=4,
-                )
-            raise
-        return self.finish()
 
     def take_step(self, batches: list[Batch]) -> Terms:
         """Forward, loss, backward for each batch, clip, step; or change nothing."""
@@ -171,16 +125,6 @@ class Run(SavedLoop):
         loss, losses = self.losses(out, target)
         self.accelerator.backward(loss / self.accumulate)
         return {n: value.detach().float() for n, value in {"loss": loss, **losses}.items()}
-
-    def buffers(self) -> list[Tensor]:
-        """Return what a step moves beside the weights: statistics of norms, and counters.
-
-        The wrapper's own counter stays out: it counts calls, skipped steps included. So does the
-        teacher, which follows the weights before a step.
-        """
-        teacher = set() if self.sd.teaching is None else set(self.sd.teaching.modules())
-        parts = [part for part in self.sd.modules() if part is not self.sd and part not in teacher]
-        return [buffer for module in parts for buffer in module.buffers(recurse=False)]
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return what the model takes."""
@@ -233,79 +177,3 @@ class Run(SavedLoop):
         self.records.append(record)
         self.write(record)
         return loss
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``."""
-        if self.accelerator.is_main_process:
-            with (self.place.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        track(self.accelerator, record)
-
-    def after_step(self) -> None:
-        """Evaluate and save where it is time, and stop where a signal asked for it."""
-        every, total = self.config.evaluate_every, self.schedule.steps
-        due = time.monotonic() - self.saved_at >= 60 * self.config.save_minutes
-        stop, due = self.agree(self.stop.number, due)
-        if every and self.done % every == 0 and self.done < total:
-            scores = evaluate(self.checkpoint, self.scoring, **self.scoring_options())
-            self.write({"step": self.done, "scores": {"own": scores}})
-            self.save(scores["mIoU"])
-        elif stop or (due and self.done < total):  # finish saves the last one
-            self.save()
-        if stop:
-            raise TrainingStopped(
-                f"stopped by {signal.Signals(stop).name} after step {self.done} of {total}; go on "
-                f"with: masksd train --resume {self.config.output_folder()}",
-                stop,
-            )
-
-    def agree(self, stop: int, due: bool) -> tuple[int, bool]:
-        """Return what any process says: each has its own signals and its own clock."""
-        if self.accelerator.num_processes > 1:
-            own = torch.tensor([[stop, int(due)]], device=self.accelerator.device)
-            stop, due = self.accelerator.gather(own).amax(0).tolist()
-        return int(stop), bool(due)
-
-    def scoring_options(self) -> dict[str, Any]:
-        """Return how the run is scored, for ``evaluate`` and ``evaluate_all``."""
-        return {
-            "limit": self.config.eval_samples,
-            "batch_size": self.config.eval_batch_size,
-            "progress": self.config.progress and self.accelerator.is_main_process,
-        }
-
-    def save(self, score: float | None = None) -> None:
-        """Write the checkpoint: the host for use, and what only resuming needs.
-
-        A ``score`` above those before makes it the best one, too.
-        """
-        best = score is not None and score > self.best
-        self.best = score if best and score is not None else self.best
-        state = self.training_state()
-        if self.accelerator.is_main_process:
-            config = dataclasses.replace(self.checkpoint.config, step=self.done)
-            checkpoint = self.checkpoint._replace(config=config)
-            folder = self.place.path
-            retire = partial(keep_older, folder, keep=self.config.keep)
-            save_checkpoint(folder / LATEST, checkpoint, state, retire)
-            if best:
-                keep_best(folder)
-            self.place.publish()
-        self.accelerator.wait_for_everyone()
-        self.saved, self.saved_at = self.done, time.monotonic()
-
-    def finish(self) -> dict[str, dict[str, float]]:
-        """Save, score with the right, another and no expression, and draw."""
-        self.save()
-        scores = evaluate_all(self.checkpoint, self.scoring, **self.scoring_options())
-        self.write({"step": self.done, "scores": scores})
-        if self.accelerator.is_main_process:
-            folder = self.place.path
-            if -1 < self.best < scores["own"]["mIoU"]:
-                keep_best(folder)
-            chosen = spread_indices(len(self.scoring), self.config.sheet_rows)
-            rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
-            draw_curves(self.records, folder / "curves.png")
-            draw_sheet(rows, folder / SHEET)
-        end_tracker(self.accelerator, self.place.path / SHEET, self.done)
-        return scores

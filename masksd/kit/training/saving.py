@@ -7,6 +7,7 @@ the last line of the log.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from masksd.errors import one_line
 from masksd.kit.checkpoints import read_config
+from masksd.kit.randomness import keyed_seed
 from masksd.kit.storage.files import MANIFEST, write_folder
-from masksd.kit.storage.places import remove_folder
+from masksd.kit.storage.places import find_folder, remove_folder
 from masksd.kit.training.loop import Loop
 
 if TYPE_CHECKING:
@@ -27,21 +30,21 @@ if TYPE_CHECKING:
     from masksd.distill import CrossModalMaskedSelfDistill
     from masksd.kit.data.refer import ReferDataset
 
-LATEST, OLDER, BEST = "checkpoint", "checkpoints", "best"
+LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 
 
 class SavedLoop(Loop):
     """A loop whose state can be saved and restored.
 
-    ``bad_items`` lists those of the latest steps in a row whose gradient was not finite; ``best``
-    is the highest score so far.
+    ``bad_items`` lists those of the latest steps in a row whose gradient was not finite;
+    ``evaluated`` is the last step after which the model was scored.
     """
 
     accelerator: Accelerator
     sd: CrossModalMaskedSelfDistill
     training: ReferDataset
     bad_items: list[list[int]]
-    best: float
+    evaluated: int
 
     def training_state(self) -> dict[str, Tensor]:
         """Collect what only resuming needs; every process must call it."""
@@ -63,9 +66,10 @@ class SavedLoop(Loop):
             "bad_steps": len(self.bad_items),
             "processes": self.accelerator.num_processes,
             "items": len(self.training),
+            "images": keyed_seed(*self.training.file_names()),
+            "evaluated": self.evaluated,
         }
         state |= {name: torch.tensor(number) for name, number in numbers.items()}
-        state["best"] = torch.tensor(self.best, dtype=torch.float64)
         return state | self._gathered_window()
 
     def _gathered_window(self) -> dict[str, Tensor]:
@@ -75,11 +79,24 @@ class SavedLoop(Loop):
             return {}
         own = torch.stack([self.window[step][name] for step, name in names])
         # NaN has no place in a checkpoint; the log has neither
-        values = self.accelerator.gather(own[None]).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        values = self.accelerator.gather(own[None])
+        values = values.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         return {f"window.{step}.{name}": values[:, n] for n, (step, name) in enumerate(names)}
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to where the state was collected, after ``step`` steps; the host is there."""
+        """Go back to where the state was collected, after ``step`` steps; the host is there.
+
+        Raises:
+            ValueError: the state is not that of such a run.
+        """
+        try:
+            self._restore(step, state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the state of the training does not fit the run: {one_line(error)[:200]}"
+            ) from None
+
+    def _restore(self, step: int, state: dict[str, Tensor]) -> None:
         self.sd.load_state_dict(dict(_under("distill.", state)), strict=False)
         for name, parameter in self.sd.named_parameters():
             moments = {
@@ -87,6 +104,9 @@ class SavedLoop(Loop):
                 key: value.clone() if key == "step" else value.to(parameter.device)
                 for key, value in _under(f"optimizer.{name}.", state)
             }
+            for key, value in moments.items():
+                if value.shape not in (parameter.shape, ()):
+                    raise RuntimeError(f"{key} of {name} has the shape {tuple(value.shape)}")
             if moments:
                 self.optimizer.state[parameter] = moments
         scaler = self.accelerator.scaler
@@ -94,7 +114,7 @@ class SavedLoop(Loop):
             scaler.load_state_dict({key: value.item() for key, value in _under("scaler.", state)})
         self.done, self.skipped = step, int(state["skipped"])
         self.bad_items = [[] for _ in range(int(state["bad_steps"]))]
-        self.best = float(state["best"])
+        self.evaluated = int(state["evaluated"])
         self.batches.start = step * self.accumulate
         if int(state["processes"]) == self.accelerator.num_processes:
             self._restore_window(dict(_under("window.", state)))
@@ -130,7 +150,14 @@ def keep_older(run_folder: Path, older: Path, keep: int) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def keep_best(run_folder: Path) -> None:
+def drop_later(run_folder: Path, step: int) -> None:
+    """Remove kept checkpoints of steps that a resumed run has still to take."""
+    for path in (run_folder / OLDER).glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            remove_folder(path)
+
+
+def keep_best(run_folder: Path, score: float) -> None:
     """Keep the latest checkpoint as the best one, without using its space twice where possible."""
 
     def link(source: str, copy: str) -> None:
@@ -145,5 +172,20 @@ def keep_best(run_folder: Path) -> None:
         shutil.copytree(
             run_folder / LATEST, folder, copy_function=link, ignore=ignore, dirs_exist_ok=True
         )
+        (folder / SCORE).write_text(json.dumps({"mIoU": score}) + "\n", encoding="utf-8")
 
     write_folder(run_folder / BEST, fill)
+
+
+def best_score(run_folder: Path) -> float:
+    """Return the score of the checkpoint that is kept as the best one; -1 without one.
+
+    Example:
+        >>> best_score(Path("runs/nowhere"))
+        -1.0
+    """
+    try:
+        text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
+        return float(json.loads(text)["mIoU"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0

@@ -61,8 +61,8 @@ def _flat(record: dict[str, Any], beginning: str = "") -> Iterator[tuple[str, fl
             yield beginning + name, value
 
 
-def end_tracker(accelerator: Accelerator, sheet: Path, step: int) -> None:
-    """Log the sheet, where the tracker takes pictures, and close it."""
+def track_sheet(accelerator: Accelerator, sheet: Path, step: int) -> None:
+    """Log the sheet, where the tracker takes pictures."""
     from PIL import Image
 
     for tracker in accelerator.trackers:
@@ -71,4 +71,10 @@ def end_tracker(accelerator: Accelerator, sheet: Path, step: int) -> None:
                 image = np.asarray(picture.convert("RGB"))
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"sheet": image[None]}, step=step, **options)
+
+
+def close_tracker(accelerator: Accelerator) -> None:
+    """End what was tracked, however the run ended."""
+    for tracker in accelerator.trackers:
         tracker.finish()
+    accelerator.trackers = []

@@ -36,6 +36,7 @@ from masksd.kit.training.checks import check_output, warn_of_long_warmup
 from masksd.kit.training.resuming import (
     check_changes,
     check_unfinished,
+    checkpoint_digest,
     load_run,
     load_run_config,
 )
@@ -127,14 +128,16 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         place = HeldFolder(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(
-            watch_others(accelerator, "the last checkpoint is whole", config.timeout)
+            watch_others(accelerator, "a checkpoint that was saved is whole", config.timeout)
         )
         stack.enter_context(keyed_randomness(accelerator.device))
         state: dict[str, Tensor] = {}
         if resume:
-            if main:  # before anything is read that another process may replace
+            if main:  # before anything is read that another run may replace
                 stack.enter_context(place)
-            checkpoint, state = load_run(config, accelerator.num_processes, allow)
+            with first_process_first():
+                checkpoint, state = load_run(config, accelerator.num_processes, allow)
+            check_same_everywhere(accelerator, {"checkpoint": checkpoint_digest(config)})
         else:
             torch.manual_seed(keyed_seed(config.seed, "weights"))
             checkpoint = build_model(config)
