@@ -130,7 +130,8 @@ class Lifecycle(SavedLoop):
     def end(self, number: int) -> None:
         """Save and raise, on a signal; an older run in the same place is not given up for that."""
         when = f"stopped by {signal.Signals(number).name} after step {self.done} of"
-        if self.place.path != self.place.target:
+        hidden = self.accelerator.is_main_process and self.place.path != self.place.target
+        if self.agree(0, hidden)[1]:
             raise TrainingStopped(
                 f"{when} {self.schedule.steps}, before its first checkpoint; the older run in "
                 f"{self.config.output_folder()} is as it was",

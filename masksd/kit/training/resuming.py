@@ -14,10 +14,9 @@ from torch import Tensor
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
-from masksd.kit.randomness import keyed_seed
 from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
-from masksd.kit.training.saving import LATEST
+from masksd.kit.training.saving import LATEST, images_digest
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -154,7 +153,7 @@ def check_items(state: dict[str, Tensor], training: ReferDataset, split: str) ->
             f"split {split!r} has {items} items, it had {before} when the run was saved; resume it "
             "with the data it had"
         )
-    if int(state["images"]) != keyed_seed(*training.file_names()):
+    if int(state["images"]) != images_digest(training):
         raise ValueError(
             f"split {split!r} has other images than when the run was saved; resume it with the "
             "data it had"

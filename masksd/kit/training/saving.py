@@ -66,7 +66,7 @@ class SavedLoop(Loop):
             "bad_steps": len(self.bad_items),
             "processes": self.accelerator.num_processes,
             "items": len(self.training),
-            "images": keyed_seed(*self.training.file_names()),
+            "images": images_digest(self.training),
             "evaluated": self.evaluated,
         }
         state |= {name: torch.tensor(number) for name, number in numbers.items()}
@@ -126,6 +126,11 @@ class SavedLoop(Loop):
                 self.window.append({})
             own = values[self.accelerator.process_index]
             self.window[int(index)][name] = own.to(self.accelerator.device)
+
+
+def images_digest(dataset: ReferDataset) -> int:
+    """Return a number that stands for the names of a split's images, in every process the same."""
+    return keyed_seed(*sorted(dataset.file_names()))
 
 
 def _under(beginning: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
