@@ -40,6 +40,7 @@ from masksd import segmentation_loss as seg_loss
 from masksd.kit.costs.kept import kept_activations
 from masksd.models import create_model
 from masksd.tap import TokenMask
+from masksd.truth import Truth
 
 EVAL = ("host eval", "masksd eval")
 
@@ -113,7 +114,7 @@ class Setting:
         sd.zero_grad(set_to_none=True)
         with self.autocast():
             passes = sd._passes
-            main = passes.main(self.args, {}, self.truth, sd.step)
+            main = passes.main(self.args, {}, Truth(self.truth), sd.step)
         (main.losses["seg"] + passes.zero_of_unused(main)).backward()
         detached = main._replace(plain=main.plain._replace(logits=main.plain.logits.detach()))
         with self.autocast():
