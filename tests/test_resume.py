@@ -122,7 +122,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "low memory": {"distill": DistillConfig(low_memory=True)},
     "workers": {"workers": 2, "evaluate_every": 4},
     "accumulate": {"accumulate": 4},
-    "projection": {"distill": DistillConfig(image=MaskingConfig(relevance="projection"))},
     "epochs": {"steps": None, "epochs": 1, "warmup": None, "warmup_epochs": 0},
 }
 
