@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
-from masksd.kit.storage import places
+from masksd.kit.storage import locks, places
 from masksd.kit.storage.files import verify_folder, write_folder
 from masksd.kit.storage.places import HeldFolder, StagedFolder, find_folder, read_unchanged
 
@@ -125,7 +125,7 @@ def test_a_file_system_without_locks_is_a_warning(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(places.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
     with (
         pytest.warns(UserWarning, match="has no locks .*nothing stops a second run"),
         HeldFolder(tmp_path / "one"),

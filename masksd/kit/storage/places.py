@@ -11,17 +11,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from masksd.kit.storage.locks import PlaceLock
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _ATTEMPTS = 5
 T = TypeVar("T")
-_held: set[Path] = set()
-"""Lock files of this process: the system's locks do not tell two threads apart."""
 
 
 class HeldFolder:
@@ -43,59 +38,30 @@ class HeldFolder:
     """
 
     def __init__(self, target: Path, *, wait: bool = False) -> None:
-        self.target, self.wait = target.resolve(), wait
-        self.path = self.target
-        self._lock = beside(self.target, "lock")
-        self._descriptor: int | None = None
+        self.target = self.path = target.resolve()
+        self._lock = PlaceLock(beside(self.target, "lock"), self.target, wait=wait)
 
     def __enter__(self) -> Self:
         if self.target.is_mount():
             raise ValueError(f"output {self.target} is a mount point; name a folder in it")
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        self._lock.acquire()
         try:
             _recover(self.target)
             self._enter()
         except BaseException:
-            self._release()
+            self._lock.release()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        self._lock.release()
 
     def publish(self) -> None:
         """Do nothing: the folder is in its place."""
 
     def _enter(self) -> None:
         """Prepare the folder, under the lock."""
-
-    def _acquire(self) -> None:
-        busy = ValueError(
-            f"output {self.target} is being written by another run; wait for it to end, or choose "
-            "another --output"
-        )
-        if self._lock in _held:
-            raise busy
-        while True:
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                _lock_file(descriptor, self.target, wait=self.wait)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise busy from None
-            if _names(self._lock, descriptor):
-                break
-            os.close(descriptor)  # its holder removed the file meanwhile: lock the new one
-        _held.add(self._lock)
-        self._descriptor = descriptor
-
-    def _release(self) -> None:
-        if self._descriptor is not None:
-            self._lock.unlink(missing_ok=True)  # first, while it is locked
-            os.close(self._descriptor)
-            _held.discard(self._lock)
-            self._descriptor = None
 
 
 class StagedFolder(HeldFolder):
@@ -154,7 +120,7 @@ class StagedFolder(HeldFolder):
     def __exit__(self, *_: object) -> None:
         if self.path != self.target:
             _discard(self.path)
-        self._release()
+        self._lock.release()
 
 
 def find_folder(folder: Path) -> Path:
@@ -300,31 +266,3 @@ def _recover(target: Path) -> None:
             _discard(previous)
         else:
             previous.rename(target)
-
-
-def _lock_file(descriptor: int, target: Path, *, wait: bool) -> None:
-    """Lock an open file for this process; raise a ``BlockingIOError`` if another has it."""
-    try:
-        if fcntl is None:
-            raise OSError(errno.ENOSYS, "this system has no fcntl")
-        # not flock, which data workers would inherit, and hold when this process is killed
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise BlockingIOError from None
-        if error.errno not in (*_NOT_SUPPORTED, errno.ENOLCK):
-            raise
-        warnings.warn(
-            f"the file system of {target} has no locks ({error.strerror}): nothing stops a second "
-            "run from writing there",
-            UserWarning,
-            stacklevel=5,
-        )
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    """Return whether a path still names an open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

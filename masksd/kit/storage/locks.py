@@ -1,0 +1,86 @@
+"""A lock on a place: one process at a time, for as long as it lives."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_held: set[Path] = set()
+"""Lock files of this process: the system's locks do not tell two threads apart."""
+
+
+class PlaceLock:
+    """A lock of the system on a file; ``target`` is the place that it stands for.
+
+    It ends with the process, however that ends. With ``wait``, :meth:`acquire` waits for another
+    holder instead of raising a ``ValueError``.
+    """
+
+    def __init__(self, path: Path, target: Path, *, wait: bool) -> None:
+        self.path, self.target, self.wait = path, target, wait
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock."""
+        busy = ValueError(
+            f"output {self.target} is being written by another run; wait for it to end, or choose "
+            "another --output"
+        )
+        if self.path in _held:
+            raise busy
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                _lock_file(descriptor, self.target, wait=self.wait)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise busy from None
+            if _names(self.path, descriptor):
+                break
+            os.close(descriptor)  # its holder removed the file meanwhile: lock the new one
+        _held.add(self.path)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)  # first, while it is locked
+            os.close(self._descriptor)
+            _held.discard(self.path)
+            self._descriptor = None
+
+
+def _lock_file(descriptor: int, target: Path, *, wait: bool) -> None:
+    """Lock an open file for this process; raise a ``BlockingIOError`` if another has it."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "this system has no fcntl")
+        # not flock, which data workers would inherit, and hold when this process is killed
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError from None
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {target} has no locks ({error.strerror}): nothing stops a second "
+            "run from writing there",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
