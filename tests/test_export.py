@@ -281,7 +281,7 @@ def test_a_push_sends_the_folder_in_one_commit(
 
 
 PUSH_FAULTS = {
-    "name": "hub 'alice/--' is no name of a repository: ",
+    "name": "hub 'alice/--' is not a valid repository name: ",
     "no owner": "hub must be OWNER/NAME, got 'circles'",
     "offline": "HF_HUB_OFFLINE forbids the network; unset it or omit --hub",
     "no token": "hub alice/circles: no token; run `hf auth login` or set HF_TOKEN",

@@ -18,7 +18,9 @@ def check_hub(name: str) -> None:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise ValueError(f"hub {name!r} is no name of a repository: {one_line(error)}") from None
+        raise ValueError(
+            f"hub {name!r} is not a valid repository name: {one_line(error)}"
+        ) from None
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"hub {name}: HF_HUB_OFFLINE forbids the network; unset it or omit --hub")
     if get_token() is None:
