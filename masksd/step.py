@@ -111,12 +111,10 @@ class Passes(NamedTuple):
         truth = truth if truth.target is not None else truth._replace(target=plain.target)
         truth.check(len(plain.logits), ranked_by_truth=self.ranked_by_truth())
         losses: dict[str, Tensor] = {}
-        seg = (
-            plain.loss
-            if plain.loss is not None
-            else truth.loss(plain.logits, self.config.dice_weight)
-        )
-        if plain.loss is not None and truth.labelled is not None:
+        seg = plain.loss
+        if seg is None:
+            seg = truth.loss(plain.logits, self.config.dice_weight)
+        elif truth.labelled is not None:
             raise ValueError(
                 "this host computes its own loss, over every sample: name the logits and no loss "
                 "in Taps, and pass the masks as sd(..., target=masks, labelled=flags)"

@@ -56,14 +56,17 @@ class Teacher(nn.Module):
                 "own, or use another target"
             )
         theirs = {**dict(host.named_parameters()), **dict(host.named_buffers())}
+        shares: dict[torch.dtype, Tensor] = {}  # of the host, one for each dtype
         ours = [*self.segmenter.named_parameters(), *self.segmenter.named_buffers()]
         for name, value in ours:
-            if value.is_floating_point():
-                done = step.to(torch.promote_types(value.dtype, torch.float32))
-                decay = (done / (9.0 + done)).clamp(max=self.decay)
-                value.lerp_(theirs[name].to(value.dtype), (1.0 - decay).to(value.dtype))
-            else:
+            dtype = value.dtype
+            if not dtype.is_floating_point:
                 value.copy_(theirs[name])
+                continue
+            if dtype not in shares:
+                done = step.to(torch.promote_types(dtype, torch.float32))
+                shares[dtype] = (1.0 - (done / (9.0 + done)).clamp(max=self.decay)).to(dtype)
+            value.lerp_(theirs[name].to(dtype), shares[dtype])
 
     def model(self) -> Any:
         """Return a copy of the model without a hook, as ``unwrap()`` returns the host."""

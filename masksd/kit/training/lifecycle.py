@@ -185,7 +185,6 @@ class Lifecycle(SavedLoop):
 
     def save(self) -> None:
         """Write the checkpoint: the host for use, and what only resuming needs."""
-        self.share_buffers()
         state = self.training_state()
         if self.accelerator.is_main_process:
             config = dataclasses.replace(self.checkpoint.config, step=self.done)
