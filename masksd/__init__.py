@@ -5,11 +5,12 @@ Importing this loads torch, but not transformers, timm or the training kit.
 
 from importlib.metadata import version as _version
 
-from masksd.config import DistillConfig, MaskingConfig
+from masksd.config import DistillConfig
 from masksd.distill import CrossModalMaskedSelfDistill, DistillOutput
 from masksd.hooks import release
 from masksd.hosts import Taps
 from masksd.losses import consistency_loss, segmentation_loss
+from masksd.masking_config import MaskingConfig
 from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import TokenMask
 from masksd.triple import Triple

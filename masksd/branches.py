@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from masksd.config import DistillConfig, MaskingConfig
+from masksd.config import DistillConfig
 from masksd.losses import consistency_loss
-from masksd.masking import keyed_noise, select_tokens
+from masksd.masker import TokenMasker, first_position
+from masksd.masking_config import MaskingConfig
 from masksd.modules import frozen_statistics
-from masksd.relevance import rank_tokens
 from masksd.segmenter import Pass, Segmenter, check_containers
 from masksd.tap import TokenMask
 from masksd.truth import Truth
@@ -25,16 +24,6 @@ NAMES = {"image": "lmvsd", "text": "vmlsd"}
 
 JOINT = "joint"
 """The name of the branch that masks patches and words in one pass."""
-
-# Draws of one step that must be independent, by purpose and modality.
-_STREAMS = {
-    ("select", "image"): 0,
-    ("select", "text"): 1,
-    ("rank", "image"): 2,
-    ("rank", "text"): 3,
-    ("token", "image"): 4,
-    ("token", "text"): 5,
-}
 
 
 def branch_modalities(config: DistillConfig) -> dict[str, tuple[str, ...]]:
@@ -47,7 +36,8 @@ def branch_modalities(config: DistillConfig) -> dict[str, tuple[str, ...]]:
         {'joint': ('image', 'text')}
     """
     on = tuple(modality for modality in NAMES if getattr(config, modality) is not None)
-    return {JOINT: on} if config.joint else {NAMES[modality]: (modality,) for modality in on}
+    together = config.joint or (config.one_pass and len(on) > 1)
+    return {JOINT: on} if together else {NAMES[modality]: (modality,) for modality in on}
 
 
 class MainPass(NamedTuple):
@@ -76,101 +66,6 @@ class BranchResult(NamedTuple):
     loss: Tensor
     masks: dict[str, Tensor]
     relevance: dict[str, Tensor]
-
-
-class TokenMasker(nn.Module):
-    """Ranks the tokens of a modality, draws those to replace, and holds what replaces them.
-
-    Attributes:
-        token: the learnable mask token, ``(C,)`` or ``(positions, C)``, drawn from N(0, 0.02) by
-            the config's seed.
-        relevance: the kind of relevance that ranks, with ``"auto"`` resolved.
-    """
-
-    token: nn.Parameter
-
-    def __init__(
-        self, modality: str, config: DistillConfig, width: int, shared_space: bool = True
-    ) -> None:
-        super().__init__()
-        self.modality = modality
-        self.seed = config.seed
-        self.masking: MaskingConfig = getattr(config, modality)
-        self.relevance: str = self.masking.relevance
-        if self.relevance == "auto":
-            otherwise = "prediction" if modality == "image" else "random"
-            self.relevance = "dot" if shared_space else otherwise
-        self.token = nn.Parameter(self._initial_token(width).to(torch.get_default_dtype()))
-
-    def _initial_token(self, width: int) -> Tensor:
-        rows, stream = self.masking.positions or 1, _STREAMS["token", self.modality]
-        uniform = keyed_noise(rows, width, seed=self.seed, step=0, stream=stream)
-        normal = torch.special.ndtri(uniform.double() + 2.0**-25) * 0.02
-        return normal if self.masking.token == "position" else normal[0]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> TokenMasker:
-        """Draw the token again when a wrapper built on the meta device becomes real."""
-        was_meta = self.token.is_meta
-        super()._apply(fn, recurse)
-        if was_meta and not self.token.is_meta:
-            with torch.no_grad():
-                self.token.copy_(self._initial_token(self.token.shape[-1]))
-        return self
-
-    @torch.no_grad()
-    def draw(
-        self, plain: Pass, target: Tensor | None, step: Tensor, first: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mask and the relevance that it was drawn by, both ``(B, N)``.
-
-        ``first`` is the global position in the batch of the first sample here.
-        """
-        if self.modality == "image":
-            valid, tokens = None, plain.image.grid[0] * plain.image.grid[1]
-        else:
-            valid, tokens = plain.text.valid, plain.text.valid.shape[1]
-        noise = partial(
-            keyed_noise,
-            plain.logits.shape[0],
-            tokens,
-            seed=self.seed,
-            step=step,
-            first=first,
-            device=plain.logits.device,
-        )
-        masking, modality = self.masking, self.modality
-        rank_noise = partial(noise, stream=_STREAMS["rank", modality])
-        relevance = rank_tokens(self.relevance, modality, plain, target, rank_noise)
-        mask = select_tokens(
-            relevance,
-            masking.top_k,
-            cast(float, masking.ratio),  # DistillConfig has filled it in
-            noise=noise(stream=_STREAMS["select", modality]),
-            valid=valid,
-            selection=masking.selection,
-            rounding=cast(str, masking.rounding),
-            count=masking.count,
-        )
-        return mask, relevance
-
-    def token_mask(self, mask: Tensor, grid: tuple[int, int] | None) -> TokenMask:
-        """Join a mask ``(B, N)`` and the token; ``grid`` is that of the patches."""
-        length = mask.shape[1]
-        if self.token.ndim == 1:
-            return TokenMask(mask, self.token, grid)
-        positions = self.token.shape[0]
-        # The first tokens of a larger grid would lie elsewhere on a smaller one.
-        if length > positions or (self.modality == "image" and length != positions):
-            raise ValueError(
-                f"config.{self.modality}.positions is {positions}, but the model has {length} "
-                f"tokens of {self.modality}"
-            )
-        return TokenMask(mask, self.token[:length], grid)
-
-    def extra_repr(self) -> str:
-        """Say what is masked, for ``print``."""
-        kept = f"{self.masking.selection} {self.masking.top_k:.1%}"
-        return f"{self.masking.ratio:.1%} of the {kept} of {self.modality}"
 
 
 class MaskedBranch(nn.Module):
@@ -220,7 +115,7 @@ class MaskedBranch(nn.Module):
     ) -> BranchResult:
         """Draw the masks, run the masked pass, and compare it with the target."""
         batch = main.plain.logits.shape[0]
-        rows, first = self.rows(batch), _first_position(batch)
+        rows, first = self.rows(batch), first_position(batch)
         plain = first_samples(main.plain, rows)
         truth = main.truth.first(rows)
         masks: dict[str, Tensor] = {}
@@ -261,13 +156,6 @@ class MaskedBranch(nn.Module):
     def extra_repr(self) -> str:
         """Say what is masked and when, for ``print``."""
         return f"{' and '.join(self.modalities)}, every {self.every}, {self.samples:.0%} of a batch"
-
-
-def _first_position(batch: int) -> int:
-    """Global position of this process's first sample: each process has an equal share."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() * batch
-    return 0
 
 
 def first_samples(plain: Pass, rows: int) -> Pass:

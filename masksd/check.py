@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import TokenMasker, first_samples
+from masksd.branches import first_samples
+from masksd.masker import TokenMasker
 from masksd.modules import (
     evaluating,
     frozen_statistics,

@@ -8,99 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from masksd.errors import check_choice, check_fraction, unknown_name
-from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
-
-RELEVANCE = {
-    "image": ("auto", "dot", "prediction", "projection", "random", "ground_truth"),
-    "text": ("auto", "dot", "projection", "random"),
-}
-"""What may rank the tokens of a modality; see :mod:`masksd.relevance`."""
-
-BEST = {
-    "image": {"ratio": 0.25, "rounding": "nearest"},
-    "text": {"ratio": 0.10, "rounding": "stochastic"},
-}
-"""What :class:`MaskingConfig` leaves to the modality: the paper's ratios, our rounding."""
-
-
-@dataclass(frozen=True)
-class MaskingConfig:
-    """Which tokens of one modality are masked (Sec. III-B, Tables III and IV).
-
-    Attributes:
-        top_k: share of the tokens, by relevance, that passes the filter, in [0, 1] (``K``).
-        ratio: share of those that is masked, in [0, 1] (``α``); None takes the paper's best for the
-            modality, 0.25 of the patches and 0.10 of the words.
-        selection: keep the ``"top"`` or the ``"bottom"`` of the ranking.
-        relevance: what ranks: the ``"dot"`` product with the other modality's vector (the paper,
-            for hosts whose patches and words share a space); ``"projection"``, the same after a
-            learned linear map, trained by text-to-pixel alignment; ``"random"``; for patches only,
-            the model's own ``"prediction"`` or, for study, the ``"ground_truth"``. ``"auto"`` is
-            dot where the space is shared, else prediction for patches and random for words.
-        rounding: ``"nearest"``, ``"stochastic"``, ``"floor"`` or ``"ceil"``; see
-            :func:`masksd.masking.select_tokens`. None takes nearest for patches and stochastic for
-            words, which are so few that nearest would mask one at any ratio.
-        count: what ``top_k`` is a share of: the real ``"words"`` or the padded ``"sequence"``. The
-            same for patches, which are all real.
-        token: one learnable vector ``"shared"`` by all positions, or one for each ``"position"``.
-        positions: how many, for ``token="position"``: the patches of an image, or the longest
-            sentence.
-        layer: patches only: 0 replaces embeddings, before positions are added (our reading of the
-            paper); ``n`` replaces the output of layer ``n`` of the image tower, and the masked pass
-            runs only the layers above it. Needs a triple whose encoder can resume there.
-        every: run the branch in one step out of this many. See
-            :meth:`masksd.CrossModalMaskedSelfDistill.set_step`.
-        samples: share of a batch that the branch sees, counted from its first sample, in (0, 1].
-
-    Example:
-        >>> MaskingConfig(top_k=0.5, ratio=0.75).ratio
-        0.75
-        >>> MaskingConfig(rounding="nearst")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown rounding 'nearst'; did you mean 'nearest'? Known: 'ceil', 'floor', ...
-    """
-
-    top_k: float = 0.5
-    ratio: float | None = None
-    selection: Literal["top", "bottom"] = "top"
-    relevance: Literal["auto", "dot", "prediction", "projection", "random", "ground_truth"] = "auto"
-    rounding: Literal["nearest", "stochastic", "floor", "ceil"] | None = None
-    count: Literal["words", "sequence"] = "words"
-    token: Literal["shared", "position"] = "shared"
-    positions: int | None = None
-    layer: int = 0
-    every: int = 1
-    samples: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fraction("top_k", self.top_k)
-        check_fraction("samples", self.samples)
-        if self.samples == 0:
-            raise ValueError("samples must be above 0, got 0; turn the branch off with None")
-        for name, least in (("layer", 0), ("every", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{name} must be a whole number of at least {least}, got {value!r}"
-                )
-        if self.ratio is not None:
-            check_fraction("ratio", self.ratio)
-        check_choice("selection", self.selection, SELECTIONS)
-        check_choice("relevance", self.relevance, RELEVANCE["image"])
-        if self.rounding is not None:
-            check_choice("rounding", self.rounding, ROUNDINGS)
-        check_choice("count", self.count, COUNTS)
-        check_choice("token", self.token, ("shared", "position"))
-        if (self.token == "position") != (self.positions is not None):
-            raise ValueError(
-                "positions is the number of tokens of token='position' and of nothing else, "
-                f"got token={self.token!r} with positions={self.positions!r}"
-            )
-        if self.positions is not None and (
-            not isinstance(self.positions, int) or self.positions < 1
-        ):
-            raise ValueError(f"positions must be a positive integer, got {self.positions!r}")
+from masksd.masking_config import BEST, RELEVANCE, MaskingConfig
 
 
 @dataclass(frozen=True)
@@ -113,6 +21,7 @@ class DistillConfig:
         lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, since
             a trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
+        lambda_main: weight of the plain pass's segmentation loss, 0 or more; the paper has 1.
         target: what a branch learns to predict: the ``"main"`` branch's mask, the
             ``"ground_truth"`` (Table VI), or the mask of a ``"teacher"``: a copy of the model that
             follows it by an exponential average, or a model that you give.
@@ -126,6 +35,9 @@ class DistillConfig:
         dice_weight: weight of a Dice term in the loss of the plain pass, 0 or more; the paper has
             none.
         joint: mask patches and words in one pass of weight ``λ1 + λ2``, instead of one pass each.
+        one_pass: mask at random in the only pass of a step, which then learns from the truth, and
+            from the ``"teacher"`` with weight ``λ1 + λ2`` where that is the target. It costs no
+            more than the host; see :mod:`masksd.one_pass`.
         low_memory: run each pass with its own backward, so that the activations of one host pass
             are kept instead of three; the gradients are the same. See :mod:`masksd.low_memory`.
         seed: keys the draws and the initial mask tokens.
@@ -142,6 +54,7 @@ class DistillConfig:
     text: MaskingConfig | None = field(default_factory=MaskingConfig)
     lambda_image: float = 0.75
     lambda_text: float = 0.10
+    lambda_main: float = 1.0
     target: Literal["main", "ground_truth", "teacher"] = "main"
     teacher_decay: float = 0.999
     confidence: Literal["none", "threshold", "soft"] = "none"
@@ -149,11 +62,12 @@ class DistillConfig:
     share_weights: bool = True
     dice_weight: float = 0.0
     joint: bool = False
+    one_pass: bool = False
     low_memory: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("lambda_image", "lambda_text", "dice_weight"):
+        for name in ("lambda_image", "lambda_text", "lambda_main", "dice_weight"):
             value = getattr(self, name)
             if (
                 not isinstance(value, int | float)
@@ -161,7 +75,7 @@ class DistillConfig:
                 or not 0 <= value < float("inf")
             ):
                 raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
-        for name in ("detach_target", "share_weights", "joint", "low_memory"):
+        for name in ("detach_target", "share_weights", "joint", "one_pass", "low_memory"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_choice("target", self.target, ("main", "ground_truth", "teacher"))
@@ -206,6 +120,8 @@ class DistillConfig:
                     "joint=True has one pass: every and samples of image and text must agree, got "
                     f"{(image.every, image.samples)} and {(text.every, text.samples)}"
                 )
+        if self.one_pass:
+            self._check_one_pass()
         if self.low_memory and image is not None and image.layer:
             raise ValueError(
                 f"low_memory=True does not work with image.layer={image.layer}, whose pass starts "
@@ -217,15 +133,46 @@ class DistillConfig:
                 "keep the main pass until the last branch is done"
             )
 
+    def _check_one_pass(self) -> None:
+        """Refuse what needs a plain pass before the masked one."""
+        if self.target == "main":
+            raise ValueError(
+                "one_pass=True has no plain pass to learn from, got target='main': use "
+                "'ground_truth' or 'teacher'"
+            )
+        for name, wanted in (("joint", False), ("low_memory", False), ("share_weights", True)):
+            if getattr(self, name) is not wanted:
+                raise ValueError(
+                    f"one_pass=True has one pass of one set of weights; leave {name} at {wanted}"
+                )
+        on = {name: each for name in BEST if (each := getattr(self, name)) is not None}
+        if not on:
+            raise ValueError("one_pass=True masks patches or words: image or text must be on")
+        for modality, masking in on.items():
+            for name, possible in (
+                ("relevance", ("auto", "random")),
+                ("layer", (0,)),
+                ("every", (1,)),
+                ("samples", (1,)),
+            ):
+                value = getattr(masking, name)
+                if value not in possible:
+                    raise ValueError(
+                        f"one_pass=True masks every sample of every step, at random and where "
+                        f"tokens are embedded, got {modality}.{name}={value!r}; leave it at "
+                        f"{possible[0]!r}"
+                    )
+
     @staticmethod
     def preset(name: str) -> DistillConfig:
         """Return a named configuration.
 
         Args:
-            name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII, or
+            name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII;
                 ``"masksd"``, the best mean of our three-seed screen: it masks more, anywhere, and
-                the branches learn from the ground truth. ``benchmarks/evidence.md`` has the results
-                of both on fresh seeds.
+                the branches learn from the ground truth; or ``"augment"``, the masks of
+                ``"masksd"`` in the only pass of a step, which costs nothing.
+                ``benchmarks/evidence.md`` has the results of all on fresh seeds.
 
         Raises:
             ValueError: an unknown name.
@@ -276,15 +223,18 @@ class DistillConfig:
         return dataclasses.replace(default, **fields)
 
 
+_MORE_MASKED: dict[str, Any] = {
+    "image": MaskingConfig(top_k=1.0, ratio=0.5, relevance="random"),
+    "text": MaskingConfig(top_k=1.0, ratio=0.25, relevance="random"),
+    "lambda_image": 1.0,
+    "lambda_text": 1.0,
+    "target": "ground_truth",
+}
+
 PRESETS = {
     "cm-masksd": DistillConfig(),
-    "masksd": DistillConfig(
-        image=MaskingConfig(top_k=1.0, ratio=0.5, relevance="random"),
-        text=MaskingConfig(top_k=1.0, ratio=0.25, relevance="random"),
-        lambda_image=1.0,
-        lambda_text=1.0,
-        target="ground_truth",
-    ),
+    "masksd": DistillConfig(**_MORE_MASKED),
+    "augment": DistillConfig(**_MORE_MASKED, one_pass=True),
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import MainPass, MaskedBranch, TokenMasker
+from masksd.branches import MainPass, MaskedBranch
 from masksd.hosts.taps import TapSegmenter
+from masksd.masker import TokenMasker
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
 from masksd.triple import Triple
@@ -36,13 +37,12 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
             lines.append(f"    enters at {_place(tap, masker)} (width {tap.width})")
         again = [segmenter.reruns[modality] for modality in branch.modalities]
         joint = f"runs with both masks: {'; '.join(again)}, but for what the other mask changes"
-        lines.append(f"    {again[0] if len(again) == 1 else joint}")
+        once = "in the only pass of a step" if config.one_pass else ""
+        lines.append(f"    {once or (again[0] if len(again) == 1 else joint)}")
     if not branches:
         lines.append("  no branch is on: only the plain pass runs")
     else:
-        target = "the truth" if config.target == "ground_truth" else "the main branch's mask"
-        detached = ", detached" if config.target == "main" and config.detach_target else ""
-        lines.append(f"  target: {target}{detached}")
+        lines.append(f"  target: {_target(passes)}")
         if isinstance(segmenter, Triple):
             parts = "shared by all branches" if config.share_weights else "one copy a branch"
             lines.append(f"  neck and decoder: {parts}")
@@ -58,6 +58,17 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
     if example is not None:
         lines.append(_costs(passes, *example))
     return "\n".join(lines)
+
+
+def _target(passes: Passes) -> str:
+    config, teacher = passes.config, passes.teacher
+    if config.target == "main":
+        return f"the main branch's mask{', detached' if config.detach_target else ''}"
+    if teacher is None:
+        return "the truth"
+    follows = f"an average of the host, decay {teacher.decay:g}" if teacher.decay else "yours"
+    too = "the truth and " if config.one_pass else ""
+    return f"{too}the mask of a teacher ({follows}), confidence {config.confidence!r}"
 
 
 def frozen_token_notes(passes: Passes) -> list[str]:
@@ -131,6 +142,7 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     added = {
         name: multiply_adds(partial(passes.branch, name, main))[0] / branch.every
         for name, branch in passes.branches.items()
+        if not passes.config.one_pass
     }
     share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
     if passes.teacher is not None:

@@ -15,7 +15,9 @@ from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
 from masksd.modules import BatchNormTold, evaluating, without_gradients
+from masksd.one_pass import one_pass_step
 from masksd.step import DistillOutput as DistillOutput
+from masksd.step import Passes
 from masksd.triple import Triple
 from masksd.truth import Truth
 from masksd.wrapper import Wrapper
@@ -217,7 +219,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
                     passes, parameters, self.loss_scale, args, kwargs, truth, self.step
                 )
             else:
-                output = passes.run(args, kwargs, truth, self.step)
+                output = self._run(passes, args, kwargs, truth)
         self._tell_once(output)
         self.step += 1
         self._advance()
@@ -251,4 +253,10 @@ class CrossModalMaskedSelfDistill(Wrapper):
         kept = passes.segmenter.keeping_buffers(every=True)
         with OneThread(self._turn), kept, evaluating(self), without_gradients():
             self._check_once(args, kwargs)
-            return passes.run(args, kwargs, Truth(target, labelled), self.step)
+            return self._run(passes, args, kwargs, Truth(target, labelled))
+
+    def _run(
+        self, passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth
+    ) -> DistillOutput:
+        run = one_pass_step if self.distill_config.one_pass else Passes.run
+        return run(passes, args, kwargs, truth, self.step)

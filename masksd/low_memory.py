@@ -84,7 +84,8 @@ def low_memory_step(
         )
     idle = passes.zero_of_unused(main)
     gradients = Gradients([p for p in parameters if p.requires_grad], scale)
-    gradients.add(sum(main.losses.values(), idle), cut.leaves("image", "text"))
+    aligned = idle + main.losses["align"] if "align" in main.losses else idle
+    gradients.add(passes.with_seg(main.losses["seg"], aligned), cut.leaves("image", "text"))
     main = main._replace(
         plain=tree_map(_without_graph, main.plain),
         ranking=tree_map(_without_graph, main.ranking),
@@ -100,7 +101,7 @@ def low_memory_step(
         gradients.add(weight * result.loss, cut.leaves(*_reused(passes, name)))
         results[name] = result._replace(loss=result.loss.detach())
     gradients.finish(cut, {"image", "text"})
-    out = passes.total(main, results, idle.detach())
+    out = passes.total_of(main, results, idle.detach())
     return out._replace(loss=_HandOver.apply(out.loss, gradients, *gradients.parameters))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap, LateMask, TokenMask
 
 T = TypeVar("T")
 
@@ -82,6 +82,18 @@ class Pass(NamedTuple):
     target: Tensor | None = None
 
 
+class Given(NamedTuple):
+    """What a call brings, known without running the model.
+
+    Attributes:
+        images: ``(B, 3, H, W)``.
+        valid: bool ``(B, L)``, True for real words.
+    """
+
+    images: Tensor
+    valid: Tensor
+
+
 FeatureCut = Callable[[str, Any], Any]
 """Takes a modality and its features, any tree of tensors, and returns what goes on instead."""
 
@@ -103,6 +115,7 @@ class Segmenter(nn.Module):
             products rank.
         splits: whether a pass can be cut to its first samples: every input of the batch's length
             is known.
+        cell: side in pixels of the cells that are masked as one, where the user states it.
         reruns: what a masked pass of a modality computes again and what it reuses, in words.
         notes: what else a user should know, for ``describe()``.
         moving: buffers of the host that its own forward changes, found as it runs.
@@ -112,6 +125,7 @@ class Segmenter(nn.Module):
     sources: Mapping[str, str] = MappingProxyType({})
     shared_space: bool = False
     splits: bool = False
+    cell: int | None = None
     reruns: Mapping[str, str]
     notes: Sequence[str] = ()
 
@@ -155,6 +169,13 @@ class Segmenter(nn.Module):
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the model and keep what the masked passes need."""
         raise NotImplementedError(f"{type(self).__name__} must say how a plain pass runs")
+
+    def given(self, *args: Any, **kwargs: Any) -> Given:
+        """Return the images and the real words of a call; ``one_pass`` alone asks."""
+        raise ValueError(
+            f"one_pass=True masks before the model has run, and {type(self).__name__} cannot say "
+            "what a call brings: give it a method given(...) that returns masksd.segmenter.Given"
+        )
 
     def masked(
         self,
@@ -225,7 +246,7 @@ class Segmenter(nn.Module):
     @contextlib.contextmanager
     def masking(
         self,
-        image: TokenMask | None,
+        image: TokenMask | LateMask | None,
         text: TokenMask | None,
         grid: tuple[int, int] | None = None,
     ) -> Iterator[None]:

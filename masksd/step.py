@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
-from masksd.branches import BranchResult, MainPass, MaskedBranch, TokenMasker
+from masksd.branches import BranchResult, MainPass, MaskedBranch
 from masksd.config import DistillConfig
 from masksd.losses import check_not_probabilities
+from masksd.masker import TokenMasker
 from masksd.relevance import Projection
 from masksd.segmenter import Segmenter
 from masksd.teacher import Teacher
@@ -98,8 +99,7 @@ class Passes(NamedTuple):
     ) -> DistillOutput:
         """Run all passes, in one graph; ``args`` and ``kwargs`` are the host's."""
         main = self.main(args, kwargs, truth, step)
-        results = {name: self.branch(name, main) for name in self.order()}
-        return self.total(main, results)
+        return self.total_of(main, {name: self.branch(name, main) for name in self.order()})
 
     def main(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
@@ -164,23 +164,42 @@ class Passes(NamedTuple):
             idle += [] if branch.active else list(branch.parameters())
         return sum((0.0 * p.sum() for p in idle), main.plain.logits.new_zeros(()))
 
-    def total(
+    def total_of(
         self, main: MainPass, results: dict[str, BranchResult], idle: Tensor | None = None
+    ) -> DistillOutput:
+        """Add up the plain pass and the branches' results."""
+        masks: dict[str, Tensor] = {}
+        relevance: dict[str, Tensor] = {}
+        for name in self.branches:
+            if name in results:
+                masks.update(results[name].masks)  # torch 2.7 does not compile |=
+                relevance.update(results[name].relevance)
+        losses = {name: result.loss for name, result in results.items()}
+        return self.total(main, losses, masks, relevance, idle)
+
+    def with_seg(self, seg: Tensor, distill_loss: Tensor) -> Tensor:
+        """Add a segmentation loss of the plain pass, with its weight, to the branches' losses."""
+        weight = self.config.lambda_main
+        return (seg if weight == 1.0 else weight * seg) + distill_loss
+
+    def total(
+        self,
+        main: MainPass,
+        branch_losses: dict[str, Tensor],
+        masks: dict[str, Tensor],
+        relevance: dict[str, Tensor],
+        idle: Tensor | None = None,
     ) -> DistillOutput:
         """Add everything up (Eq. 9)."""
         losses = dict(main.losses)
-        masks: dict[str, Tensor] = {}
-        relevance: dict[str, Tensor] = {}
         distill_loss = self.zero_of_unused(main) if idle is None else idle
         if "align" in losses:
             distill_loss = distill_loss + losses["align"]
         for name, branch in self.branches.items():
-            if name in results:
-                losses[name] = results[name].loss
+            if name in branch_losses:
+                losses[name] = branch_losses[name]
                 distill_loss = distill_loss + branch.weight * losses[name]
-                masks.update(results[name].masks)  # torch 2.7 does not compile |=
-                relevance.update(results[name].relevance)
-        loss = losses["seg"] + distill_loss if "seg" in losses else MissingLoss()
+        loss = self.with_seg(losses["seg"], distill_loss) if "seg" in losses else MissingLoss()
         plain = main.plain
         return DistillOutput(
             loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output

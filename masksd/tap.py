@@ -6,7 +6,7 @@ A triple with ``image.layer`` above 0 masks hidden states instead, see :meth:`Tr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,12 @@ class TokenMask(NamedTuple):
     mask: Tensor
     token: Tensor
     grid: tuple[int, int] | None = None
+
+
+LateMask = Callable[[int, tuple[int, ...]], tuple[TokenMask, tuple[int, int]]]
+"""Draws the mask of an embedding of B samples with these positions, ``(h, w)`` or ``(N,)``.
+
+Returns the embedding's own grid as well."""
 
 
 class EmbeddingTap(Hook):
@@ -81,7 +87,7 @@ class EmbeddingTap(Hook):
         self._channels_first = known[1] if channels_first is None and known else channels_first
         self.prefix = prefix
         self.learns: bool | None = None
-        self._pending: TokenMask | None = None
+        self._pending: TokenMask | LateMask | None = None
         self._grid: tuple[int, int] | None = None
         self._fired = False
         self._with_gradients = False
@@ -96,7 +102,9 @@ class EmbeddingTap(Hook):
             raise RuntimeError(not_run(self.path))
 
     @contextlib.contextmanager
-    def masking(self, mask: TokenMask, grid: tuple[int, int] | None = None) -> Iterator[None]:
+    def masking(
+        self, mask: TokenMask | LateMask, grid: tuple[int, int] | None = None
+    ) -> Iterator[None]:
         """Mask the one time that the module runs inside; ``grid`` is that of a flat embedding."""
         self._pending, self._grid = mask, grid
         self._with_gradients = torch.is_grad_enabled()
@@ -141,6 +149,8 @@ class EmbeddingTap(Hook):
         self._fired = True
         if self._with_gradients:
             self.learns = torch.is_grad_enabled()
+        if not isinstance(mask, TokenMask):
+            mask, self._grid = mask(len(output), self.positions)
         if len(output) != len(mask.mask):
             raise ValueError(
                 f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "

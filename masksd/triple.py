@@ -11,18 +11,21 @@ from torch import Tensor, nn
 
 from masksd.hooks import Recorder
 from masksd.modules import check_wrappable, find_module
-from masksd.segmenter import FeatureCut, ImageFeatures, Pass, Segmenter, TextFeatures
+from masksd.segmenter import FeatureCut, Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
 
 
 class Encoder(Protocol):
-    """What :class:`Triple` asks of an encoder; the last method only for ``image_layer``."""
+    """What :class:`Triple` asks of an encoder; the last two for ``one_pass`` and a layer only."""
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Encode images ``(B, 3, H, W)``."""
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode sentences ``(B, L)``."""
+
+    def real_words(self, tokens: Tensor) -> Tensor:
+        """Mark the real words, bool ``(B, L)``, as ``encode_text(tokens).valid`` does."""
 
     def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
         """Go on above layer ``layer`` of ``image_layers``, whose output is ``hidden``."""
@@ -169,6 +172,17 @@ class Triple(Segmenter):
                 f"layer gives {came}"
             )
         return lower
+
+    def given(self, images: Tensor, tokens: Tensor, *more: Any) -> Given:
+        """Return the images and the real words, as ``encoder.real_words(tokens)`` marks them."""
+        _two_only(more)
+        if not callable(getattr(self.encoder, "real_words", None)):
+            raise ValueError(
+                f"one_pass=True masks words before they are encoded, but encoder "
+                f"{type(self.encoder).__name__} has no method real_words; give it one that returns "
+                "bool (B, L) for tokens (B, L), True for real words, or set text=None"
+            )
+        return Given(images, self.encoder.real_words(tokens))
 
     def masked(
         self,

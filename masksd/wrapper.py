@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from masksd.branches import NAMES, MaskedBranch, TokenMasker, branch_modalities
+from masksd.branches import NAMES, MaskedBranch, branch_modalities
 from masksd.check import check_passes
 from masksd.config import DistillConfig
 from masksd.describe import describe, frozen_token_notes, small_logits_notes
 from masksd.hooks import OneThread
+from masksd.masker import TokenMasker
 from masksd.modules import evaluating, without_gradients
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter

@@ -12,16 +12,18 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A room may use every room on a line above its own, and itself.
 FLOORS = [
-    ["errors"],
+    ["errors", "grids"],
     ["losses", "masking"],
     ["hooks", "modules"],
+    ["masking_config"],
     ["config", "tap"],
     ["segmenter"],
     ["truth", "teacher"],
     ["triple", "hosts", "models", "relevance", "trial"],
+    ["masker"],
     ["branches"],
     ["step"],
-    ["low_memory", "describe", "check"],
+    ["low_memory", "one_pass", "describe", "check"],
     ["wrapper"],
     ["distill"],
     [""],  # masksd itself, the face

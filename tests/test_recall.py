@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masksd.config import DistillConfig, MaskingConfig
+from masksd import DistillConfig, MaskingConfig
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes

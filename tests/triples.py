@@ -48,12 +48,16 @@ class TwoTowers(nn.Module):
             local, grid, local.mean(1), maps=local.transpose(1, 2).unflatten(2, grid)
         )
 
+    def real_words(self, tokens: Tensor) -> Tensor:
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        return (position > 0) & (position < (tokens == END).int().argmax(1, keepdim=True))
+
     def finish_text(self, embedded: Tensor, tokens: Tensor) -> TextFeatures:
         local = self.text_projection(self.text_blocks(embedded + self.word_positions))
         position = torch.arange(tokens.shape[1], device=tokens.device)
         end = (tokens == END).int().argmax(1, keepdim=True)
         pooled = local[torch.arange(len(local)), end[:, 0]]
-        return TextFeatures(local, pooled, (position > 0) & (position < end), position <= end)
+        return TextFeatures(local, pooled, self.real_words(tokens), position <= end)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         embedded = self.patch_embed(images)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.layout import describe_words, pick
 from masksd.modules import find_module
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
+from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
@@ -120,13 +120,7 @@ class ClipSegSegmenter(Segmenter):
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and keep both towers' features."""
-        given = self._signature.bind(*args, **kwargs).arguments
-        for name in ("input_ids", "pixel_values"):
-            if given.get(name) is None:
-                raise ValueError(
-                    f"this call brought no {name}: a CLIPSeg's sd(input_ids=..., "
-                    "pixel_values=...) takes both; prompts by image or embedding cannot be masked"
-                )
+        given = self._named(args, kwargs)
         with self.recording():
             output = (
                 self._with_gradient(given) if self.train_encoder else self.host(*args, **kwargs)
@@ -148,6 +142,21 @@ class ClipSegSegmenter(Segmenter):
             loss=None if labels is None or self.train_encoder else pick(output, ":loss", "labels"),
             target=labels,
         )
+
+    def given(self, *args: Any, **kwargs: Any) -> Given:
+        """Return the images and the real words of a call."""
+        named = self._named(args, kwargs)
+        return Given(named["pixel_values"], self._valid(named["input_ids"]))
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = self._signature.bind(*args, **kwargs).arguments
+        for name in ("input_ids", "pixel_values"):
+            if given.get(name) is None:
+                raise ValueError(
+                    f"this call brought no {name}: a CLIPSeg's sd(input_ids=..., "
+                    "pixel_values=...) takes both; prompts by image or embedding cannot be masked"
+                )
+        return given
 
     def masked(
         self,

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.grids import cells
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import (
     as_logits,
     as_loss,
     as_tokens,
-    cells,
     clip_words,
     describe_words,
     pick,
 )
 from masksd.hosts.taps import check_not_compiled
 from masksd.modules import check_wrappable
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
+from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
@@ -120,7 +120,7 @@ class CrisSegmenter(Segmenter):
         Takes ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded with 0, and in training the
         truth ``(B, 1, H, W)`` in [0, 1].
         """
-        images = self._call.get(IMAGES, args, kwargs)
+        images, valid = self.given(*args, **kwargs)
         tokens = self._call.get(TOKENS, args, kwargs)
         target = self._call.find(TRUTH, args, kwargs)
         if target is None and self.wrapped.training:
@@ -138,12 +138,17 @@ class CrisSegmenter(Segmenter):
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._ranking(words), sentence, self._valid(tokens)),
+            TextFeatures(self._ranking(words), sentence, valid),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
             target=target,
         )
+
+    def given(self, *args: Any, **kwargs: Any) -> Given:
+        """Return the images and the real words of a call."""
+        tokens = self._call.get(TOKENS, args, kwargs)
+        return Given(self._call.get(IMAGES, args, kwargs), self._valid(tokens))
 
     def masked(
         self,

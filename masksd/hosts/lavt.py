@@ -112,8 +112,8 @@ class LavtSegmenter(TapSegmenter):
         self._special = sorted(number for number in ids if isinstance(number, int))
         self._own_valid = valid is None
 
-    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
-        real = super()._valid(args, kwargs, logits)
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Tensor:
+        real = super()._valid(args, kwargs, images)
         if not self._own_valid or self.where.valid is None:
             return real
         ids, mask = (self._call.get(position, args, kwargs) for position in (1, 2))

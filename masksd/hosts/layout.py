@@ -67,48 +67,6 @@ def as_logits(logits: Any) -> Tensor:
     raise ValueError(f"logits must be (B, 1 or 2, H, W) or (B, H, W), got {came}")
 
 
-def embedding_grid(positions: tuple[int, ...] | None, images: Tensor) -> tuple[int, int]:
-    """Return rows and columns of an image embedding whose positions are ``(h, w)`` or ``(N,)``.
-
-    Example:
-        >>> embedding_grid((600,), torch.zeros(1, 3, 320, 480))  # patches of 16
-        (20, 30)
-    """
-    if positions is None:
-        raise ValueError("the image embedding exists, but did not run in this pass")
-    if len(positions) == 2:
-        return positions[0], positions[1]
-    height, width = images.shape[-2:]
-    rows = round((positions[0] * height / width) ** 0.5)
-    if rows < 1 or positions[0] % rows or rows * width != positions[0] // rows * height:
-        raise ValueError(
-            f"the image embedding has {positions[0]} tokens, which form no grid of an image of "
-            f"{height}x{width}; state prefix, or tap the module before tokens are added"
-        )
-    return rows, positions[0] // rows
-
-
-def cells(grid: tuple[int, int], images: Tensor, cell: int | None) -> tuple[int, int]:
-    """Return rows and columns of the cells that patches are ranked and drawn in.
-
-    Args:
-        grid: of the image embedding.
-        images: ``(B, 3, H, W)``.
-        cell: side of a cell in pixels; see :class:`Taps`.
-
-    Example:
-        >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
-        (15, 15)
-        >>> cells((16, 16), torch.zeros(1, 3, 64, 64), None)
-        (8, 8)
-    """
-    height, width = images.shape[-2:]
-    if cell is None:
-        # large patches are cells already; 2 x 2 cells would leave nothing to choose from
-        cell = 1 if height // grid[0] >= 8 else min(32, max(1, min(height, width) // 8))
-    return min(grid[0], max(1, height // cell)), min(grid[1], max(1, width // cell))
-
-
 def as_loss(loss: Any) -> Tensor | None:
     """Return a host's own loss as 0-d; None where it computed none this time."""
     if loss is None:

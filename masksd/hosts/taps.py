@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.grids import cells, embedding_grid
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import (
     as_logits,
     as_loss,
     as_tokens,
-    cells,
     describe_words,
-    embedding_grid,
     pick,
 )
 from masksd.modules import check_wrappable, find_module, in_compiled
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
+from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
 
@@ -154,7 +153,7 @@ class TapSegmenter(Segmenter):
             for field in RECORDED
             if field in modules
         }
-        self.where = taps
+        self.where, self.cell = taps, taps.cell
         self.shared_space = taps.shared_space
         self.sources = {"logits": taps.logits or "what the host returns"}
         if taps.loss is not None:
@@ -179,10 +178,8 @@ class TapSegmenter(Segmenter):
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
-        images = self._call.get(taps.images, args, kwargs)
-        if not isinstance(images, Tensor) or images.ndim < 4:
-            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images={taps.images!r} must be images (B, 3, H, W), got {came}")
+        images, valid = self.given(*args, **kwargs)
+        self._check_valid(valid, logits)
         embedded = embedding_grid(self.taps["image"].positions, images)
         grid = cells(embedded, images, taps.cell)
         patches = found.get("patches")
@@ -198,14 +195,21 @@ class TapSegmenter(Segmenter):
         return Pass(
             logits,
             ImageFeatures(local, grid, found.get("image_vector")),
-            TextFeatures(
-                found.get("words"), found.get("sentence"), self._valid(args, kwargs, logits)
-            ),
+            TextFeatures(found.get("words"), found.get("sentence"), valid),
             host_output=output,
             inputs=(args, kwargs, embedded),
             loss=self._own_loss(output),
             target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
         )
+
+    def given(self, *args: Any, **kwargs: Any) -> Given:
+        """Return the images and the real words of a call."""
+        where = self.where.images
+        images = self._call.get(where, args, kwargs)
+        if not isinstance(images, Tensor) or images.ndim < 4:
+            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images={where!r} must be images (B, 3, H, W), got {came}")
+        return Given(images, self._valid(args, kwargs, images))
 
     def masked(
         self,
@@ -235,21 +239,24 @@ class TapSegmenter(Segmenter):
             return None
         return as_loss(pick(output, self.where.loss, "loss"))
 
-    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Tensor:
         valid = self.where.valid
         if valid is None:  # the text branch is off
-            return torch.ones(logits.shape[0], 0, dtype=torch.bool, device=logits.device)
+            return torch.ones(len(images), 0, dtype=torch.bool, device=images.device)
         if callable(valid):
             real: Tensor = valid(self._call.get(self.where.tokens, args, kwargs))
         else:
             real = self._call.get(valid, args, kwargs) != 0
-        real = real.flatten(1)  # some hosts take (B, L, 1)
-        if real.dtype != torch.bool or len(real) != len(logits):
+        return real.flatten(1)  # some hosts take (B, L, 1)
+
+    def _check_valid(self, valid: Tensor, logits: Tensor) -> None:
+        if self.where.valid is None:
+            return
+        if valid.dtype != torch.bool or len(valid) != len(logits):
             raise ValueError(
                 f"valid must be bool (B, L) with B={len(logits)}, True for real words, got "
-                f"{real.dtype} {tuple(real.shape)}"
+                f"{valid.dtype} {tuple(valid.shape)}"
             )
-        return real
 
 
 def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:

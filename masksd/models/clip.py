@@ -108,6 +108,10 @@ class ClipEncoder(nn.Module):
         local = shared[:, 1:]
         return ImageFeatures(local, grid, shared[:, 0], (*maps, as_map(local, grid)))
 
+    def real_words(self, tokens: Tensor) -> Tensor:
+        """Mark the real words of ``tokens (B, L)``, bool ``(B, L)``."""
+        return sentence_parts(tokens, self.end_token)[0]
+
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode ``tokens (B, L)`` int64: ``W_local, w_global`` of Eq. 1.
 

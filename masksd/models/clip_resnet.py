@@ -77,6 +77,10 @@ class ClipResNetEncoder(nn.Module):
         pooled = local.detach().mean(1) @ self.text_projection.weight.detach()
         return ImageFeatures(local, (maps[-1].shape[2], maps[-1].shape[3]), pooled, maps)
 
+    def real_words(self, tokens: Tensor) -> Tensor:
+        """Mark the real words of ``tokens (B, L)``, bool ``(B, L)``."""
+        return sentence_parts(tokens, self.end_token)[0]
+
     def encode_text(self, tokens: Tensor) -> TextFeatures:
         """Encode ``tokens (B, L)`` int64: ``W_local, w_global`` of Eq. 1.
 

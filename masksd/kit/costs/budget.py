@@ -141,7 +141,8 @@ def _loss(
     if config.class_weights is None:
         loss: Tensor = out.loss
         return loss
-    return class_weighted_loss(out.host_output, target, config.class_weights) + out.distill_loss
+    seg = class_weighted_loss(out.host_output, target, config.class_weights)
+    return config.distill.lambda_main * seg + out.distill_loss
 
 
 class _Shapes(TorchFunctionMode):

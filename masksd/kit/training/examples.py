@@ -9,8 +9,9 @@ import torch
 
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.feeding import foreground_logits, model_inputs, probabilities_of
+from masksd.kit.feeding import model_inputs, predict_logits, probabilities_of
 from masksd.kit.figures import SheetRow
+from masksd.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
@@ -31,7 +32,8 @@ def example_rows(
         for key in ("image", "tokens", "target")
     )
     out = sd.preview(*model_inputs(checkpoint, images, tokens), target=target.float())
-    logits = foreground_logits(out.logits)
+    with evaluating(checkpoint.model), torch.no_grad():  # out.logits may be of a masked pass
+        logits = predict_logits(checkpoint, images, tokens)
     rows = []
     for row, index in enumerate(indices):
         truth = dataset.truth(index) > 0

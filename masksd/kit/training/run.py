@@ -136,7 +136,7 @@ class Run(Lifecycle):
         if weights is None:
             return cast(Tensor, out.loss), out.losses
         losses = {**out.losses, "seg": class_weighted_loss(out.host_output, target, weights)}
-        return losses["seg"] + out.distill_loss, losses
+        return self.config.distill.lambda_main * losses["seg"] + out.distill_loss, losses
 
     def set_branch_weights(self, done: float) -> None:
         """Set the branches' weights by the ramp, given the share of the run that is over."""
