@@ -122,6 +122,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "low memory": {"distill": DistillConfig(low_memory=True)},
     "workers": {"workers": 2, "evaluate_every": 4},
     "accumulate": {"accumulate": 4},
+    "unlabelled": {
+        "labels": 5,
+        "unlabelled": "shapes",
+        "unlabelled_batch": 3,
+        "class_weights": (0.9, 1.1),
+        "distill": DistillConfig(target="teacher"),
+    },
     "epochs": {"steps": None, "epochs": 1, "warmup": None, "warmup_epochs": 0},
 }
 

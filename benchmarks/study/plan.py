@@ -232,7 +232,7 @@ def multiply_adds(config: TrainConfig) -> int:
         if masking is not None:
             runs = math.ceil(config.steps / masking.every)
             total += (_step_cost(config, counted) - plain) * runs
-    return total * config.batch_size
+    return total * config.images_per_pass()
 
 
 def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
@@ -249,7 +249,7 @@ def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
         data=config.data,
         max_length=config.max_length,
         image_size=config.image_size,
-        batch_size=config.batch_size,
+        batch_size=config.images_per_pass(),
         class_weights=config.class_weights,
         frozen=config.frozen,
         distill=dataclasses.replace(distill, image=image, text=text, seed=0),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from masksd.config import DistillConfig
@@ -14,12 +15,14 @@ from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.hosts import lavt
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.config import DataConfig, TrainConfig, cache_folder
-from masksd.kit.data.layout import find_split_by
+from masksd.kit.data.layout import data_sets, find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
+from masksd.kit.data.selection import choose_refs
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
+from masksd.kit.randomness import keyed_seed
 from masksd.models import create_model
 from masksd.models.clip_text import sentence_parts
 from masksd.models.registry import check_pretrained
@@ -86,6 +89,52 @@ def open_split(
         cache=cache,
         skip_bad=data.skip_bad,
         index=data.index,
+    )
+
+
+def open_training(
+    config: TrainConfig, tokenizer: Encoder, image_size: int, **options: Any
+) -> tuple[ReferDataset, ReferDataset | None]:
+    """Open what a run is trained on: the refs whose masks are used, and those without, if any.
+
+    ``options`` are others of :func:`open_split`. The expressions of unlabelled refs are drawn from
+    a stream of their own.
+    """
+    common = {"train_items": config.train_items, **options}
+    seeds = config.seed, keyed_seed(config.seed, "unlabelled")
+    split = config.train_split
+    training = open_split(config.data, split, tokenizer, image_size, seed=seeds[0], **common)
+    left = None
+    if config.labels is not None:
+        chosen, left = choose_refs(config.labels, training.refs, config.seed)
+        training = training.part(chosen)
+    if config.unlabelled is None:
+        return training, None
+    data = unlabelled_data(config)
+    others = open_split(data, split, tokenizer, image_size, seed=seeds[1], **common)
+    if data is not config.data or left is None:
+        left = np.arange(others.refs)
+    return training, others.part(left, masks=False)
+
+
+def unlabelled_data(config: TrainConfig) -> DataConfig:
+    """Return where the unlabelled data of a run lie: its own data, others in its root, or a folder.
+
+    Raises:
+        ValueError: there are none of that name, neither in the root nor as a folder.
+    """
+    data, wanted = config.data, config.unlabelled or ""
+    if wanted == data.name:
+        return data
+    known = [] if data.data_root is None else data_sets(data.data_root)
+    if wanted in known:
+        return dataclasses.replace(data, name=wanted, split_by=None, index=None)
+    if Path(wanted).is_dir():
+        return dataclasses.replace(data, data_root=Path(wanted), images=None, index=None)
+    raise ValueError(
+        f"unlabelled {wanted!r} is neither a data set in the root of the training data "
+        f"({', '.join(map(repr, known or [data.name]))}) nor a folder that holds {data.name!r}; "
+        "name one of them (--unlabelled)"
     )
 
 

@@ -111,6 +111,12 @@ def _steps(config: TrainConfig) -> list[str]:
             steps = f"{config.schedule_of(batches).steps:,} in all" if epoch else "no whole step"
             text = f"{counts[kind]:,} items, {epoch:,} steps per epoch, {steps}"
         lines.append(_line(kind, text + mark))
+    if config.unlabelled is not None:
+        known = counts.get(f"unlabelled {config.train_items}")
+        count = "not known" if known is None else f"{known:,} items"
+        beside = config.images_per_pass() - config.batch_size
+        text = f"{count}, {beside} in each pass beside {config.batch_size} with masks"
+        lines.append(_line(f"unlabelled {config.train_items}", text))
     if config.steps is not None:
         lines.append(_line("the run", f"{config.steps:,} steps"))
     return lines

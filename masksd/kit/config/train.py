@@ -10,6 +10,8 @@ from typing import Literal
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, check_fraction
 from masksd.kit.config.stored import StoredConfig
+from masksd.kit.config.unlabelled import check_unlabelled
+from masksd.kit.data.selection import check_labels
 from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
@@ -39,6 +41,11 @@ class TrainConfig(StoredConfig):
         eval_split: split to score on.
         train_items: one item per ref with one of its expressions drawn at random (refs), or one
             item per expression (sentences).
+        labels: refs of the training split whose masks are used, a number or a share in (0, 1); None
+            uses all. Of one seed, fewer are among more.
+        unlabelled: where images and expressions without masks come from, for the branches: the
+            data's own name (the refs that labels leaves out), another data set in the same root, or
+            a folder that holds one of the same name; their train_split.
         tokenizer: shapes (its words), clip (byte pairs) or bert (word pieces; both from the Hugging
             Face cache), a repository there, or a folder; None takes shapes for the shapes data,
             and for other data or pretrained towers the tokenizer of the model's text tower.
@@ -46,6 +53,7 @@ class TrainConfig(StoredConfig):
         image_size: side of the square input, pixels; None takes the model's own.
         fit: how an image becomes a square: squash, or letterbox (centred on padding, as in CRIS).
         batch_size: images per forward pass on each device.
+        unlabelled_batch: unlabelled images beside them; None takes batch_size.
         accumulate: batches per optimiser step, whose gradients are averaged; each call of the model
             still normalises (BatchNorm) and draws its masks by itself.
         steps: optimiser steps of the whole run; None if epochs is set.
@@ -113,11 +121,14 @@ class TrainConfig(StoredConfig):
     train_split: str = "train"
     eval_split: str = "val"
     train_items: Literal["refs", "sentences"] = "refs"
+    labels: int | float | None = None
+    unlabelled: str | None = None
     tokenizer: str | None = None
     max_length: int = 17
     image_size: int | None = None
     fit: Literal["squash", "letterbox"] = "squash"
     batch_size: int = 16
+    unlabelled_batch: int | None = None
     accumulate: int = 1
     steps: int | None = 1000
     epochs: int | None = None
@@ -162,6 +173,7 @@ class TrainConfig(StoredConfig):
             max_length=3,
             image_size=1,
             batch_size=1,
+            unlabelled_batch=1,
             accumulate=1,
             keep=1,
             steps=1,
@@ -213,6 +225,9 @@ class TrainConfig(StoredConfig):
                 "towers come from; set one of them"
             )
         self._check_class_weights()
+        if self.labels is not None:
+            check_labels(self.labels)
+        check_unlabelled(self)
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         check_choice("train_items", self.train_items, ("refs", "sentences"))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -241,6 +256,17 @@ class TrainConfig(StoredConfig):
     def output_folder(self) -> Path:
         """Return the folder of the run."""
         return Path("runs") / self.data.title() if self.output is None else self.output
+
+    def images_per_pass(self) -> int:
+        """Return the images per forward pass on each device, with and without a mask.
+
+        Example:
+            >>> TrainConfig(labels=25, unlabelled="shapes", unlabelled_batch=4).images_per_pass()
+            20
+        """
+        if self.unlabelled is None:
+            return self.batch_size
+        return self.batch_size + (self.unlabelled_batch or self.batch_size)
 
     def schedule_of(self, batches: int) -> Schedule:
         """Return the learning rate over the run, and its length, given the batches of an epoch.

@@ -21,11 +21,13 @@ from masksd.errors import check_choice
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.kept import kept_activations
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
+from masksd.kit.data.selection import count_labels
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import (
     find_root,
     model_options,
     open_split,
+    open_training,
     shapes_config,
     shapes_folder,
     tokenizer_name,
@@ -48,7 +50,7 @@ class Budget:
         added: parameters of masksd, in training only.
         plain: multiply-adds of one plain pass, per image.
         forward: multiply-adds of a training step's passes, per image.
-        step: the same with their backward, per image.
+        step: the same with their backward, per image, of ``config.images_per_pass()``.
         weights: bytes of all parameters and buffers.
         gradients: bytes.
         optimizer: bytes of Adam's two moments.
@@ -85,12 +87,14 @@ def measure_budget(config: TrainConfig) -> Budget:
         options["vocab_size"] = load_tokenizer("shapes").vocab_size
     with torch.device("meta"):
         model = create_model(config.model, **options)
-        size, batch = model.config.image_size, config.batch_size
+        size, batch = model.config.image_size, config.images_per_pass()
         tokens = torch.zeros(batch, config.max_length, dtype=torch.int64)
         inputs: list[Tensor] = [torch.zeros(batch, 3, size, size), tokens]
         if model.takes_attention_mask:
             inputs.append(torch.ones_like(tokens))
-        target = torch.zeros(batch, size, size)
+        truth = {"target": torch.zeros(batch, size, size)}
+        if config.unlabelled is not None:
+            truth["labelled"] = torch.zeros(batch, dtype=torch.bool)
     freeze(model, config.frozen)
     host = sum(p.numel() for p in model.parameters())
     # low memory runs backward inside, which the counter cannot follow; its operations are the same
@@ -108,15 +112,15 @@ def measure_budget(config: TrainConfig) -> Budget:
             sd.train()
         plain = counted.get_total_flops()
         with FlopCounterMode(display=False) as counted, torch.no_grad():
-            sd(*inputs, target=target)
+            sd(*inputs, **truth)
         forward = counted.get_total_flops()
         with FlopCounterMode(display=False) as counted:
-            _loss(sd, inputs, target, config).backward()
+            _loss(sd, inputs, truth, config).backward()
         step = counted.get_total_flops()
         sd.unwrap()
         sd = wrap_model(model, config.distill).to("meta")
         with kept_activations(own) as kept:
-            _loss(sd, inputs, target, config).backward()
+            _loss(sd, inputs, truth, config).backward()
     copies = 2 if config.distill.low_memory else 1  # it sums gradients of its own
     halves = 2 * batch  # the counter counts two operations per multiply-add
     return Budget(
@@ -135,13 +139,17 @@ def measure_budget(config: TrainConfig) -> Budget:
 
 
 def _loss(
-    sd: CrossModalMaskedSelfDistill, inputs: list[Tensor], target: Tensor, config: TrainConfig
+    sd: CrossModalMaskedSelfDistill,
+    inputs: list[Tensor],
+    truth: dict[str, Tensor],
+    config: TrainConfig,
 ) -> Tensor:
-    out = sd(*inputs, target=target)
+    out = sd(*inputs, **truth)
     if config.class_weights is None:
         loss: Tensor = out.loss
         return loss
-    seg = class_weighted_loss(out.host_output, target, config.class_weights)
+    logits, target = (each[: config.batch_size] for each in (out.host_output, truth["target"]))
+    seg = class_weighted_loss(logits, target, config.class_weights)
     return config.distill.lambda_main * seg + out.distill_loss
 
 
@@ -218,6 +226,8 @@ def _published(data: DataConfig) -> Mapping[str, SplitSize]:
 def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
     """Count the training items by ``"refs"`` and ``"sentences"``, where known, and say from where.
 
+    Those whose masks are not used count as ``"unlabelled refs"`` and ``"unlabelled sentences"``.
+
     Example:
         >>> from masksd.kit.recipes import get_recipe
         >>> count_items(get_recipe("cris-r50"))
@@ -229,11 +239,18 @@ def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
         if published is None:
             return {}, "not known without --data-root"
         found = {"refs": published.refs, "sentences": published.sentences}
+        if config.labels is not None and published.refs:
+            kept = count_labels(config.labels, published.refs)
+            left = published.refs - kept if config.unlabelled == data.name else None
+            found = {"refs": kept, "unlabelled refs": left}
         return {kind: count for kind, count in found.items() if count}, "as published"
     if data.data_root is None and not shapes_folder(shapes_config(data)).is_dir():
         return {}, "shapes that are not generated yet"
-    counts = {
-        kind: len(open_split(data, split, _NoTokenizer(), 1, train_items=kind, cache=False))
-        for kind in ("refs", "sentences")
-    }
+    counts = {}
+    for kind in ("refs", "sentences"):
+        alike = dataclasses.replace(config, train_items=kind)
+        training, unlabelled = open_training(alike, _NoTokenizer(), 1, cache=False)
+        counts[kind] = len(training)
+        if unlabelled is not None:
+            counts[f"unlabelled {kind}"] = len(unlabelled)
     return counts, f"in {find_root(data)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from masksd.errors import check_choice
-from masksd.kit.data.images import check_recorded_file, read_recorded_image
-from masksd.kit.data.index import Index
-from masksd.kit.data.layout import Layout, count_difference, find_files
+from masksd.kit.data.images import read_recorded_image
+from masksd.kit.data.layout import count_difference, find_files
 from masksd.kit.data.prepare import find_index
-from masksd.kit.data.records import BadRecords, DataError
+from masksd.kit.data.records import BadRecords
+from masksd.kit.data.selection import select_split
 from masksd.kit.data.transforms import FITS, fit_image, fit_mask
 
 
@@ -65,6 +66,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
     Attributes:
         epoch: set by :meth:`set_epoch`; shared with the workers of a data loader.
         dropped_polygons: how many unusable polygons the split's objects had.
+        has_masks: False where every target is 0; see :meth:`part`.
         bad: what was left out, with file, id and reason.
 
     Raises:
@@ -118,23 +120,17 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self._index = find_index(layout, BadRecords() if skip_bad else None)
         self.bad = BadRecords(self._index.bad.reasons, self._index.bad.count)
         self._text = text
-        self._rows, self._sentences, counts = _select_split(
+        rows, sentences, counts = select_split(
             self._index, split, text, layout, self.bad if skip_bad else None
         )
         self.bad.warn()
-        difference = count_difference(name, split_by, split, len(self._rows), len(self._sentences))
+        difference = count_difference(name, split_by, split, len(rows), len(sentences))
         if difference:
             warnings.warn(difference, UserWarning, stacklevel=2)
 
         self._draw = training and train_items == "refs"
-        self._firsts = np.concatenate([[0], np.cumsum(counts)])  # of each ref's expressions
-        self._owners = np.repeat(np.arange(len(counts)), counts)  # the ref of each expression
-        self._images = self._index.refs["image"][self._rows]
-        self._objects = self._index.refs["object"][self._rows]
-        self._by_image = np.argsort(self._images, kind="stable")
-        self._sorted_images = self._images[self._by_image]
-        objects = self._index.objects[np.unique(self._objects)]
-        self.dropped_polygons = int(objects["dropped"].sum())
+        self._hold(rows, sentences, counts)
+        self.has_masks = True
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.fit = fit
@@ -142,6 +138,39 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._image_cache: dict[int, Tensor] | None = {} if cache else None
         self._target_cache: dict[int, Tensor] | None = {} if cache else None
+
+    def _hold(
+        self, rows: NDArray[np.int64], sentences: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> None:
+        """Hold these refs and expressions, as :func:`select_split` returns them."""
+        self._rows, self._sentences = rows, sentences
+        self._firsts = np.concatenate([[0], np.cumsum(counts)])  # of each ref's expressions
+        self._owners = np.repeat(np.arange(len(counts)), counts)  # the ref of each expression
+        self._images = self._index.refs["image"][rows]
+        self._objects = self._index.refs["object"][rows]
+        self._by_image = np.argsort(self._images, kind="stable")
+        self._sorted_images = self._images[self._by_image]
+        objects = self._index.objects[np.unique(self._objects)]
+        self.dropped_polygons = int(objects["dropped"].sum())
+
+    @property
+    def refs(self) -> int:
+        """How many refs there are."""
+        return len(self._rows)
+
+    def part(self, refs: NDArray[np.int64], masks: bool = True) -> ReferDataset:
+        """Return the data set of some of its refs, with an epoch of its own.
+
+        Args:
+            refs: their positions in this one, in order.
+            masks: whether they have masks; without, none is drawn, and every target is 0.
+        """
+        part = copy.copy(self)
+        counts = np.diff(self._firsts)[refs]
+        part._hold(self._rows[refs], self._sentences[np.isin(self._owners, refs)], counts)
+        part.has_masks = masks
+        part._epoch = self._epoch.clone().share_memory_()
+        return part
 
     def __len__(self) -> int:
         return len(self._rows) if self._draw else len(self._sentences)
@@ -246,6 +275,8 @@ class ReferDataset(Dataset[dict[str, Any]]):
         )
 
     def _fitted_target(self, ref: int) -> Tensor:
+        if not self.has_masks:
+            return torch.zeros(self.image_size, self.image_size, dtype=torch.uint8)
         key = int(self._objects[ref])
         return _cached(
             self._target_cache,
@@ -260,61 +291,3 @@ def _cached(cache: dict[int, Tensor] | None, key: int, make: Callable[[], Tensor
     if key not in cache:
         cache[key] = make()
     return cache[key].clone()  # the caller may write into an item
-
-
-def _select_split(
-    index: Index, split: str, text: str, layout: Layout, bad: BadRecords | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Select the refs of a split, with the expressions that are not blank in ``text``.
-
-    Returns rows of the refs, rows of their expressions ref by ref, and how many each ref has.
-    ``bad`` takes these, and the refs whose image file cannot be found. Without it a blank
-    expression is a DataError, and no image is looked for.
-    """
-    rows = index.rows(split)
-    if bad is not None:
-        rows = _with_images(index, rows, layout.images, bad)
-    spans = index.refs["sentences"][rows]
-    sizes = spans[:, 1] - spans[:, 0]
-    owners = np.repeat(np.arange(len(rows)), sizes)
-    # the place of a sentence among those of its ref, added to where they start
-    places = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    sentences = np.repeat(spans[:, 0], sizes) + places
-    texts = index.sentences[text][sentences]
-    blank = texts[:, 0] == texts[:, 1]
-    hint = "skip_bad (--skip-bad) leaves such sentences out"
-    if blank.all():
-        other = "raw" if text == "sent" else "sent"
-        hint = f"no expression of split {split!r} has it: use text={other!r} (--text {other})"
-    for position in np.flatnonzero(blank):
-        ref_id = int(index.refs["ref_id"][rows[owners[position]]])
-        sent_id = int(index.sentences["sent_id"][sentences[position]])
-        reason = (
-            f"{layout.refs}: ref_id {ref_id}: sent_id {sent_id}: field {text!r} is missing or "
-            "blank; an expression needs a word"
-        )
-        if bad is None or blank.all():
-            raise DataError(f"{reason}; {hint}")
-        bad.add(reason)
-    counts = np.bincount(owners[~blank], minlength=len(rows))
-    return (rows[counts > 0], sentences[~blank], counts[counts > 0])
-
-
-def _with_images(
-    index: Index, rows: NDArray[np.int64], folder: Path, bad: BadRecords
-) -> NDArray[np.int64]:
-    images = index.refs["image"][rows]
-    missing = []
-    for image in np.unique(images).tolist():
-        record = index.image(image)
-        try:
-            check_recorded_file(folder, record)
-        except DataError as error:
-            missing.append(image)
-            bad.add(str(error))
-    if missing and len(missing) == len(np.unique(images)):
-        raise DataError(
-            f"no ref of the split is left: none of its {len(missing)} images can be found, as in "
-            f"{bad.reasons[-1]}; name their folder (--images)"
-        )
-    return rows[~np.isin(images, missing)]

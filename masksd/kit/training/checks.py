@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from masksd.kit.config import TrainConfig
 from masksd.kit.schedules import Schedule
 from masksd.kit.storage.places import check_place
 
@@ -39,6 +40,25 @@ def has_checkpoint(folder: Path) -> bool:
     """Return whether a run in this folder, if there is one, got to a checkpoint."""
     names = ("checkpoint", ".checkpoint.previous", "best", "checkpoints")
     return any((folder / name).exists() for name in names)
+
+
+def check_sizes(
+    config: TrainConfig, training: Sized, unlabelled: Sized | None, processes: int
+) -> None:
+    """Raise a ``ValueError`` unless there are items for one step."""
+    needed = config.batch_size * processes
+    if len(training) < needed:
+        what = f"split {config.train_split!r} has {len(training)} items"
+        fix = "name a larger split"
+        if config.labels is not None:
+            what, fix = f"{what} with labels={config.labels}", "raise --labels"
+        raise ValueError(f"{what}, one step takes {needed}; lower --batch-size or {fix}")
+    needed = (config.images_per_pass() - config.batch_size) * processes
+    if unlabelled is not None and len(unlabelled) < needed:
+        raise ValueError(
+            f"unlabelled {config.unlabelled!r} has {len(unlabelled)} items, one step takes "
+            f"{needed}; lower --unlabelled-batch or name more data"
+        )
 
 
 def warn_of_long_warmup(schedule: Schedule) -> None:

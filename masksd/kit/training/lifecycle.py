@@ -17,17 +17,18 @@ from torch import Tensor
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.config import TrainConfig, TrainingStopped
 from masksd.kit.data.survey import spread_indices
+from masksd.kit.evaluation.examples import example_rows
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import HeldFolder, flush
 from masksd.kit.training.checks import has_checkpoint
-from masksd.kit.training.examples import example_rows
 from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
 from masksd.kit.training.saving import (
     LATEST,
     SavedLoop,
     best_score,
+    data_numbers,
     drop_later,
     keep_best,
     keep_older,
@@ -57,7 +58,8 @@ class Lifecycle(SavedLoop):
 
     def resume(self, step: int, state: dict[str, Tensor]) -> None:
         """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
-        check_items(state, self.training, self.config.train_split)
+        now = data_numbers(self.training, self.unlabelled)
+        check_items(state, now, self.config.train_split)
         self.restore(step, state)
         self.saved = step
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from masksd.errors import one_line
 from masksd.kit.config import TrainingError
@@ -49,6 +49,20 @@ class Batches:
             worker_init_fn=_leave_signals_to_the_main_process,
         )
 
+    def __len__(self) -> int:
+        """Return how many of this process an epoch has."""
+        return len(self.loader)
+
+    def prepare(self, accelerator: Any) -> None:
+        """Share the items out to the processes of a job."""
+        self.loader = accelerator.prepare(self.loader)
+        self.processes = accelerator.num_processes
+
+    def first(self) -> Batch:
+        """Return a batch of the first items, apart from the order."""
+        batch: Batch = default_collate([self.items[index] for index in range(self.batch_size)])
+        return batch
+
     def __iter__(self) -> Iterator[Batch]:
         epoch, skipped = divmod(self.start, len(self.loader))
         while True:
@@ -69,6 +83,48 @@ class Batches:
                     f"--batch-size: {one_line(error)}"
                 ) from None
             epoch, skipped = epoch + 1, 0
+
+
+class JointBatches:
+    """Batches of labelled items, each followed by one of unlabelled items.
+
+    Each kind goes through its own epochs. ``labelled`` of a batch is True for those with a mask.
+    """
+
+    def __init__(self, labelled: Batches, unlabelled: Batches) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __len__(self) -> int:
+        """Return how many of this process an epoch of the labelled items has."""
+        return len(self.labelled)
+
+    @property
+    def start(self) -> int:
+        """How many were taken before."""
+        return self.labelled.start
+
+    @start.setter
+    def start(self, taken: int) -> None:
+        self.labelled.start = self.unlabelled.start = taken
+
+    def prepare(self, accelerator: Any) -> None:
+        """Share the items of both kinds out to the processes of a job."""
+        self.labelled.prepare(accelerator)
+        self.unlabelled.prepare(accelerator)
+
+    def first(self) -> Batch:
+        """Return a batch of the first items of both kinds, apart from the order."""
+        return _joined(self.labelled.first(), self.unlabelled.first())
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from map(_joined, self.labelled, self.unlabelled)
+
+
+def _joined(labelled: Batch, unlabelled: Batch) -> Batch:
+    batch = {name: torch.cat([labelled[name], unlabelled[name]]) for name in labelled}
+    index = batch["index"]
+    batch["labelled"] = torch.arange(len(index), device=index.device) < len(labelled["index"])
+    return batch
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
@@ -93,11 +149,11 @@ class Loop:
     schedule stands still in these. ``window`` has the terms of the steps since the last log.
     """
 
-    batches: Batches
+    batches: Batches | JointBatches
 
     def __init__(
         self,
-        batches: Batches,
+        batches: Batches | JointBatches,
         optimizer: Any,
         schedule: Schedule,
         *,

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +16,13 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_st
 from masksd.kit.config import TrainConfig
 from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
-from masksd.kit.training.saving import LATEST, images_digest
-
-if TYPE_CHECKING:
-    from masksd.kit.data.refer import ReferDataset
+from masksd.kit.training.saving import LATEST
 
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"
 NUMBERS = ("skipped", "bad_steps", "processes", "items", "images", "evaluated")
 """What the state of every run holds beside tensors."""
+UNLABELLED = ("unlabelled_items", "unlabelled_images")
+"""The same where there are unlabelled data."""
 FREE = (
     *("output", "overwrite", "progress", "workers", "cache", "timeout", "log_with"),
     *("save_minutes", "keep", "sheet_rows", "eval_batch_size"),
@@ -109,7 +108,8 @@ def load_run(
     check_changes(load_run_config(config.output_folder()), config, allowed)
     place = find_folder(config.output_folder()) / LATEST
     checkpoint, state = load_checkpoint(place), load_training_state(place)
-    if any(name not in state or state[name].numel() != 1 for name in NUMBERS):
+    numbers = NUMBERS if config.unlabelled is None else (*NUMBERS, *UNLABELLED)
+    if any(name not in state or state[name].numel() != 1 for name in numbers):
         raise ValueError(
             f"checkpoint {place} was not written by a run that can be resumed, or by an older "
             "masksd"
@@ -145,18 +145,22 @@ def check_unfinished(folder: Path, step: int, steps: int) -> None:
         )
 
 
-def check_items(state: dict[str, Tensor], training: ReferDataset, split: str) -> None:
-    """Raise a ``ValueError`` if the training split is not the one that was trained on."""
-    items, before = len(training), int(state["items"])
-    if before != items:
+def check_items(state: dict[str, Tensor], numbers: dict[str, int], split: str) -> None:
+    """Raise a ``ValueError`` unless the data are those that were trained on.
+
+    ``numbers`` are those of :func:`masksd.kit.training.saving.data_numbers`, now.
+    """
+    for name, now in numbers.items():
+        before = int(state[name])
+        if now == before:
+            continue
+        kind = "unlabelled " if name in UNLABELLED else ""
+        what = "other images than"
+        if name.endswith("items"):
+            what = f"{now} items, it had {before}"
         raise ValueError(
-            f"split {split!r} has {items} items, it had {before} when the run was saved; resume it "
-            "with the data it had"
-        )
-    if int(state["images"]) != images_digest(training):
-        raise ValueError(
-            f"split {split!r} has other images than when the run was saved; resume it with the "
-            "data it had"
+            f"{kind}split {split!r} has {what} when the run was saved; resume it with the data it "
+            "had"
         )
 
 

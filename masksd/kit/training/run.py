@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from masksd.branches import MaskedBranch
 from masksd.distill import DistillOutput
@@ -21,7 +20,7 @@ from masksd.kit.sources import wrap_model
 from masksd.kit.storage.places import HeldFolder
 from masksd.kit.training.checks import batch_norm_watched
 from masksd.kit.training.lifecycle import Lifecycle
-from masksd.kit.training.loop import Batch, Batches, Terms, means
+from masksd.kit.training.loop import Batch, Batches, JointBatches, Terms, means
 from masksd.kit.training.optimizers import build_optimizer, freeze
 from masksd.kit.training.signals import StopRequest
 from masksd.losses import class_weighted_loss
@@ -44,54 +43,61 @@ class Run(Lifecycle):
         accelerator: Accelerator,
         checkpoint: Checkpoint,
         training: ReferDataset,
+        unlabelled: ReferDataset | None,
         scoring: ReferDataset,
         place: HeldFolder,
     ) -> None:
         self.config, self.accelerator, self.place = config, accelerator, place
-        self.checkpoint, self.training, self.scoring = checkpoint, training, scoring
+        self.checkpoint, self.scoring = checkpoint, scoring
+        self.training, self.unlabelled = training, unlabelled
         model: Any = checkpoint.model
         model.to(accelerator.device).train()
         freeze(model, config.frozen)
         self.sd = wrap_model(model, config.distill, checkpoint.tokenizer).to(accelerator.device)
         self.branches = {name: cast(MaskedBranch, b) for name, b in self.sd.branches.items()}
         self._full_weights = {name: each.weight.clone() for name, each in self.branches.items()}
-        batches = Batches(
-            training,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        batches = self.batches_of(training, config.batch_size, config.seed)
+        if unlabelled is not None:
+            size = config.images_per_pass() - config.batch_size
+            batches = JointBatches(batches, self.batches_of(unlabelled, size, unlabelled.seed))
         optimizer = build_optimizer(self.sd, model, config)
-        self.wrapped, optimizer, batches.loader = accelerator.prepare(
-            self.sd, optimizer, batches.loader
-        )
-        batches.processes = accelerator.num_processes
+        self.wrapped, optimizer = accelerator.prepare(self.sd, optimizer)
+        batches.prepare(accelerator)
         super().__init__(
             batches,
             optimizer,
-            config.schedule_of(len(batches.loader)),
+            config.schedule_of(len(batches)),
             log_every=config.log_every,
             title="train",
             accumulate=config.accumulate,
         )
-        self.bad_items: list[list[int]] = []
+        self.bad_items: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.stop = StopRequest()
         self.saved = self.evaluated = -1
         self.saved_at = time.monotonic()
+
+    def batches_of(self, items: ReferDataset, size: int, seed: int) -> Any:
+        """Return the batches of one kind of items."""
+        return Batches(
+            items,
+            batch_size=size,
+            seed=seed,
+            workers=self.config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
 
     def check_first_batch(self) -> None:
         """Compute the losses of one batch, so that a run that cannot work fails before it starts.
 
         Nothing of the run changes.
         """
-        batch = default_collate([self.training[index] for index in range(self.config.batch_size)])
+        batch = self.batches.first()
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
-        target = batch["target"].float()
-        watched = batch_norm_watched(self.checkpoint.model, self.config.batch_size)
+        truth = truth_of(batch)
+        watched = batch_norm_watched(self.checkpoint.model, self.config.images_per_pass())
         with self.accelerator.autocast(), watched:
-            self.losses(self.sd.preview(*self.inputs(batch), target=target), target)
+            self.losses(self.sd.preview(*self.inputs(batch), **truth), truth["target"])
 
     def take_step(self, batches: list[Batch]) -> Terms:
         """Forward, loss, backward for each batch, clip, step; or change nothing."""
@@ -113,16 +119,16 @@ class Run(Lifecycle):
         if not finite:
             for buffer, value in before:
                 buffer.copy_(value)
-        self.count_bad_steps(step, finite, [i for each in batches for i in each["index"].tolist()])
+        self.count_bad_steps(step, finite, items_of(batches))
         return {**means(found), "grad_norm": norm.detach().float()}
 
     def backward(self, batch: Batch, step: int, part: int) -> Terms:
         """Add the gradients of one of a step's batches; return its losses."""
         key = [step, self.accelerator.process_index, part][: None if part else 2]
         torch.manual_seed(keyed_seed(self.config.seed, "dropout", *key))
-        target = batch["target"].float()
-        out = self.wrapped(*self.inputs(batch), target=target)
-        loss, losses = self.losses(out, target)
+        truth = truth_of(batch)
+        out = self.wrapped(*self.inputs(batch), **truth)
+        loss, losses = self.losses(out, truth["target"])
         self.accelerator.backward(loss / self.accumulate)
         return {n: value.detach().float() for n, value in {"loss": loss, **losses}.items()}
 
@@ -135,8 +141,10 @@ class Run(Lifecycle):
         weights = self.config.class_weights
         if weights is None:
             return cast(Tensor, out.loss), out.losses
-        losses = {**out.losses, "seg": class_weighted_loss(out.host_output, target, weights)}
-        return self.config.distill.lambda_main * losses["seg"] + out.distill_loss, losses
+        rows = slice(self.config.batch_size)  # the labelled ones come first
+        seg = class_weighted_loss(out.host_output[rows], target[rows], weights)
+        losses = {**out.losses, "seg": seg}
+        return self.config.distill.lambda_main * seg + out.distill_loss, losses
 
     def set_branch_weights(self, done: float) -> None:
         """Set the branches' weights by the ramp, given the share of the run that is over."""
@@ -145,7 +153,7 @@ class Run(Lifecycle):
             for name, branch in self.branches.items():
                 branch.weight.copy_(share * self._full_weights[name])
 
-    def count_bad_steps(self, step: int, finite: bool, items: list[int]) -> None:
+    def count_bad_steps(self, step: int, finite: bool, items: str) -> None:
         """Count skipped steps; raise a ``TrainingError`` after too many in a row."""
         self.bad_items = [] if finite else [*self.bad_items, items]
         self.skipped += not finite
@@ -164,7 +172,8 @@ class Run(Lifecycle):
             for name, value in zip(means, reduced.tolist(), strict=True)
         }
         loss, norm = losses.pop("loss"), losses.pop("grad_norm")
-        images = steps * self.accumulate * self.config.batch_size * self.accelerator.num_processes
+        images = steps * self.accumulate * self.config.images_per_pass()
+        images *= self.accelerator.num_processes
         record = {
             "step": self.done,
             "loss": loss,
@@ -177,3 +186,20 @@ class Run(Lifecycle):
         self.records.append(record)
         self.write(record)
         return loss
+
+
+def truth_of(batch: Batch) -> dict[str, Tensor]:
+    """Return what the wrapper is told of the truth."""
+    known = {"labelled": batch["labelled"]} if "labelled" in batch else {}
+    return {"target": batch["target"].float(), **known}
+
+
+def items_of(batches: list[Batch]) -> str:
+    """Name the items of a step, those without a mask apart."""
+    kinds: dict[bool, list[int]] = {True: [], False: []}
+    for batch in batches:
+        index = batch["index"]
+        flags = batch.get("labelled", torch.ones_like(index, dtype=torch.bool))
+        for item, labelled in zip(index.tolist(), flags.tolist(), strict=True):
+            kinds[labelled].append(item)
+    return f"{kinds[True]}" + (f" and the unlabelled {kinds[False]}" if kinds[False] else "")

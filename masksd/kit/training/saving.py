@@ -43,7 +43,8 @@ class SavedLoop(Loop):
     accelerator: Accelerator
     sd: CrossModalMaskedSelfDistill
     training: ReferDataset
-    bad_items: list[list[int]]
+    unlabelled: ReferDataset | None
+    bad_items: list[str]
     evaluated: int
 
     def training_state(self) -> dict[str, Tensor]:
@@ -65,9 +66,8 @@ class SavedLoop(Loop):
             "skipped": self.skipped,
             "bad_steps": len(self.bad_items),
             "processes": self.accelerator.num_processes,
-            "items": len(self.training),
-            "images": images_digest(self.training),
             "evaluated": self.evaluated,
+            **data_numbers(self.training, self.unlabelled),
         }
         state |= {name: torch.tensor(number) for name, number in numbers.items()}
         return state | self._gathered_window()
@@ -113,7 +113,7 @@ class SavedLoop(Loop):
         if scaler is not None:
             scaler.load_state_dict({key: value.item() for key, value in _under("scaler.", state)})
         self.done, self.skipped = step, int(state["skipped"])
-        self.bad_items = [[] for _ in range(int(state["bad_steps"]))]
+        self.bad_items = [""] * int(state["bad_steps"])
         self.evaluated = int(state["evaluated"])
         self.batches.start = step * self.accumulate
         if int(state["processes"]) == self.accelerator.num_processes:
@@ -128,9 +128,15 @@ class SavedLoop(Loop):
             self.window[int(index)][name] = own.to(self.accelerator.device)
 
 
-def images_digest(dataset: ReferDataset) -> int:
-    """Return a number that stands for the names of a split's images, in every process the same."""
-    return keyed_seed(*sorted(dataset.file_names()))
+def data_numbers(training: ReferDataset, unlabelled: ReferDataset | None) -> dict[str, int]:
+    """Return how many items a run has, and numbers that stand for the names of their images.
+
+    They are the same in every process.
+    """
+    found = {"": training} if unlabelled is None else {"": training, "unlabelled_": unlabelled}
+    items = {f"{kind}items": len(data) for kind, data in found.items()}
+    images = {f"{kind}images": keyed_seed(*sorted(d.file_names())) for kind, d in found.items()}
+    return items | images
 
 
 def _under(beginning: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

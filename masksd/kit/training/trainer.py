@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
-from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import check_words
 from masksd.kit.processes import (
     check_same_everywhere,
@@ -30,9 +29,9 @@ from masksd.kit.processes import (
     watch_others,
 )
 from masksd.kit.randomness import keyed_randomness, keyed_seed
-from masksd.kit.sources import build_model, open_split, tokenizer_name
+from masksd.kit.sources import build_model, open_split, open_training, tokenizer_name
 from masksd.kit.storage.places import HeldFolder, StagedFolder
-from masksd.kit.training.checks import check_output, warn_of_long_warmup
+from masksd.kit.training.checks import check_output, check_sizes, warn_of_long_warmup
 from masksd.kit.training.resuming import (
     check_changes,
     check_unfinished,
@@ -144,22 +143,25 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         weights = checkpoint.model.named_parameters()
         check_same_everywhere(accelerator, {name: tuple(each.shape) for name, each in weights})
         with first_process_first():  # it generates the data, if need be
-            training = _open(config, checkpoint, config.train_split, config.train_items)
-            scoring = _open(config, checkpoint, config.eval_split, None)
-        needed = config.batch_size * accelerator.num_processes
-        if len(training) < needed:
-            raise ValueError(
-                f"split {config.train_split!r} has {len(training)} items, one step takes {needed}; "
-                "lower --batch-size or name a larger split"
+            size, tokenizer = checkpoint.config.image_size, checkpoint.tokenizer
+            options: dict[str, Any] = {
+                name: getattr(config, name) for name in ("fit", "cache", "progress")
+            }
+            training, unlabelled = open_training(config, tokenizer, size, **options)
+            scoring = open_split(
+                config.data, config.eval_split, tokenizer, size, seed=config.seed, **options
             )
-        lost = check_words(training, checkpoint.tokenizer, tokenizer_name(config))
-        if lost and main:
-            warnings.warn(lost, UserWarning, stacklevel=2)
+        check_sizes(config, training, unlabelled, accelerator.num_processes)
+        parts = [training, *filter(None, [unlabelled])]
+        for part in parts:
+            lost = check_words(part, tokenizer, tokenizer_name(config))
+            if lost and main:
+                warnings.warn(lost, UserWarning, stacklevel=2)
         if main:
             names = {config.eval_split: scoring.file_names()}
-            names[config.train_split] = training.file_names()
+            names[config.train_split] = set().union(*(part.file_names() for part in parts))
             warn_of_shared_images(names, config.train_split)
-        run = Run(config, accelerator, checkpoint, training, scoring, place)
+        run = Run(config, accelerator, checkpoint, training, unlabelled, scoring, place)
         if resume:
             run.resume(checkpoint.config.step, state)
             check_unfinished(folder, run.done, run.schedule.steps)
@@ -173,19 +175,3 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         scores = run.train()
     seconds = time.perf_counter() - start
     return RunResult(folder, folder / "checkpoint", scores, run.done, run.skipped, seconds)
-
-
-def _open(
-    config: TrainConfig, checkpoint: Checkpoint, split: str, train_items: str | None
-) -> ReferDataset:
-    return open_split(
-        config.data,
-        split,
-        checkpoint.tokenizer,
-        checkpoint.config.image_size,
-        train_items=train_items,
-        fit=config.fit,
-        seed=config.seed,
-        cache=config.cache,
-        progress=config.progress,
-    )
