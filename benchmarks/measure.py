@@ -88,7 +88,7 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def queued_seconds(run: Callable[[], object], device: str, calls: int = 20) -> float:
+def queued_seconds(run: Callable[[], object], device: str, calls: int = 10) -> float:
     """Seconds of a call on a GPU's own clock, without launching it; on a CPU, :func:`seconds_of`.
 
     The calls queue up behind a rest of the device, as those of a training step do behind others.
