@@ -42,8 +42,10 @@ def test_all_parts_run(tmp_path: Path) -> None:
 def test_without_time_only_correctness_is_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main([*TINY, "--minutes", "0", "--folder", str(tmp_path / "new")]) == 0
+    given = "--minutes", "0", "--folder", str(tmp_path / "new"), "--commit", "abc"
+    assert script.main([*TINY, *given]) == 0
     found = written(tmp_path / "new")
+    assert {each["commit"] for each in found} == {"abc"}
     assert {each["part"] for each in found} == {"correctness"}
     assert {each["name"] for each in found} == set(correctness.CHECKS)
     assert {each["verdict"] for each in found} == {"within", ""}

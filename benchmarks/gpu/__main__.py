@@ -63,10 +63,10 @@ def ending(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run_parts(device: str, size: Size, minutes: float, folder: Path) -> list[Row]:
+def run_parts(device: str, size: Size, minutes: float, folder: Path, commit: str) -> list[Row]:
     """Run all parts and write their rows, part by part."""
     start, everything, missing = time.monotonic(), [], []
-    stamp = measure.environment(device) | {"commit": measure.commit()}
+    stamp = measure.environment(device) | {"commit": commit}
     columns = [*row("", "", "", ""), *stamp]
     folder.mkdir(parents=True, exist_ok=True)
     measure.check_columns(folder / "gpu.csv", columns)
@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="try all parts in seconds")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts; default: 8")
     parser.add_argument("--folder", type=Path, default=measure.FOLDER, help="of gpu.csv")
+    parser.add_argument("--commit", help="of a copy that is no checkout; default: asks git")
     args = parser.parse_args(arguments)
     found = torch.cuda.is_available()
     device = args.device or ("cuda" if found or not args.tiny else "cpu")
@@ -123,7 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"rows of --tiny do not belong into {args.folder}: name another --folder")
     if not args.minutes >= 0:
         parser.error(f"--minutes must be 0 or more, got {args.minutes:g}")
-    rows = run_parts(device, TINY if args.tiny else FULL, args.minutes, args.folder)
+    commit = measure.commit() if args.commit is None else args.commit
+    rows = run_parts(device, TINY if args.tiny else FULL, args.minutes, args.folder, commit)
     bad = [each for each in rows if each["verdict"] in ("outside", "failed")]
     wrong = [each for each in bad if each["part"] == "correctness"]
     print(f"{len(wrong)} checks fail, {len(bad) - len(wrong)} measures fail or miss their bounds")
