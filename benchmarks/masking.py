@@ -76,17 +76,24 @@ def check(scores: Tensor, embeddings: Tensor, token: Tensor, step: Tensor) -> No
             raise ValueError(f"masked embeddings differ at {embeddings.shape}")
 
 
-def operations(
+def inputs(
     batch: int, tokens: int, width: int, dtype: torch.dtype, device: str
-) -> dict[str, dict[str, Callable[[], Any]]]:
-    """The timed operations, each with its providers."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores, embeddings, a mask token, and the number of a step."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(batch, tokens, generator=generator).to(device)
     embeddings = torch.randn(batch, tokens, width, generator=generator).to(device, dtype)
     token = torch.randn(width, generator=generator).to(device, dtype)
-    gradient = torch.randn(batch, tokens, width, generator=generator).to(device, dtype)
-    step = torch.tensor(3, device=device)
+    return scores, embeddings, token, torch.tensor(3, device=device)
+
+
+def operations(
+    batch: int, tokens: int, width: int, dtype: torch.dtype, device: str
+) -> dict[str, dict[str, Callable[[], Any]]]:
+    """The timed operations, each with its providers."""
+    scores, embeddings, token, step = inputs(batch, tokens, width, dtype, device)
     check(scores, embeddings, token, step)
+    gradient = torch.randn_like(embeddings)
     mask = fused_select(scores, step)
     compiled_select, compiled_apply = torch.compile(fused_select), torch.compile(apply_mask)
     learnt = embeddings.clone().requires_grad_()
@@ -125,11 +132,15 @@ def operations(
     }
 
 
+def copying(source: Tensor) -> Callable[[], Tensor]:
+    """A plain copy, the speed that a pass over memory can have."""
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 def bandwidth(size: int, device: str) -> float:
     """GB/s of copying as many bytes, counting reads and writes."""
-    source = torch.zeros(size // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = paired({"copy": lambda: target.copy_(source)}, 15, device)["copy"]
+    seconds = paired({"copy": copying(torch.zeros(size // 4, device=device))}, 15, device)["copy"]
     return 2 * size / statistics.median(seconds) / 1e9
 
 

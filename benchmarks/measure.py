@@ -34,14 +34,11 @@ def commit() -> str:
         return ""
 
 
-def append(name: str, rows: list[dict[str, Any]]) -> None:
-    """Append rows to ``benchmarks/results/NAME.csv``, which must have the same columns."""
-    path = FOLDER / f"{name}.csv"
+def append(name: str, rows: list[dict[str, Any]], folder: Path | None = None) -> None:
+    """Append rows to ``NAME.csv`` in ``benchmarks/results``, which must have the same columns."""
+    path = (folder or FOLDER) / f"{name}.csv"
     head = list(rows[0])
-    lines = path.read_text().splitlines() if path.exists() else []
-    if lines and lines[0].split(",") != head:
-        raise ValueError(f"{path} has other columns than {head}; move it away")
-    new = not lines
+    new = check_columns(path, head)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=head)
         if new:
@@ -49,15 +46,25 @@ def append(name: str, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def check_columns(path: Path, head: list[str]) -> bool:
+    """Return whether a CSV file is still to be begun; one with other columns is an error."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and lines[0].split(",") != head:
+        raise ValueError(f"{path} has other columns than {head}; move it away")
+    return not lines
+
+
 def paired(
     providers: Mapping[str, Callable[[], object]],
     repeats: int,
     device: str = "cpu",
     progress: str | None = None,
+    clock: Callable[[Callable[[], object], str], float] | None = None,
 ) -> dict[str, list[float]]:
     """Time providers in turns, so that what slows the machine slows all; return seconds by round.
 
-    Each runs twice before that, as first calls may compile or allocate.
+    Each runs twice before that, as first calls may compile or allocate. ``clock`` is
+    :func:`seconds_of`, or another that times one call.
     """
     from tqdm import tqdm
 
@@ -67,7 +74,7 @@ def paired(
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for _ in tqdm(range(repeats), desc=progress, unit="round", disable=progress is None):
         for name, run in providers.items():
-            seconds[name].append(seconds_of(run, device))
+            seconds[name].append((clock or seconds_of)(run, device))
     return seconds
 
 
@@ -79,6 +86,24 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def queued_seconds(run: Callable[[], object], device: str, calls: int = 10) -> float:
+    """Seconds of a call on a GPU's own clock, without launching it; on a CPU, :func:`seconds_of`.
+
+    The calls queue up behind a rest of the device, as those of a training step do behind others.
+    """
+    if device != "cuda":
+        return seconds_of(run, device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(20_000_000)  # cycles, some 10 ms
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
 
 
 def median_ratio(of: Iterable[float], to: Iterable[float]) -> float:

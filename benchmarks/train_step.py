@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import step_cost
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
@@ -77,16 +78,23 @@ class Setting:
         if not self.triple:
             self.args += ((self.args[1] > 0).long(),)
         self.truth = (torch.rand(batch, size, size, generator=generator) > 0.5).float().to(device)
-        self.autocast = partial(
+        self.autocast: Callable[[], Any] = partial(
             torch.autocast, device, dtype=torch.bfloat16, enabled=device == "cuda"
         )
 
+    def copied(self) -> Setting:
+        """The same batch, and a copy of the model that may keep its wrapper."""
+        copied = copy.copy(self)
+        copied.model = copy.deepcopy(self.model)
+        return copied
+
     def wrap(self, config: DistillConfig, kind: type = Triple) -> CrossModalMaskedSelfDistill:
+        """Wrap the model, without the check of a first step, which is not to be timed."""
         if not self.triple:
-            return CrossModalMaskedSelfDistill.wrap(self.model, config)
+            return CrossModalMaskedSelfDistill.wrap(self.model, config, check=False)
         model = self.model
         parts = model.encoder, model.neck, model.decoder
-        sd = CrossModalMaskedSelfDistill(*parts, config).to(self.device)
+        sd = CrossModalMaskedSelfDistill(*parts, config, check=False).to(self.device)
         sd.segmenter.__class__ = kind
         return sd
 
@@ -101,12 +109,22 @@ class Setting:
         """Wrap, take steps, unwrap: a model takes one wrapper at a time."""
         sd = self.wrap(config, kind)
         for _ in range(steps):
-            sd.zero_grad(set_to_none=True)
-            with self.autocast():
-                out = sd(*self.args, target=self.truth)
-            out.loss.backward()
+            out = self.take(sd)
         sd.unwrap()
         return out.loss.detach()
+
+    def take(self, sd: Any) -> Any:
+        """Take a step with a wrapper, which may be compiled."""
+        sd.zero_grad(set_to_none=True)
+        with self.autocast():
+            out = sd(*self.args, target=self.truth)
+        out.loss.backward()
+        return out
+
+    def gradients(self) -> Tensor:
+        """The gradients of the last step, in one row."""
+        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.cat([gradient.flatten() for gradient in found])
 
     def two_pass(self, config: DistillConfig) -> Tensor:
         """A plain pass and its backward, then a masked one and its backward, as MaskRIS does."""
@@ -161,9 +179,7 @@ class Setting:
             ("naive", partial(self.step, DistillConfig(), NaiveTriple)),
             ("low memory", partial(self.step, DistillConfig(low_memory=True))),
         ):
-            loss = run()
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            found[name] = loss, torch.cat([g.flatten() for g in gradients])
+            found[name] = run(), self.gradients()
             for key, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[key])
         loss, gradients = found["masksd"]
@@ -178,24 +194,9 @@ class Setting:
             raise ValueError(f"two passes are another step than one graph: {two} for {joint}")
 
 
-def share_of_the_rest(setting: Setting) -> float | str:
-    """d: the share of neck, decoder and head in the host's forward, in multiply-adds."""
-    if not setting.triple:
-        return ""
-    from torch.utils.flop_counter import FlopCounterMode
-
+def share_of_the_rest(setting: Setting) -> float:
     model = copy.deepcopy(setting.model).to("meta")
-    images, tokens = (x.to("meta") for x in setting.args)
-    counts = []
-    encoder = model.encoder
-    for run in (
-        lambda: model(images, tokens),
-        lambda: (encoder.encode_image(images), encoder.encode_text(tokens)),
-    ):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            run()
-        counts.append(counter.get_total_flops())
-    return 1 - counts[1] / counts[0]
+    return step_cost.share_of_the_rest(model, *(x.to("meta") for x in setting.args))
 
 
 def kept_bytes(setting: Setting, run: Callable[[], Any]) -> int:
@@ -256,7 +257,7 @@ def rows_of(args: argparse.Namespace, setting: Setting) -> list[dict[str, Any]]:
     seconds |= paired(evals, args.eval_repeats, args.device, progress="evaluate")
     sd.unwrap()
 
-    share = share_of_the_rest(setting)
+    share = share_of_the_rest(setting) if setting.triple else ""
     kept_share = 1 - kept_by_encoder(setting) / kept["host"] if setting.triple else ""
     rows = []
     for name, times in seconds.items():

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import measure
+from benchmarks import measure, train_step
 from benchmarks.pages.evidence import PAGES
-from masksd import masking
+from masksd import DistillConfig, masking
 
 SMALL = {
     "masking": ("--batch", "2", "--tokens", "20", "--width", "8", "--repeats", "2"),
@@ -38,6 +38,14 @@ def test_a_benchmark_writes_rows_like_the_committed_ones(
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == committed
     assert all(row["torch"] == torch.__version__ for row in rows)
+
+
+def test_a_timed_step_is_three_passes_and_no_check() -> None:
+    setting = train_step.Setting("clip_cris_tiny", 2, None, 17, "cpu")
+    decoded: list[torch.nn.Module] = []
+    setting.model.decoder.register_forward_hook(lambda module, *_: decoded.append(module))
+    setting.step(DistillConfig())
+    assert len(decoded) == 3
 
 
 def test_links_of_the_evidence_lead_somewhere() -> None:

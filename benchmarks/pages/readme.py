@@ -192,6 +192,45 @@ def loading() -> str:
     )
 
 
+GPU_PARTS = {
+    "correctness": "Differences, and the largest that are allowed",
+    "masking": "Kernels; a share is that of a plain copy's speed, forward and backward of two",
+    "step": "Training steps",
+    "compiled step": "Compiled training steps, beside the compiled host",
+}
+
+
+def gpu() -> str:
+    if not (FOLDER / "gpu.csv").exists():
+        return "No rows from a GPU exist yet: nothing on this page was measured on one."
+    rows = newest(read("gpu"), "device", "part", "name", "setting", "measure")
+    tables = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        for part, title in GPU_PARTS.items():
+            found = [row for row in rows if (row["device"], row["part"]) == (device, part)]
+            if found:
+                shares = {row["two_plus_d"] for row in found if row["two_plus_d"]}
+                share = f"; 2 + d = {', '.join(sorted(shares))}" if shares else ""
+                where = f"{device}, torch {found[-1]['torch']}, commit {found[-1]['commit']}"
+                tables.append(f"{title}{share}; {where}:\n\n{_by_measure(found)}")
+    return "\n\n".join(tables)
+
+
+def _by_measure(rows: list[dict[str, str]]) -> str:
+    """One line for each name and setting, one column for each measure, with its bound."""
+    measures = list(dict.fromkeys(row["measure"] for row in rows if row["measure"]))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        line = lines.setdefault((row["name"], row["setting"]), {})
+        bound = f" ({row['verdict']} {row['bound']})" if row["bound"] else ""
+        line[row["measure"]] = f"{row['value']}{bound}"
+        line["note"] = row["note"] or line.get("note", "")
+    head = ["name", "setting", *measures, "note"]
+    return markdown_table(
+        head, [[*key, *(line.get(n, "") for n in head[2:])] for key, line in lines.items()]
+    )
+
+
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Replace the text between ``<!-- NAME -->`` and ``<!-- end -->`` for each table."""
     for name, table in tables.items():
@@ -205,7 +244,10 @@ def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 TABLES = {
     table.__name__: table
-    for table in (step_cost, train_step, masking, joined_decode, default_run, index_cost, loading)
+    for table in (
+        *(step_cost, train_step, masking, gpu),
+        *(joined_decode, default_run, index_cost, loading),
+    )
 }
 
 
