@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,16 +234,19 @@ def _evaluate_share(rank: int, folder: str, root: str) -> None:
     dataset = open_split(DataConfig(data_root=Path(root)), "val", loaded.tokenizer, 64)
     scores = {limit: evaluate(loaded, dataset, limit=limit, batch_size=1) for limit in (1, 7)}
     fixed = open_data(Path(folder) / "small")
-    exact = [
-        score(make_checkpoint(), fixed, limit=limit, batch_size=size, sentences=kind)
-        for limit, size, kind in EXACT
-    ]
+    exact = [score(make_checkpoint(), fixed, batch_size=size, **options) for size, options in EXACT]
     torch.save((scores, [tuple(each) for each in exact]), f"{folder}/{rank}.pt")
     leave()
 
 
 # the last batch is uneven on one process or both; of one sample, the other has none
-EXACT = [(0, 32, "own"), (0, 4, "other"), (7, 2, "own"), (1, 8, "none")]
+EXACT: list[tuple[int, dict[str, Any]]] = [
+    (32, {}),
+    (4, {"sentences": "other"}),
+    (2, {"limit": 7}),
+    (8, {"limit": 1, "sentences": "none"}),
+    (3, {"hide": 0.25, "drop_words": 1}),
+]
 
 
 def test_two_processes_equal_one(
@@ -257,7 +261,7 @@ def test_two_processes_equal_one(
             scores = torch.load(tmp_path / f"{rank}.pt")[0][limit]
             assert scores == pytest.approx(one, abs=2e-4)
             assert scores["samples"] == limit
-    for number, (limit, size, kind) in enumerate(EXACT):
-        one = score(make_checkpoint(), fixed, limit=limit, batch_size=size, sentences=kind)
+    for number, (size, options) in enumerate(EXACT):
+        one = score(make_checkpoint(), fixed, batch_size=size, **options)
         for rank in range(2):
             assert torch.load(tmp_path / f"{rank}.pt")[1][number] == tuple(one)

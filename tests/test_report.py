@@ -126,7 +126,7 @@ def test_what_is_drawn_is_what_was_scored(small: Path, protocol: str) -> None:
     rows = score(checkpoint, dataset, protocol=protocol, sentences="other").rows[:4]
     rules = get_protocol(protocol)
     threshold = choose_threshold(rules, None, checkpoint.config.threshold)
-    drawn = case_rows(checkpoint, dataset, rows, rules, threshold, "other")
+    drawn = case_rows(checkpoint, dataset, rows, rules, threshold)
     for row, case in zip(rows, drawn, strict=True):
         assert case.sentence == row["sentence"] == dataset.other_sentence(row["index"])
         assert case.truth.shape == case.prediction.shape == case.image.size[::-1]

@@ -73,16 +73,20 @@ def _score(config: EvaluateConfig, data: DataConfig, device: str) -> Evaluated:
 
 
 def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
+    from masksd.kit.evaluation.reading import SENTENCES
     from masksd.kit.evaluation.scoring import format_table
     from masksd.kit.scores.metrics import headline
-    from masksd.kit.scores.report import split_comparisons
+    from masksd.kit.scores.report import kind_title, left_out, split_comparisons
 
     scored = "at the original size"
     if config.protocol is not None:
         scored = config.rules.title(found.input_size)
     print(data_title(data, config.split, scored))
     scores = {kind: result.scores for kind, result in found.results.items()}
-    print(format_table({kind: headline(groups["all"]) for kind, groups in scores.items()}))
+    titles = {kind: kind_title(kind, config.hide, config.drop_words, SENTENCES) for kind in scores}
+    print(format_table({titles[kind]: headline(groups["all"]) for kind, groups in scores.items()}))
+    for line in left_out(scores, config.drop_words):
+        print(line)
     if config.protocol is not None:
         kind, groups = next(iter(scores.items()))
         print()

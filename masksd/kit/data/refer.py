@@ -64,6 +64,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
             ``<root>/<name>/index(<split_by>).safetensors``, which need not.
 
     Attributes:
+        layout: where its files lie.
         epoch: set by :meth:`set_epoch`; shared with the workers of a data loader.
         dropped_polygons: how many unusable polygons the split's objects had.
         has_masks: False where every target is 0; see :meth:`part`.
@@ -116,7 +117,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
         layout = find_files(root, name, split_by, images, index)
-        self._image_folder = layout.images
+        self.layout = layout
         self._index = find_index(layout, BadRecords() if skip_bad else None)
         self.bad = BadRecords(self._index.bad.reasons, self._index.bad.count)
         self._text = text
@@ -225,7 +226,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
     def image_path(self, index: int) -> Path:
         """Return the image file of an item."""
         image = self._index.image(int(self._images[self._item(index)[0]]))
-        return self._image_folder / image.file_name
+        return self.layout.images / image.file_name
 
     def file_names(self) -> set[str]:
         """Return the names of the image files."""
@@ -264,14 +265,12 @@ class ReferDataset(Dataset[dict[str, Any]]):
         return int(self._sentences[first + int(random.integers(last - first))])
 
     def _image(self, ref: int) -> Image.Image:
-        return read_recorded_image(self._image_folder, self._index.image(int(self._images[ref])))
+        return read_recorded_image(self.layout.images, self._index.image(int(self._images[ref])))
 
     def _fitted_image(self, ref: int) -> Tensor:
         key = int(self._images[ref])
         return _cached(
-            self._image_cache,
-            key,
-            lambda: fit_image(self._image(ref), self.image_size, self.fit),
+            self._image_cache, key, lambda: fit_image(self._image(ref), self.image_size, self.fit)
         )
 
     def _fitted_target(self, ref: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.data.views import ObjectViews, equal_sentences
-from masksd.kit.evaluation.reading import chosen_indices, scoring_batches
+from masksd.kit.evaluation.reading import choose_sentences, scoring_batches
 from masksd.kit.feeding import model_inputs
 from masksd.masking import correlate
 from masksd.modules import evaluating
@@ -74,8 +74,8 @@ def dot_relevance(
     found: dict[str, list[float]] = {"own": [], "other": []}
     with evaluating(checkpoint.model), torch.inference_mode():
         for kind, areas in found.items():
-            chosen = chosen_indices(dataset, kind, limit)
-            for batch in scoring_batches(dataset, chosen, sentences=kind, batch_size=batch_size):
+            given = choose_sentences(dataset, kind, limit)
+            for batch in scoring_batches(dataset, given, batch_size=batch_size):
                 image, sentence = _encode(
                     checkpoint, batch.images.to(device), batch.tokens.to(device)
                 )

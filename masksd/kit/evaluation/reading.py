@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from masksd.kit.data.records import DataError
 from masksd.kit.data.survey import spread_indices
+from masksd.kit.evaluation.perturbation import UNCHANGED, Perturbation
 from masksd.kit.processes import rank_and_world
 
 if TYPE_CHECKING:
@@ -36,19 +37,18 @@ class ScoringBatch(NamedTuple):
     truths: list[NDArray[np.uint8]]  # those at the images' own sizes (H, W)
 
 
-def given_sentence(dataset: ReferDataset, index: int, sentences: str) -> str:
-    """Return the sentence that a model is given with an item, by kind."""
-    if sentences == "own":
-        return dataset.sentence(index)
-    return (dataset.other_sentence(index) or "") if sentences == "other" else ""
+def choose_sentences(dataset: ReferDataset, sentences: str, limit: int) -> dict[int, str]:
+    """Choose the items to score, evenly spread, with the sentence that a model is given with each.
 
-
-def chosen_indices(dataset: ReferDataset, sentences: str, limit: int) -> list[int]:
-    """Choose the items to score, evenly spread; for ``"other"`` those that have one."""
+    For ``"other"`` these are the items that have one.
+    """
     chosen = spread_indices(len(dataset), limit)
-    if sentences != "other":
-        return chosen
-    return [index for index in chosen if dataset.other_sentence(index) is not None]
+    if sentences == "none":
+        return dict.fromkeys(chosen, "")
+    if sentences == "own":
+        return {index: dataset.sentence(index) for index in chosen}
+    others = ((index, dataset.other_sentence(index)) for index in chosen)
+    return {index: sentence for index, sentence in others if sentence is not None}
 
 
 def own_share(indices: Sequence[int], batch_size: int) -> list[int]:
@@ -76,15 +76,15 @@ def gather_rows(found: list[list[int]]) -> list[list[int]]:
 
 def scoring_batches(
     dataset: ReferDataset,
-    indices: Sequence[int],
+    given: Mapping[int, str],
     *,
-    sentences: str = "own",
+    perturbation: Perturbation = UNCHANGED,
     batch_size: int = 64,
     workers: int = 0,
 ) -> Iterator[ScoringBatch]:
-    """Read items in order, with one of the :data:`SENTENCES`; 0 workers read in this process."""
+    """Read items in order, each with its given sentence; 0 workers read in this process."""
     loader: Any = DataLoader(
-        _Items(dataset, indices, sentences),
+        _Items(dataset, given, perturbation),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
@@ -108,18 +108,20 @@ def without_traceback(error: DataError) -> DataError:
 
 
 class _Items(Dataset[tuple[dict[str, Any], NDArray[np.uint8]]]):
-    def __init__(self, dataset: ReferDataset, indices: Sequence[int], sentences: str) -> None:
-        self.dataset, self.indices, self.sentences = dataset, indices, sentences
+    def __init__(
+        self, dataset: ReferDataset, given: Mapping[int, str], perturbation: Perturbation
+    ) -> None:
+        self.dataset, self.given, self.perturbation = dataset, list(given.items()), perturbation
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.given)
 
     def __getitem__(self, position: int) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        dataset, index = self.dataset, self.indices[position]
+        dataset, (index, sentence) = self.dataset, self.given[position]
         item = dataset[index]
-        if self.sentences != "own":
-            sentence = given_sentence(dataset, index, self.sentences)
-            item = {**item, "tokens": dataset.tokenizer.encode(sentence)}
+        item["image"] = self.perturbation.hide_cells(item["image"], index)
+        if sentence != dataset.sentence(index):
+            item["tokens"] = dataset.tokenizer.encode(sentence)
         return item, dataset.truth(index)
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.data.survey import spread_indices
-from masksd.kit.evaluation.reading import scoring_batches
+from masksd.kit.evaluation.reading import choose_sentences, scoring_batches
 from masksd.kit.evaluation.settings import check_scoring
 from masksd.kit.feeding import model_inputs
 from masksd.kit.sources import wrap_model
@@ -42,12 +41,12 @@ def relevance_recall(
     check_scoring(None, limit, batch_size, workers)
     config = _image_config(checkpoint)
     device = next(checkpoint.model.parameters()).device
-    indices = spread_indices(len(dataset), limit)
-    batches = scoring_batches(dataset, indices, batch_size=batch_size, workers=workers)
+    given = choose_sentences(dataset, "own", limit)
+    batches = scoring_batches(dataset, given, batch_size=batch_size, workers=workers)
     sd = wrap_model(checkpoint.model, config, checkpoint.tokenizer).to(device)
     shares, inside_sum, truth_sum, kept, tokens = [], 0, 0, 0, 0
     try:
-        with tqdm(total=len(indices), desc="relevance", disable=not progress, leave=False) as bar:
+        with tqdm(total=len(given), desc="relevance", disable=not progress, leave=False) as bar:
             for batch in batches:
                 inputs = model_inputs(checkpoint, batch.images.to(device), batch.tokens.to(device))
                 out = sd.preview(*inputs, target=batch.targets.to(device).float())

@@ -13,12 +13,26 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
 from masksd.kit.evaluation.recall import relevance_recall
-from masksd.kit.evaluation.scoring import Evaluation, possible_kinds, score, scored_masks
+from masksd.kit.evaluation.scoring import (
+    Evaluation,
+    pair_with,
+    possible_kinds,
+    score,
+    scored_masks,
+)
 from masksd.kit.evaluation.settings import EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
-from masksd.kit.scores.report import REPORT, TABLES, Report, report_files, samples_name
+from masksd.kit.scores.report import (
+    PAIRED,
+    PERTURBED,
+    REPORT,
+    TABLES,
+    Report,
+    report_files,
+    samples_name,
+)
 from masksd.kit.sources import open_split
 from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import StagedFolder, check_place
@@ -30,7 +44,10 @@ CASES = "worst-and-best.png"
 
 
 class Evaluated(NamedTuple):
-    """What :func:`evaluate_checkpoint` found, by kind of sentence, and at which input size."""
+    """What :func:`evaluate_checkpoint` found, by kind, and at which input size.
+
+    A kind is one of sentence; after it may come :data:`PERTURBED` or :data:`PAIRED`.
+    """
 
     results: dict[str, Evaluation]
     relevance: dict[str, float] | None
@@ -73,7 +90,16 @@ def evaluate_checkpoint(
         }
         recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
         kinds = possible_kinds(dataset, config.kinds, config.limit)
-        results = {kind: score(checkpoint, dataset, sentences=kind, **recipe) for kind in kinds}
+        results: dict[str, Evaluation] = {}
+        for kind in kinds:
+            results[kind] = whole = score(checkpoint, dataset, sentences=kind, **recipe)
+            drop = config.drop_words if kind != "none" else 0
+            if config.hide or drop:
+                harder = {"hide": config.hide, "drop_words": drop, **recipe}
+                found = score(checkpoint, dataset, sentences=kind, **harder)
+                results[kind + PERTURBED] = found
+                if len(found.rows) < len(whole.rows):
+                    results[kind + PAIRED] = pair_with(found, whole, dataset, rules.name)
         leave_processes()
         if not first:
             return Evaluated(results, None, trained.image_size)
@@ -90,6 +116,8 @@ def evaluate_checkpoint(
                 data=data.to_dict(),
                 split=config.split,
                 limit=config.limit,
+                hide=config.hide,
+                drop_words=config.drop_words,
                 version=version("masksd"),
                 scores={kind: result.scores for kind, result in results.items()},
                 relevance=recall,
@@ -113,9 +141,9 @@ def write_report(
     """
     files = report_files(report, {kind: result.rows for kind, result in results.items()})
     write_files({folder / name: content for name, content in files.items()})
-    kind, shown = next(iter(results.items()))
+    shown = next(iter(results.values()))
     worst, best = (
-        case_rows(checkpoint, dataset, rows, get_protocol(report.protocol), report.threshold, kind)
+        case_rows(checkpoint, dataset, rows, get_protocol(report.protocol), report.threshold)
         for rows in pick_cases(shown.rows, cases)
     )
     draw_cases(worst, best, folder / CASES)
@@ -123,7 +151,8 @@ def write_report(
 
 def check_report_place(folder: Path, overwrite: bool) -> None:
     """Raise a ``ValueError`` unless a report may go there; only an older report is replaced."""
-    ours = {REPORT, TABLES, CASES, *map(samples_name, SENTENCES)}
+    samples = (samples_name(kind + of) for kind in SENTENCES for of in ("", PERTURBED, PAIRED))
+    ours = {REPORT, TABLES, CASES, *samples}
     check_place(folder, ours, kind="report", strange="no report has", over=overwrite)
 
 
@@ -152,13 +181,12 @@ def case_rows(
     rows: Sequence[Mapping[str, Any]],
     protocol: Protocol,
     threshold: float,
-    sentences: str = "own",
 ) -> list[SheetRow]:
-    """Predict scored samples once more, to draw them as they were scored."""
+    """Predict samples scored on whole images once more, to draw them as they were scored."""
     from PIL import Image
 
-    indices = [row["index"] for row in rows]
-    batches = scoring_batches(dataset, indices, sentences=sentences, batch_size=1)
+    given = {row["index"]: row["sentence"] for row in rows}
+    batches = scoring_batches(dataset, given, batch_size=1)
     drawn = []
     for batch, row in zip(batches, rows, strict=True):
         [(prediction, truth)] = scored_masks(checkpoint, dataset, batch, protocol, threshold)

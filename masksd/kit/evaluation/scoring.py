@@ -11,16 +11,16 @@ from torch import Tensor
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
+from masksd.kit.evaluation.perturbation import Perturbation
 from masksd.kit.evaluation.reading import (
     SENTENCES,
     ScoringBatch,
-    chosen_indices,
+    choose_sentences,
     gather_rows,
-    given_sentence,
     own_share,
     scoring_batches,
 )
-from masksd.kit.evaluation.settings import check_scoring
+from masksd.kit.evaluation.settings import check_perturbation, check_scoring
 from masksd.kit.feeding import predict_logits
 from masksd.kit.processes import rank_and_world
 from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headline, sample_iou
@@ -61,6 +61,8 @@ def score(
     limit: int = 0,
     batch_size: int = 64,
     workers: int = 0,
+    hide: float = 0.0,
+    drop_words: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Score a model by a protocol, as a whole and sample by sample.
@@ -81,6 +83,11 @@ def score(
         limit: how many samples, evenly spread; 0 takes all.
         batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
+        hide: share in [0, 1] of the cells of the model's square, 8 x 8 of them, that are hidden
+            behind the mean colour of its normalisation. The truth stays whole.
+        drop_words: words left out of each sentence. At least one stays, and on generated shapes the
+            sentence still names exactly one object; items whose sentence cannot lose so many are
+            left out: :func:`pair_with` scores the others as they were.
         progress: show a bar.
 
     Raises:
@@ -92,14 +99,19 @@ def score(
     rules = get_protocol(protocol)
     check_choice("sentences", sentences, SENTENCES)
     check_scoring(threshold, limit, batch_size, workers)
+    check_perturbation(hide, drop_words)
     threshold = choose_threshold(rules, threshold, checkpoint.config.threshold)
     _check_fit(rules, dataset.fit, checkpoint.config.fit)
-    chosen = chosen_indices(dataset, sentences, limit)
+    chosen = choose_sentences(dataset, sentences, limit)
     if not chosen:
         raise ValueError(f"no sample was scored with {SENTENCES[sentences]}: {_NO_OTHER}")
-    share = own_share(chosen, batch_size)
+    perturbation = Perturbation(hide, drop_words, checkpoint.config.mean)
+    given = perturbation.shorten(dataset, chosen)
+    if not given:
+        raise ValueError(f"drop_words is {drop_words}, but no sentence can lose so many; lower it")
+    share = {index: given[index] for index in own_share(list(given), batch_size)}
     batches = scoring_batches(
-        dataset, share, sentences=sentences, batch_size=batch_size, workers=workers
+        dataset, share, perturbation=perturbation, batch_size=batch_size, workers=workers
     )
     found: list[list[int]] = []  # index, object area and COUNTS of each sample
     title = f"evaluate, {SENTENCES[sentences]}"
@@ -112,9 +124,24 @@ def score(
             for index, drawn, four in zip(batch.indices, batch.truths, pixels, strict=True):
                 found.append([index, int(drawn.sum()), *four])
             bar.update(len(batch.indices))
-    rows = [_row(dataset, sentences, rules, *numbers) for numbers in gather_rows(found)]
-    words = [len(dataset.sentence(row["index"]).split()) for row in rows]
-    return Evaluation(group_scores(rows, words, rules), rows)
+    rows = [_row(dataset, given[index], rules, index, *rest) for index, *rest in gather_rows(found)]
+    return _evaluation(dataset, rows, rules)
+
+
+def pair_with(
+    perturbed: Evaluation, whole: Evaluation, dataset: ReferDataset, protocol: str = "original"
+) -> Evaluation:
+    """Keep those items of ``whole`` that are in ``perturbed``, too, for a comparison.
+
+    Args:
+        perturbed: what :func:`score` returned with ``drop_words``.
+        whole: what it returned without, all else equal.
+        dataset: that of both.
+        protocol: that of both.
+    """
+    kept = {row["index"] for row in perturbed.rows}
+    rows = [row for row in whole.rows if row["index"] in kept]
+    return _evaluation(dataset, rows, get_protocol(protocol))
 
 
 def evaluate(checkpoint: Checkpoint, dataset: ReferDataset, **options: Any) -> dict[str, float]:
@@ -138,7 +165,7 @@ def evaluate_all(
 
 def possible_kinds(dataset: ReferDataset, kinds: Sequence[str], limit: int) -> Sequence[str]:
     """Leave out another object's sentence, with a warning, among others where there is none."""
-    possible = [kind for kind in kinds if chosen_indices(dataset, kind, limit)]
+    possible = [kind for kind in kinds if choose_sentences(dataset, kind, limit)]
     if not possible:
         return kinds  # to score it says why that cannot be
     if len(possible) < len(kinds) and rank_and_world()[0] == 0:
@@ -198,14 +225,21 @@ def _check_fit(protocol: Protocol, fit: str, own: str) -> None:
         )
 
 
+def _evaluation(
+    dataset: ReferDataset, rows: list[dict[str, Any]], protocol: Protocol
+) -> Evaluation:
+    words = [len(dataset.sentence(row["index"]).split()) for row in rows]
+    return Evaluation(group_scores(rows, words, protocol), rows)
+
+
 def _row(
-    dataset: ReferDataset, sentences: str, protocol: Protocol, index: int, area: int, *counts: int
+    dataset: ReferDataset, sentence: str, protocol: Protocol, index: int, area: int, *counts: int
 ) -> dict[str, Any]:
     record = dataset.record(index)
     return {
         "index": index,
         **{name: record[name] for name in ("ref_id", "ann_id", "image_id", "sent_id")},
-        "sentence": given_sentence(dataset, index, sentences),
+        "sentence": sentence,
         "height": record["height"],
         "width": record["width"],
         "object_area": area,

@@ -26,6 +26,9 @@ class EvaluateConfig:
             protocol's or the checkpoint's.
         batch_size: images per forward pass.
         workers: processes that read images; 0 reads in this one.
+        hide: share in [0, 1] of the cells of each image that are hidden for scores of their own,
+            beside those of whole images; the cells make a grid of 8 x 8.
+        drop_words: words left out of each sentence for the same scores.
         relevance: also measure how much of the object lies in the patches that the method ranks
             highest.
         output: folder for a report: report.json, report.md, one line per sample, and a sheet of
@@ -42,6 +45,8 @@ class EvaluateConfig:
     threshold: float | None = None
     batch_size: int = 64
     workers: int = 0
+    hide: float = 0.0
+    drop_words: int = 0
     relevance: bool = False
     output: Path | None = None
     overwrite: bool = False
@@ -51,6 +56,7 @@ class EvaluateConfig:
         check_choice("sentences", self.sentences, [*SENTENCES, "all"])
         check_choice("protocol", self.protocol or "original", PROTOCOLS)
         check_scoring(self.threshold, self.limit, self.batch_size, self.workers)
+        check_perturbation(self.hide, self.drop_words)
 
     @property
     def rules(self) -> Protocol:
@@ -72,5 +78,15 @@ def check_scoring(threshold: float | None, limit: int, batch_size: int, workers:
         ("batch_size", batch_size, 1),
         ("workers", workers, 0),
     ):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        _check_whole(name, value, least)
+
+
+def check_perturbation(hide: float, drop_words: int) -> None:
+    """Raise a ``ValueError`` unless these options of :func:`score` are in range."""
+    check_fraction("hide", hide)
+    _check_whole("drop_words", drop_words, 0)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from masksd.kit.data.records import DataError
@@ -15,6 +16,8 @@ from masksd.kit.scores.protocols import get_protocol
 from masksd.kit.text_tables import markdown_table
 
 REPORT, TABLES = "report.json", "report.md"
+PERTURBED, PAIRED = "-perturbed", "-paired"
+"""What follows a kind of sentence: made harder, and the same samples as they were."""
 FORMAT = 1
 Scores = Mapping[str, Mapping[str, float]]
 Fields = dict[str, type | tuple[type, ...]]
@@ -49,6 +52,8 @@ class Report:
     version: str
     scores: dict[str, dict[str, dict[str, float]]]  # by kind of sentence, group and name
     relevance: dict[str, float] | None = None  # what relevance_recall returns
+    hide: float = 0.0  # of the samples made harder, as is drop_words
+    drop_words: int = 0
 
     def to_json(self) -> str:
         """Return the report, with every field of its protocol, as JSON text."""
@@ -75,9 +80,11 @@ class Report:
         ]
         for kind, groups in self.scores.items():
             main, second = split_comparisons(groups)
-            parts += [f"## Sentences: {kind}", markdown_table(*score_cells(main))]
+            title = kind_title(kind, self.hide, self.drop_words)
+            parts += [f"## Sentences: {title}", markdown_table(*score_cells(main))]
             if second:
                 parts += ["With IoU >= X:", markdown_table(*score_cells(second))]
+        parts += [f"{line}." for line in left_out(self.scores, self.drop_words)]
         parts.append(
             "mIoU and the other m are means over samples; oIoU and the other o are shares of all "
             "pixels. Over: predicted area outside the truth. Under: truth that is missed. Sizes "
@@ -128,6 +135,51 @@ def _cell(name: str, scores: Mapping[str, float]) -> str:
     if name not in scores:
         return "-"
     return str(int(scores[name])) if name == "samples" else f"{100 * scores[name]:.2f}"
+
+
+def kind_title(
+    kind: str, hide: float, drop_words: int, names: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Say in words what was scored; ``names`` are those of the kinds of sentence.
+
+    Example:
+        >>> kind_title("own-perturbed", 0.25, 1)
+        'own, 25% hidden, 1 word dropped'
+        >>> kind_title("own-paired", 0.25, 1, {"own": "the right sentence"})
+        'the right sentence, the same samples unchanged'
+    """
+    sentences, dash, state = kind.partition("-")
+    parts = [names.get(sentences, sentences)]
+    if dash + state == PAIRED:
+        parts.append("the same samples unchanged")
+    if dash + state == PERTURBED:
+        parts += [f"{100 * hide:g}% hidden"] if hide else []
+        parts += [f"{_words(drop_words)} dropped"] if drop_words and sentences != "none" else []
+    return ", ".join(parts)
+
+
+def left_out(scores: Mapping[str, Scores], drop_words: int) -> list[str]:
+    """Say for each kind of sentence how many samples are only in the scores with all words.
+
+    Example:
+        >>> groups = {"own": {"all": {"samples": 9}}, "own-paired": {"all": {"samples": 7}}}
+        >>> left_out(groups, 2)
+        ['sentences: own; 2 of 9 cannot lose 2 words and are left out where words are dropped']
+    """
+    lines = []
+    for kind, groups in scores.items():
+        if kind + PAIRED in scores:
+            total = int(groups["all"]["samples"])
+            missing = total - int(scores[kind + PAIRED]["all"]["samples"])
+            lines.append(
+                f"sentences: {kind}; {missing} of {total} cannot lose {_words(drop_words)} and are "
+                "left out where words are dropped"
+            )
+    return lines
+
+
+def _words(count: int) -> str:
+    return f"{count} word{'s' if count > 1 else ''}"
 
 
 def samples_name(sentences: str) -> str:

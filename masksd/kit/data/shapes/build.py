@@ -25,8 +25,8 @@ from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expres
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
 from masksd.kit.storage.places import StagedFolder
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
+FORMAT = 1
+MANIFEST = "manifest.json"
 _REFS_AN_IMAGE = 4
 
 
@@ -140,7 +140,7 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     fix = "choose another folder or remove this one"
-    manifest_path = root / "shapes" / _MANIFEST
+    manifest_path = root / "shapes" / MANIFEST
     if not manifest_path.is_file():
         raise ValueError(f"{root} exists and is not a shapes data set; {fix}")
     try:
@@ -150,10 +150,10 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is damaged ({error!r}); {fix}") from None
     wanted = dataclasses.asdict(config)
-    if (made, made_format) != (wanted, _FORMAT):
+    if (made, made_format) != (wanted, FORMAT):
         raise ValueError(
             f"{root} holds a shapes data set of another config; there: {made} (format "
-            f"{made_format}), wanted: {wanted} (format {_FORMAT}); {fix}"
+            f"{made_format}), wanted: {wanted} (format {FORMAT}); {fix}"
         )
     found = {name: _sha256(root / "shapes" / name) for name in digests}
     folder = root / "images"
@@ -217,12 +217,12 @@ def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
     for name, data in files.items():
         (folder / "shapes" / name).write_bytes(data)
     manifest = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "config": dataclasses.asdict(config),
         "pictures": sum(counts.values()),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    (folder / "shapes" / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / "shapes" / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _annotations(scene: Scene, image_id: int, first: int, size: int) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Expression:
     ``relation`` is to the ``anchor``, itself an expression by attributes alone.
     """
 
-    kind: str
+    kind: str | None
     color: str | None = None
     size: str | None = None
     texture: str | None = None
@@ -84,7 +84,7 @@ def referents(expression: Expression, objects: Sequence[SceneObject]) -> tuple[s
     matching = {
         index
         for index, each in enumerate(objects)
-        if each.kind == expression.kind
+        if expression.kind in (None, each.kind)
         and expression.color in (None, each.color)
         and expression.size in (None, each.size)
         and expression.texture in (None, each.texture)
