@@ -79,7 +79,7 @@ def test_counts_are_those_of_the_config_and_draws_repeat():
     images, tokens, masks = batch()
     drawn = [make()(images, tokens, target=masks).masks for _ in range(2)]
     assert torch.equal(drawn[0]["lmvsd"], drawn[1]["lmvsd"])
-    assert (drawn[0]["lmvsd"].sum(1) == drawn[0]["lmvsd"].shape[1] // 2).all()
+    assert (drawn[0]["lmvsd"].sum(1) == drawn[0]["lmvsd"].shape[1] // 4).all()
     sd = make()
     first = sd(images, tokens, target=masks).masks["lmvsd"]
     assert not torch.equal(first, sd(images, tokens, target=masks).masks["lmvsd"])

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -22,7 +23,7 @@ from masksd.kit.cli.dry_run import dry_run
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.budget import count_items, measure_budget
-from masksd.kit.data.selection import choose_refs, count_labels
+from masksd.kit.data.selection import choose_refs, count_labels, mislabel
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.feeding import model_inputs
@@ -366,3 +367,25 @@ def test_what_the_data_do_not_have_is_named_before_anything_is_written(
         train(settings(data, tmp_path / "run", **changes))
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(0, 99), st.floats(0, 1), st.floats(0, 1))
+def test_wrong_masks_are_of_the_same_image_and_nested(seed, one, other):
+    less, more = sorted((one, other))
+    images = np.repeat(np.arange(6), [1, 2, 3, 4, 2, 3])
+    objects = np.arange(100, 100 + len(images))
+    objects[4] = objects[3]  # two refs of one object
+    few, many = (mislabel(images, objects, share, seed) for share in (less, more))
+    owner = dict(zip(objects.tolist(), images.tolist(), strict=True))
+    for share, found in ((less, few), (more, many)):
+        assert [owner[each] for each in found.tolist()] == images.tolist()
+        assert share > 0 or (found == objects).all()
+    changed = few != objects
+    assert (few[changed] == many[changed]).all()
+    assert few[0] == objects[0]  # alone in its image
+
+
+def test_about_the_share_is_wrong():
+    images = np.repeat(np.arange(1000), 3)
+    wrong = mislabel(images, np.arange(3000), 0.4, seed=1) != np.arange(3000)
+    assert 0.35 < wrong.mean() < 0.45

@@ -103,7 +103,8 @@ def towers_name(study: Study) -> str:
 
 
 def _digest(study: Study, fields: Fields, length: int) -> str:
-    text = json.dumps({**fields, "scored": [list(study.splits), study.samples]}, sort_keys=True)
+    scored = [list(study.splits), study.samples, *(["best"] if study.best else [])]
+    text = json.dumps({**fields, "scored": scored}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 

@@ -88,10 +88,13 @@ class Study:
         variants: the table; a reference comes before those compared with it.
         seeds: of the runs, the same for all variants.
         splits: that a finished run is scored on.
+            ``"testA hide=0.25"`` and ``"testA drop=1"`` hide cells and leave words out.
         samples: expressions scored on each, evenly spread; 0 takes all.
+        best: score the checkpoint that was best on the way instead of the last one.
         towers: pretrained once, for all runs; None starts from scratch.
         budgets: ``"steps"`` compares at the base's steps; ``"compute"`` also trains references for
             longer, up to the multiply-adds of each variant.
+        multiples: train them for whole multiples of the base's steps, which takes fewer runs.
     """
 
     name: str
@@ -100,8 +103,15 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2)
     splits: Sequence[str] = ("val",)
     samples: int = 0
+    best: bool = False
     towers: PretrainConfig | None = None
     budgets: Sequence[str] = (STEPS, COMPUTE)
+    multiples: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the steps of the base are divided; longer runs have whole ones."""
+        return 1 if self.multiples else 50
 
     def __post_init__(self) -> None:
         if not self.variants or not self.seeds or not self.splits:
@@ -125,6 +135,10 @@ class Study:
             raise ValueError(f"study {self.name!r} needs the budget 'steps'")
         if self.base.steps is None:
             raise ValueError(f"study {self.name!r} counts in steps; set base.steps, not epochs")
+        if self.best and not self.base.evaluate_every:
+            raise ValueError(
+                f"study {self.name!r} scores the best checkpoint; set base.evaluate_every"
+            )
         if (self.base.warmup or 0) >= self.base.steps:
             raise ValueError(
                 f"study {self.name!r} has a warm-up of {self.base.warmup} steps in runs of "
@@ -152,7 +166,7 @@ class Study:
         trained["its base"] = self.base.train_split
         trained["its towers"] = None if self.towers is None else self.towers.split
         for what, split in trained.items():
-            if split in self.splits:
+            if split in {each.partition(" ")[0] for each in self.splits}:
                 raise ValueError(
                     f"study {self.name!r} has {what} trained on {split!r}, which is scored; choose "
                     "another split"
@@ -189,7 +203,11 @@ def plan_runs(study: Study) -> list[PlannedRun]:
         configs = {name: each.config(study.base, seed) for name, each in named.items()}
         plain = [(name, STEPS, config) for name, config in configs.items()]
         longer = [
-            (each.reference, COMPUTE, matched_host(configs[each.reference], configs[name]))
+            (
+                each.reference,
+                COMPUTE,
+                matched_host(configs[each.reference], configs[name], study.parts),
+            )
             for name, each in named.items()
             if COMPUTE in study.budgets and each.reference is not None
         ]
@@ -200,14 +218,14 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     return list(runs.values())
 
 
-def matched_host(reference: TrainConfig, variant: TrainConfig) -> TrainConfig:
+def matched_host(reference: TrainConfig, variant: TrainConfig, parts: int = 50) -> TrainConfig:
     """Return the reference, trained for at least the variant's multiply-adds."""
     times = multiply_adds(variant) / multiply_adds(reference)
-    return dataclasses.replace(reference, steps=matched_steps(reference.steps or 0, times))
+    return dataclasses.replace(reference, steps=matched_steps(reference.steps or 0, times, parts))
 
 
-def matched_steps(steps: int, times: float) -> int:
-    """Return how many steps cost ``times`` as much, rounded up to fiftieths.
+def matched_steps(steps: int, times: float, parts: int = 50) -> int:
+    """Return how many steps cost ``times`` as much, rounded up to fiftieths, or other parts.
 
     So the reference gets no less than the variant, and variants of nearly one cost share its run.
 
@@ -215,7 +233,7 @@ def matched_steps(steps: int, times: float) -> int:
         >>> matched_steps(1000, 1.39), matched_steps(1000, 1.0)
         (1400, 1000)
     """
-    unit = max(1, steps // 50)
+    unit = max(1, steps // parts)
     return math.ceil(round(times * steps / unit, 9)) * unit
 
 
@@ -224,6 +242,8 @@ def multiply_adds(config: TrainConfig) -> int:
     if config.steps is None:
         raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
     distill = config.distill
+    if distill.one_pass:
+        return _step_cost(config, distill) * config.steps * config.images_per_pass()
     plain = _step_cost(config, dataclasses.replace(distill, image=None, text=None, joint=False))
     total = plain * config.steps
     alone = [(distill.image, dataclasses.replace(distill, text=None, joint=False))]

@@ -17,12 +17,14 @@ from benchmarks.study.names import base_hash, config_hash, towers_name
 from benchmarks.study.plan import PlannedRun, Study, plan_runs
 from benchmarks.study.rows import MACHINE, SCORES, Ledger, Row, Samples
 from benchmarks.study.workers import in_workers
+from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.refer import ReferDataset
 from masksd.kit.devices import default_device, describe_machine
 from masksd.kit.evaluation.scoring import score
 from masksd.kit.sources import open_split
+from masksd.kit.training.saving import BEST
 from masksd.kit.training.trainer import train
 
 _TIMED_STEPS = 8
@@ -131,7 +133,8 @@ def run_one(study: Study, run: PlannedRun) -> FinishedRun:
         result = train(config)
         peak = peak_megabytes(device) if measured else ""
         lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        checkpoint = load_checkpoint(result.checkpoint, device)
+        chosen = result.folder / BEST if study.best else result.checkpoint
+        checkpoint = load_checkpoint(chosen, device)
         found = {
             split: score(
                 checkpoint,
@@ -139,6 +142,7 @@ def run_one(study: Study, run: PlannedRun) -> FinishedRun:
                 limit=study.samples,
                 batch_size=config.eval_batch_size,
                 progress=config.progress,
+                **condition(split),
             )
             for split in study.splits
         }
@@ -162,7 +166,26 @@ def open_scored(config: TrainConfig, checkpoint: Checkpoint, split: str) -> Refe
     """Open a split as the checkpoint of a run is scored on it."""
     size = checkpoint.config.image_size
     tokenizer, show = checkpoint.tokenizer, config.progress
-    return open_split(config.data, split, tokenizer, size, fit=config.fit, progress=show)
+    name = split.partition(" ")[0]
+    return open_split(config.data, name, tokenizer, size, fit=config.fit, progress=show)
+
+
+def condition(split: str) -> dict[str, Any]:
+    """Return how a split is scored, from its name in a study.
+
+    Example:
+        >>> condition("testA"), condition("testA hide=0.25"), condition("testA drop=1")
+        ({}, {'hide': 0.25}, {'drop_words': 1})
+    """
+    _, *words = split.split(" ")
+    kinds = {"hide": ("hide", float), "drop": ("drop_words", int)}
+    options = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        check_choice("condition", name, kinds)
+        option, kind = kinds[name]
+        options[option] = kind(value)
+    return options
 
 
 def expected_seconds(study: Study, runs: Sequence[PlannedRun]) -> float:

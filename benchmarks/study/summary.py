@@ -97,7 +97,7 @@ def summarise(
             one, other = next(iter(own.values())), next(iter(plain.values()))
             cost = int(one["multiply_adds"]) / int(other["multiply_adds"])
             wanted = choose(rows, variant=reference, budget=COMPUTE)
-            longer_steps = matched_steps(steps, cost)
+            longer_steps = matched_steps(steps, cost, study.parts)
             longer = by_seed(choose(wanted, steps=str(longer_steps)))
         values = {name: [float(row[name]) for row in own.values()] for name in SCORES}
         involved = [*own.values(), *plain.values(), *longer.values()]

@@ -104,6 +104,8 @@ def open_training(
     seeds = config.seed, keyed_seed(config.seed, "unlabelled")
     split = config.train_split
     training = open_split(config.data, split, tokenizer, image_size, seed=seeds[0], **common)
+    if config.label_noise:
+        training = training.mislabelled(config.label_noise, config.seed)
     left = None
     if config.labels is not None:
         chosen, left = choose_refs(config.labels, training.refs, config.seed)

@@ -46,6 +46,8 @@ class TrainConfig(StoredConfig):
         unlabelled: where images and expressions without masks come from, for the branches: the
             data's own name (the refs that labels leaves out), another data set in the same root, or
             a folder that holds one of the same name; their train_split.
+        label_noise: share of the training masks, in [0, 1], that lie on another object of the
+            image: for study.
         tokenizer: shapes (its words), clip (byte pairs) or bert (word pieces; both from the Hugging
             Face cache), a repository there, or a folder; None takes shapes for the shapes data,
             and for other data or pretrained towers the tokenizer of the model's text tower.
@@ -122,6 +124,7 @@ class TrainConfig(StoredConfig):
     eval_split: str = "val"
     train_items: Literal["refs", "sentences"] = "refs"
     labels: int | float | None = None
+    label_noise: float = 0.0
     unlabelled: str | None = None
     tokenizer: str | None = None
     max_length: int = 17
@@ -198,7 +201,7 @@ class TrainConfig(StoredConfig):
                 )
         check_finite(self, "lr", "power", "timeout", zero=False)
         check_finite(self, "weight_decay", zero=True)
-        for name in ("gamma", "backbone_lr", "threshold"):
+        for name in ("gamma", "backbone_lr", "threshold", "label_noise"):
             check_fraction(name, getattr(self, name))
         if self.dropout is not None:
             check_fraction("dropout", self.dropout)

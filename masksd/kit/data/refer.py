@@ -20,7 +20,7 @@ from masksd.kit.data.images import read_recorded_image
 from masksd.kit.data.layout import count_difference, find_files
 from masksd.kit.data.prepare import find_index
 from masksd.kit.data.records import BadRecords
-from masksd.kit.data.selection import select_split
+from masksd.kit.data.selection import mislabel, select_split
 from masksd.kit.data.transforms import FITS, fit_image, fit_mask
 
 
@@ -172,6 +172,15 @@ class ReferDataset(Dataset[dict[str, Any]]):
         part.has_masks = masks
         part._epoch = self._epoch.clone().share_memory_()
         return part
+
+    def mislabelled(self, share: float, seed: int) -> ReferDataset:
+        """Return the data set with about this share of its refs' masks on a neighbouring object.
+
+        What a small share gets wrong, a larger one gets wrong too. Refs of one object stay right.
+        """
+        wrong = copy.copy(self)
+        wrong._objects = mislabel(self._images, self._objects, share, seed)
+        return wrong
 
     def __len__(self) -> int:
         return len(self._rows) if self._draw else len(self._sentences)

@@ -12,7 +12,7 @@ from masksd.kit.data.images import check_recorded_file
 from masksd.kit.data.index import Index
 from masksd.kit.data.layout import Layout
 from masksd.kit.data.records import BadRecords, DataError
-from masksd.kit.randomness import keyed_generator
+from masksd.kit.randomness import keyed_generator, keyed_seed
 
 Positions = NDArray[np.int64]
 """Places of refs in a split, in order."""
@@ -57,6 +57,24 @@ def choose_refs(labels: int | float, refs: int, seed: int) -> tuple[Positions, P
     order = torch.randperm(refs, generator=keyed_generator(seed, "labels")).numpy()
     count = count_labels(labels, refs)
     return np.sort(order[:count]), np.sort(order[count:])
+
+
+def mislabel(images: Positions, objects: Positions, share: float, seed: int) -> Positions:
+    """Return the refs' objects, about this share of them replaced by another ref's of the image.
+
+    Example:
+        >>> objects = np.array([10, 11, 12])
+        >>> mislabel(np.array([0, 0, 1]), objects, share=1.0, seed=0).tolist()
+        [11, 10, 12]
+    """
+    random = np.random.default_rng(keyed_seed(seed, "label noise"))
+    draws, choices = random.random((2, len(objects)))
+    wrong = objects.copy()
+    for ref in np.flatnonzero(draws < share):
+        others = np.unique(objects[(images == images[ref]) & (objects != objects[ref])])
+        if len(others):
+            wrong[ref] = others[int(choices[ref] * len(others))]
+    return wrong
 
 
 def select_split(

@@ -1,0 +1,90 @@
+"""The studies of few masks: what a number of masks, and images without, are best used for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from benchmarks.study import bases
+from benchmarks.study.names import recorded_train
+from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
+from masksd.kit.config import TrainConfig
+from masksd.kit.recipes import TOWERS
+
+MASKS = (100, 200, 400, 800, 1600)
+"""Of 11,510 in 3,000 training images, which is 3.8 an image: 26 to 417 images' worth."""
+CLEAN = ("testA", "testB")
+MISSING = ("testA hide=0.25", "testA hide=0.5", "testA drop=1", "testA drop=2")
+SEEDS = tuple(range(200, 206))
+SAMPLES = 300
+"""Expressions scored on each split."""
+
+_LIGHT: dict[str, Any] = {
+    "image": {"relevance": "random", "top_k": 1.0, "ratio": 0.25},
+    "text": {"relevance": "random", "top_k": 1.0, "ratio": 0.1},
+    "one_pass": True,
+}
+_NO_MASK: dict[str, Any] = {"image": {"relevance": "random", "ratio": 0.0}, "text": None}
+_EVEN = {"lambda_image": 0.5, "lambda_text": 0.5}
+_TEACHER = {"target": "teacher"}
+
+ROWS: dict[str, tuple[dict[str, Any], bool]] = {
+    "augment": ({**_LIGHT, "target": "ground_truth"}, False),
+    "cm-masksd": ({}, False),
+    "teacher, no mask": (
+        {**_NO_MASK, "one_pass": True, "lambda_image": 1.0, **_TEACHER},
+        True,
+    ),
+    "teacher, one pass": ({**_LIGHT, **_EVEN, **_TEACHER}, True),
+    "teacher, image": ({"text": None, "lambda_image": 1.0, **_TEACHER}, True),
+    "teacher, text": ({"image": None, "lambda_text": 1.0, **_TEACHER}, True),
+    "teacher, both": ({"joint": True, **_EVEN, **_TEACHER}, True),
+}
+"""By row: how it differs from the paper's method, and whether it sees images without masks."""
+
+
+def few_masks_run(model: str, *, steps: int = 200, pictures: int = 3000) -> TrainConfig:
+    """Return the run that the variants differ from; it uses all masks."""
+    settings = {**bases.HOSTS[model], "lr": 1.5e-3, "weight_decay": 0.1, "dropout": 0.0}
+    run = recorded_train(
+        model=model,
+        data={"level": bases.LEVEL, "pictures": pictures},
+        steps=steps,
+        batch_size=bases.BATCH,
+        warmup=steps // 10,
+        evaluate_every=max(1, steps // 4),
+        eval_samples=150,
+        sheet_rows=1,
+        progress=False,
+        **settings,
+    )
+    towers = TOWERS if bases.has_towers(model) else None
+    return dataclasses.replace(run, encoder_weights=towers)
+
+
+def few_masks(masks: int) -> tuple[Variant, ...]:
+    """The table of one number of masks."""
+    rows = [host(labels=masks)]
+    for name, (distill, unlabelled) in ROWS.items():
+        train = {"labels": masks, **({"unlabelled": "shapes"} if unlabelled else {})}
+        rows.append(Variant(name, distill, train))
+    return tuple(rows)
+
+
+def few_masks_study(masks: int, model: str = "clip_cris_tiny", **run: Any) -> Study:
+    """Build the study of one number of masks.
+
+    Every run is scored at its best checkpoint by val. Hosts that train for longer get whole
+    multiples of the steps, which is never less compute than what they are compared with.
+    """
+    return Study(
+        f"masks-{masks}",
+        few_masks_run(model, **run),
+        few_masks(masks),
+        SEEDS,
+        (*CLEAN, *MISSING),
+        samples=SAMPLES,
+        best=True,
+        budgets=(STEPS, COMPUTE),
+        multiples=True,
+    )
