@@ -1,14 +1,14 @@
 """Train variants of one host, paired by seed, at equal steps and at equal compute.
 
-    python -m benchmarks.ablation screen [--jobs 2] [--dry-run]
-    python -m benchmarks.ablation screen --tables
+    python -m benchmarks.ablation confirm [--jobs 2] [--dry-run]
+    python -m benchmarks.ablation confirm --tables
 
 The first says what it will take, runs what is missing and continues where it was interrupted; the
 second writes tables and figures from the rows there are. The studies are in
-``benchmarks/study/studies.py``: baseline, screen, no-masking, confirm, cheaper, dropout. Without
-options they are the committed ones; ``--pictures``, ``--steps``, ``--batch`` and ``--seeds`` make
-them larger. A run adds a row per split to ``benchmarks/results/ablation.csv`` and its samples to
-``benchmarks/results/STUDY.npz``; both are safe to commit at any time.
+``benchmarks/study/studies.py``. Without options they are the committed ones; ``--pictures``,
+``--steps``, ``--batch`` and ``--seeds`` make them larger. A run adds a row per split to
+``benchmarks/results/ablation.csv`` and its samples to ``benchmarks/results/STUDY.npz``; both are
+safe to commit at any time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import FOLDER, commit
-from benchmarks.pages.paper_tables import TABLES, paper_table
 from benchmarks.study import bases
-from benchmarks.study.figures import draw_best, draw_gain, draw_scatter, draw_sweeps
+from benchmarks.study.figures import draw_best, draw_gain
 from benchmarks.study.names import base_hash, towers_file, towers_name, with_towers
 from benchmarks.study.plan import COMPUTE, STEPS, Study
 from benchmarks.study.rows import Ledger
 from benchmarks.study.run import expected_seconds, missing_runs, run_study
-from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only, shapes_study
+from benchmarks.study.studies import VARIANTS, get_study, only, shapes_study
 from benchmarks.study.summary import LEGEND, caption, study_table, summarise
 from masksd.kit.devices import default_device, describe_machine
 
@@ -74,14 +73,8 @@ def write_tables(study: Study, ledger: Ledger, folder: Path) -> Path:
                 f"{split}; run it first, or give its --folder and options"
             )
         parts += [f"## {split}", caption(study, split, found), study_table(found)]
-        if study.name == "screen":
-            parts += [paper_table(table, found) for table in TABLES]
-        compared = {each.variant for each in found.values() if each.equal_steps}
-        if compared:
+        if any(each.equal_steps for each in found.values()):
             draw_gain(found, folder / f"{path.stem}-{split}-gain.png")
-            draw_scatter(found, folder / f"{path.stem}-{split}-cost.png")
-        if any(len(compared.intersection(sweep.values())) > 1 for sweep in SWEEPS.values()):
-            draw_sweeps(found, SWEEPS, folder / f"{path.stem}-{split}-sweeps.png")
     draw_best(study, ledger, found, folder / f"{path.stem}-learning.png")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -188,10 +181,6 @@ def asked(args: argparse.Namespace) -> Study:
     else:
         base = bases.recipe_run(args.recipe, args.data_root, args.images)
         study = get_study(args.study, base, **fields)
-    names = {variant.name for variant in study.variants}
-    left_out = [each.name for each in VARIANTS[args.study]() if each.name not in names]
-    if left_out:
-        print(f"left out, {study.base.model} does not support: {', '.join(left_out)}")
     if len(study.seeds) == 1:
         print("one seed gives no interval and no verdict; use two or more")
     return study

@@ -169,10 +169,9 @@ class DistillConfig:
 
         Args:
             name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII;
-                ``"masksd"``, the best mean of our three-seed screen: it masks more, anywhere, and
-                the branches learn from the ground truth; or ``"augment"``, a quarter of the
-                patches and a tenth of the words in the only pass of a step, which costs nothing.
-                ``benchmarks/evidence.md`` has the results of all on fresh seeds.
+                ``"masksd"``, which masks more, anywhere, with the truth as target; or
+                ``"augment"``, a quarter of the patches and a tenth of the words in the only pass of
+                a step, which costs nothing. ``benchmarks/evidence.md`` has results.
 
         Raises:
             ValueError: an unknown name.

@@ -18,10 +18,8 @@ import pytest
 import torch
 
 from benchmarks import ablation
-from benchmarks.pages.paper_tables import TABLES, paper_table
 from benchmarks.study import names
 from benchmarks.study.bases import recipe_run, shapes_run, shapes_towers
-from benchmarks.study.figures import draw_sweeps
 from benchmarks.study.names import (
     base_hash,
     config_hash,
@@ -43,7 +41,7 @@ from benchmarks.study.plan import (
 )
 from benchmarks.study.rows import COLUMNS, Ledger, Row
 from benchmarks.study.run import expected_seconds, missing_runs, run_study
-from benchmarks.study.studies import SWEEPS, VARIANTS, get_study, only
+from benchmarks.study.studies import VARIANTS, get_study, only
 from benchmarks.study.summary import study_table, summarise
 from masksd.config import DistillConfig
 from masksd.kit.config import DataConfig, TrainConfig, TrainingError
@@ -245,9 +243,9 @@ def test_options_that_would_not_be_looked_at_are_refused(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ("screen --model lavt_tiny --only jont", "no variant 'jont'"),
-        ("screen --tables", "has no rows of study 'screen'"),
-        ("screen --model clip_cris_tny --dry-run", "did you mean 'clip_cris_tiny'"),
+        ("confirm --model lavt_tiny --only maskd", "no variant 'maskd'"),
+        ("confirm --tables", "has no rows of study 'confirm'"),
+        ("confirm --model clip_cris_tny --dry-run", "did you mean 'clip_cris_tiny'"),
     ],
 )
 def test_an_error_is_one_line_and_writes_nothing(
@@ -268,12 +266,11 @@ def test_an_error_is_one_line_and_writes_nothing(
 def test_what_a_reader_may_not_expect_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "screen --model clip_cris_rn50 --towers 0 --seeds 3 --steps-only"
+    options = "confirm --model clip_cris_rn50 --towers 0 --seeds 3 --steps-only"
     monkeypatch.setattr("sys.argv", f"ablation {options}".split())
     study = ablation.asked(ablation.arguments())
     said = capsys.readouterr().out
     assert "clip_cris_rn50 has not been tuned" in said
-    assert "does not support: lmvsd from layer 1, lmvsd from layer 2" in said
     assert "one seed gives no interval" in said
     assert study.budgets == (STEPS,)
 
@@ -604,7 +601,7 @@ def test_a_variant_names_what_it_misspells(study: Study) -> None:
 
 def test_towers_of_other_data_are_refused(tmp_path: Path) -> None:
     base = shapes_run("clip_cris_tiny", steps=10, pictures=5)
-    study = get_study("screen", base, towers=shapes_towers(base, steps=7))
+    study = get_study("confirm", base, towers=shapes_towers(base, steps=7))
     towers = study.towers
     assert towers is not None
     other = dataclasses.replace(study, base=dataclasses.replace(study.base, max_length=9))
@@ -625,14 +622,14 @@ def test_every_variant_goes_with_its_host(model: str) -> None:
             wrap_model(host_model, variant.config(study.base, 0).distill).unwrap()
 
 
-def test_studies_have_what_the_tables_ask_for() -> None:
-    screen = get_study("screen", shapes_run("clip_cris_tiny"))
-    names = {variant.name for variant in screen.variants}
-    assert {row.variant for table in TABLES for row in table.rows} <= names
-    assert {name for sweep in SWEEPS.values() for name in sweep.values()} <= names
-    assert [v.name for v in only(screen, ["joint"]).variants] == ["host", "joint"]
-    with pytest.raises(ValueError, match="no variant 'jont'"):
-        only(screen, ["jont"])
+def test_a_study_can_be_cut_to_some_variants() -> None:
+    confirm = get_study("confirm", shapes_run("clip_cris_tiny"))
+    assert [v.name for v in only(confirm, ["masksd"]).variants] == ["host", "masksd"]
+    with pytest.raises(ValueError, match="no variant 'maskd'"):
+        only(confirm, ["maskd"])
+
+
+def test_the_confirmation_has_the_runs_that_the_evidence_counts() -> None:
     lavt = shapes_run("lavt_tiny")
     assert shapes_towers(lavt) is None
     confirm = get_study("confirm", lavt)
@@ -684,22 +681,12 @@ def test_a_recipe_is_timed_and_runs(study: Study, tmp_path: Path) -> None:
     assert ledger.rows()[0]["data"] == base.data.title()
 
 
-def test_paper_tables_stand_beside_ours(study: Study, ledger: Ledger) -> None:
-    found = summarise(study, ledger, "val", resamples=100)
-    text = paper_table(TABLES[0], found)
-    host_line, lmvsd = text.splitlines()[4:6]
-    assert "| 70.45 |" in host_line
-    assert f"{100 * found['host'].mean['mIoU']:.2f} ±" in host_line
-    assert "71.45 (+1.00)" in lmvsd
-    assert lmvsd.endswith("|  |  |  |  |  |  |")  # not run
-
-
 def test_tables_and_figures_regenerate_without_runs(
     study: Study, ledger: Ledger, tmp_path: Path
 ) -> None:
     first = ablation.write_tables(study, ledger, tmp_path).read_text()
     names = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert [name.rpartition("-")[2] for name in names] == ["learning.png", "cost.png", "gain.png"]
+    assert [name.rpartition("-")[2] for name in names] == ["learning.png", "gain.png"]
     assert ablation.write_tables(study, ledger, tmp_path).read_text() == first
     assert "silent" in first
     other = dataclasses.replace(study, base=dataclasses.replace(study.base, lr=0.1))
@@ -726,19 +713,10 @@ def test_the_command_confirms_in_small(
         assert f"## {split}" in table
     for variant in study.variants:
         assert table.count(f"| {variant.name} | 2 |") == 2
-    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
     files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
     ablate(f"{options} --tables", monkeypatch, capsys)
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == files
-
-
-def test_sweeps_of_two_values_are_drawn(study: Study, ledger: Ledger, tmp_path: Path) -> None:
-    silent = summarise(study, ledger, "val", resamples=100)["silent"]
-    found, path = {"a": silent, "b": silent}, tmp_path / "sweeps.png"
-    assert draw_sweeps(found, {"two": {0.5: "a", 1.0: "b"}, "one": {0.5: "a"}}, path) == path
-    assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no two values of a sweep"):
-        draw_sweeps(found, {"one": {0.5: "a", 1.0: "c"}}, path)
 
 
 @pytest.mark.parametrize("name", ["", "paired", "plan", "rows"])

@@ -1,4 +1,4 @@
-"""Figures of a study: gain against cost, learning curves, sweeps; each returns its path."""
+"""Figures of a study: gains and learning curves; each returns its path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from benchmarks.study.summary import Summary, study_rows
 from masksd.kit.figures import save_figure
 
 _STEPS, _COMPUTE = "#2f6fb5", "#c4622d"
-_FEW = 8
 
 
 def draw_gain(found: Mapping[str, Summary], path: str | Path) -> Path:
@@ -43,52 +42,6 @@ def draw_gain(found: Mapping[str, Summary], path: str | Path) -> Path:
     if any(each.equal_compute for each in compared):
         axes.plot([], [], "o", color=_COMPUTE, label="at equal compute")
     figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
-    _plain(axes)
-    return save_figure(figure, path)
-
-
-def draw_scatter(found: Mapping[str, Summary], path: str | Path) -> Path:
-    """Draw the gain in mIoU at equal steps against cost.
-
-    Labelled are variants that gain more than all cheaper ones, those whose interval excludes 0, and
-    all if they are few. Intervals far wider than the others run out of the figure.
-    """
-    compared = _compared(found)
-    figure = _figure(8, 5)
-    axes = figure.subplots()
-    width = 0.025 * (max(each.cost for each in compared) - 1 or 1)
-    middle = (min(each.cost for each in compared) + max(each.cost for each in compared)) / 2
-    best = -np.inf
-    beside: dict[float, int] = {}  # how many of nearly this cost have been drawn
-    for each in sorted(
-        compared, key=lambda each: (each.cost, -each.equal_steps["mIoU"].difference)
-    ):
-        one, place = each.equal_steps["mIoU"], round(each.cost, 2)
-        beside[place] = beside.get(place, -1) + 1
-        at = each.cost + width * (beside[place] % 8) / 4
-        shown = one.low > 0 or one.high < 0
-        axes.plot([at, at], [100 * one.low, 100 * one.high], color=_STEPS, alpha=0.35)
-        axes.plot(at, 100 * one.difference, "o", color=_COMPUTE if shown else _STEPS, markersize=4)
-        if shown or one.difference > best or len(compared) <= _FEW:
-            best = max(best, one.difference)
-            right = at > middle  # labels run towards the middle
-            text = axes.annotate(
-                each.variant,
-                (at, 100 * one.difference),
-                (-5 if right else 5, 4),
-                textcoords="offset points",
-                ha="right" if right else "left",
-                fontsize=8,
-                zorder=5,
-            )
-            text.set_in_layout(False)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylim(*_span([each.equal_steps["mIoU"] for each in compared]))
-    axes.plot([], [], "o", color=_COMPUTE, label="the interval excludes 0")
-    axes.plot([], [], "o", color=_STEPS, label="no difference could be shown")
-    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=2)
-    axes.set_xlabel("multiply-adds of a run / the reference's; those of one cost side by side")
-    axes.set_ylabel("gain in mIoU at equal steps, points")
     _plain(axes)
     return save_figure(figure, path)
 
@@ -136,44 +89,6 @@ def _learning(axes: Any, ledger: Ledger, rows: Sequence[Row], colour: str) -> No
     axes.plot(at, scores.mean(0), "-" if at_steps else "--", color=colour, label=label, marker=".")
     if len(scores) > 1 and at_steps:
         axes.fill_between(at, scores.min(0), scores.max(0), color=colour, alpha=0.15, linewidth=0)
-
-
-def draw_sweeps(
-    found: Mapping[str, Summary], sweeps: Mapping[str, Mapping[float, str]], path: str | Path
-) -> Path:
-    """Draw the gain in mIoU over the values of hyper-parameters, a panel each.
-
-    ``sweeps`` names the variant of each value by title. Panels with fewer than two values that have
-    been compared are left out.
-    """
-    panels = {
-        title: {
-            value: found[name].equal_steps["mIoU"]
-            for value, name in sorted(names.items())
-            if name in found and found[name].equal_steps
-        }
-        for title, names in sweeps.items()
-    }
-    panels = {title: points for title, points in panels.items() if len(points) > 1}
-    if not panels:
-        raise ValueError("no two values of a sweep have been compared with their reference yet")
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = _figure(3.4 * columns, 2.8 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for axes, (title, points) in zip(grid.flat, panels.items(), strict=False):
-        gains = np.array([[p.difference, p.low, p.high] for p in points.values()])
-        middle, low, high = 100 * gains.T
-        axes.errorbar(list(points), middle, [middle - low, high - middle], fmt="o-", color=_STEPS)
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=8)
-        _plain(axes)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    for line in grid:
-        line[0].set_ylabel("gain in mIoU, points", fontsize=8)
-    return save_figure(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:

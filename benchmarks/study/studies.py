@@ -12,129 +12,6 @@ from masksd.config import DistillConfig
 from masksd.kit.config import TrainConfig
 from masksd.kit.training.pretrain import PretrainConfig
 
-NO_IMAGE, NO_TEXT = {"image": None}, {"text": None}
-
-
-def image(name: str, train: dict[str, Any] | None = None, **fields: Any) -> Variant:
-    """LMVSD alone, with changes to its masking."""
-    return Variant(name, {**NO_TEXT, "image": fields}, train or {})
-
-
-def text(name: str, **fields: Any) -> Variant:
-    """VMLSD alone, with changes to its masking."""
-    return Variant(name, {**NO_IMAGE, "text": fields})
-
-
-def both(name: str, train: dict[str, Any] | None = None, **fields: Any) -> Variant:
-    return Variant(name, fields, train or {})
-
-
-SWEEPS = {
-    "λ1 of LMVSD": {0.1: "lmvsd λ=0.1", 0.25: "lmvsd λ=0.25", 0.5: "lmvsd λ=0.5", 0.75: "lmvsd"}
-    | {1.0: "lmvsd λ=1.0"},
-    "α of LMVSD": {0.1: "lmvsd α=0.1", 0.25: "lmvsd", 0.5: "lmvsd α=0.5", 0.75: "lmvsd α=0.75"},
-    "K of LMVSD": {0.25: "lmvsd K=0.25", 0.5: "lmvsd", 0.75: "lmvsd K=0.75", 1.0: "lmvsd K=1.0"},
-    "λ2 of VMLSD": {0.05: "vmlsd λ=0.05", 0.1: "vmlsd", 0.25: "vmlsd λ=0.25", 0.5: "vmlsd λ=0.5"}
-    | {0.75: "vmlsd λ=0.75", 1.0: "vmlsd λ=1.0"},
-    "α of VMLSD": {0.05: "vmlsd α=0.05", 0.1: "vmlsd", 0.25: "vmlsd α=0.25", 0.5: "vmlsd α=0.5"}
-    | {0.75: "vmlsd α=0.75"},
-    "K of VMLSD": {0.25: "vmlsd K=0.25", 0.5: "vmlsd", 0.75: "vmlsd K=0.75", 1.0: "vmlsd K=1.0"},
-}
-"""Screen variants by title and value; the paper's best value has none in its name."""
-
-BRANCHES = (
-    host(),
-    Variant("lmvsd", NO_TEXT),
-    Variant("vmlsd", NO_IMAGE),
-    both("both"),
-    Variant("lmvsd unshared", {**NO_TEXT, "share_weights": False}),
-    Variant("vmlsd unshared", {**NO_IMAGE, "share_weights": False}),
-    both("both unshared", share_weights=False),
-    Variant("lmvsd ground truth", {**NO_TEXT, "target": "ground_truth"}),
-    Variant("vmlsd ground truth", {**NO_IMAGE, "target": "ground_truth"}),
-    both("both ground truth", target="ground_truth"),
-    image("lmvsd unmasked", ratio=0.0),
-    text("vmlsd unmasked", ratio=0.0),
-    both("both unmasked", image={"ratio": 0.0}, text={"ratio": 0.0}),
-)
-
-SWEPT = (
-    *(Variant(f"lmvsd λ={x}", {**NO_TEXT, "lambda_image": x}) for x in (0.1, 0.25, 0.5, 1.0)),
-    *(image(f"lmvsd α={x}", ratio=x) for x in (0.1, 0.5, 0.75)),
-    *(image(f"lmvsd K={x}", top_k=x) for x in (0.25, 0.75, 1.0)),
-    *(
-        Variant(f"vmlsd λ={x}", {**NO_IMAGE, "lambda_text": x})
-        for x in (0.05, 0.25, 0.5, 0.75, 1.0)
-    ),
-    *(text(f"vmlsd α={x}", ratio=x) for x in (0.05, 0.25, 0.5, 0.75)),
-    *(text(f"vmlsd K={x}", top_k=x) for x in (0.25, 0.75, 1.0)),
-)
-
-CHOICES = (
-    image("lmvsd by prediction", relevance="prediction"),
-    image("lmvsd at random", relevance="random"),
-    image("lmvsd by ground truth", relevance="ground_truth"),
-    text("vmlsd at random", relevance="random"),
-    image("lmvsd bottom", selection="bottom"),
-    text("vmlsd bottom", selection="bottom"),
-    both("both, ramp over a half", {"ramp": (0.0, 0.5)}),
-    both("both, late start", {"ramp": (0.5, 0.5)}),
-    both("joint", joint=True),
-    *(both(f"both, every {n}", image={"every": n}, text={"every": n}) for n in (2, 4)),
-    *(
-        both(f"both, {x:.0%} of a batch", image={"samples": x}, text={"samples": x})
-        for x in (0.5, 0.25)
-    ),
-    *(image(f"lmvsd from layer {n}", layer=n) for n in (1, 2)),
-)
-
-MORE_MASKED = {"image": {"top_k": 1.0, "ratio": 0.5}, "text": {"top_k": 1.0, "ratio": 0.25}}
-
-COMBINED = (
-    both("both, more masked", **MORE_MASKED),
-    both("both, more masked, ground truth", **MORE_MASKED, target="ground_truth"),
-    both(
-        "both, more masked, ground truth, λ=1.0",
-        **MORE_MASKED,
-        target="ground_truth",
-        lambda_image=1.0,
-        lambda_text=1.0,
-    ),
-    both(
-        "both, most masked, ground truth, λ=1.0",
-        image={"top_k": 1.0, "ratio": 0.75},
-        text={"top_k": 1.0, "ratio": 0.5},
-        target="ground_truth",
-        lambda_image=1.0,
-        lambda_text=1.0,
-    ),
-    both("joint, more masked, ground truth", **MORE_MASKED, target="ground_truth", joint=True),
-    both("both, λ=0.5 and 0.75", lambda_image=0.5, lambda_text=0.75),
-)
-"""Combinations of what did well in the first seed and in shorter trials."""
-
-
-def no_masking_study() -> tuple[Variant, ...]:
-    """Masking × detached target × dropout: where can a branch without masks help at all?"""
-    variants = []
-    for dropout in (0.0, 0.1):
-        reference = f"host, dropout {dropout}"
-        variants.append(host(reference, dropout=dropout))
-        for ratio in (None, 0.0):
-            for detach in (True, False):
-                masked = "masked" if ratio is None else "unmasked"
-                target = "detached" if detach else "not detached"
-                off = {} if ratio is None else {"ratio": ratio}
-                variants.append(
-                    Variant(
-                        f"both, {masked}, {target}, dropout {dropout}",
-                        {"image": off, "text": off, "detach_target": detach},
-                        {"dropout": dropout},
-                        reference,
-                    )
-                )
-    return tuple(variants)
-
 
 def baselines() -> tuple[Variant, ...]:
     """The host alone: learning rates, each with a Dice term and with encoders at a tenth of it.
@@ -169,7 +46,7 @@ def preset(name: str, row: str = "", **masking: Any) -> Variant:
     fields = dataclasses.asdict(DistillConfig.preset(name))
     branches = {each: {**fields.pop(each), **masking} for each in ("image", "text")}
     del fields["dice_weight"], fields["seed"]
-    return both(row or name, **branches, **fields)
+    return Variant(row or name, {**branches, **fields})
 
 
 def confirmed() -> tuple[Variant, ...]:
@@ -182,35 +59,15 @@ def confirmed() -> tuple[Variant, ...]:
     )
 
 
-def cheaper() -> tuple[Variant, ...]:
-    """Parts of the paper's preset, and fewer steps with it: how little is enough?"""
-    return (
-        host(),
-        preset("cm-masksd"),
-        Variant("lmvsd", NO_TEXT),
-        Variant("vmlsd", NO_IMAGE),
-        *(preset("cm-masksd", f"cm-masksd, every {n}", every=n) for n in (2, 4)),
-    )
-
-
-def without_dropout() -> tuple[Variant, ...]:
-    """A free alternative that the branches should beat: the host without dropout."""
-    return (host(), Variant("no dropout", host().distill, {"dropout": 0.0}))
-
-
 VARIANTS: dict[str, Callable[[], tuple[Variant, ...]]] = {
     "baseline": baselines,
-    "screen": lambda: (*BRANCHES, *CHOICES, *SWEPT, *COMBINED),
-    "no-masking": no_masking_study,
     "confirm": confirmed,
-    "cheaper": cheaper,
-    "dropout": without_dropout,
 }
 """Functions that build each study's table, by its name."""
 
 FRESH, TEST = tuple(range(100, 108)), ("testA", "testB")
-SEEDS = dict.fromkeys(("confirm", "cheaper", "dropout"), FRESH)
-SPLITS = dict.fromkeys(SEEDS, TEST)
+SEEDS = {"confirm": FRESH}
+SPLITS = {"confirm": TEST}
 
 
 def get_study(
@@ -222,11 +79,11 @@ def get_study(
     towers: PretrainConfig | None = None,
     budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
-    """Build a study around a run, without the variants that its model does not support."""
+    """Build a study around a run."""
     return Study(
         name,
         base,
-        [variant for variant in VARIANTS[name]() if _fits(variant, base.model)],
+        VARIANTS[name](),
         seeds or SEEDS.get(name, (0, 1, 2)),
         SPLITS.get(name, ("val",)),
         samples=samples,
@@ -263,16 +120,6 @@ def shapes_study(
     )
     start = bases.shapes_towers(base, steps=towers, pictures=tower_pictures, patches=patches)
     return get_study(name, base, towers=start, **fields)
-
-
-def _fits(variant: Variant, model: str) -> bool:
-    """Only triples can copy parts or run on part of a batch; only ViTs can start at a layer."""
-    image = variant.distill.get("image") or {}
-    split = image.get("samples", 1.0) < 1 or not variant.distill.get("share_weights", True)
-    deeper = image.get("layer", 0) > 0
-    triple = bases.has_towers(model)
-    resumes = triple and "_rn" not in model
-    return (triple or not split) and (resumes or not deeper)
 
 
 def only(study: Study, names: list[str]) -> Study:
