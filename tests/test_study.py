@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,14 @@ def test_equal_compute_is_with_the_run_that_was_planned_for_it(
     assert silent.equal_steps
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that the tests of the command share, so that pictures are drawn once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKSD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def ablate(
     options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
@@ -205,10 +214,10 @@ def ablate(
     return capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_dry_run_says_what_it_takes_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
     said = ablate(
         f"--seeds 0 --towers 30 --dry-run --folder {tmp_path / 'out'}", monkeypatch, capsys
     )
@@ -637,6 +646,14 @@ def test_the_confirmation_has_the_runs_that_the_evidence_counts() -> None:
     assert len(plan_runs(confirm)) == 6 * len(confirm.seeds)
 
 
+def test_a_study_with_few_samples_has_a_cheap_curve_too() -> None:
+    base = shapes_run("clip_cris_tiny")
+    for samples, eval_samples in ((0, 200), (12, 12), (900, 200)):
+        assert get_study("confirm", base, samples=samples).base.eval_samples == eval_samples
+    every = dataclasses.replace(base, eval_samples=0)  # scores all on the way
+    assert get_study("confirm", every, samples=12).base.eval_samples == 12
+
+
 def test_a_recipe_can_be_studied() -> None:
     base = recipe_run("paper-ablation-vit-b", Path("refcoco"))
     assert base.steps == 100 * (120_624 // 32)
@@ -694,11 +711,11 @@ def test_tables_and_figures_regenerate_without_runs(
         ablation.write_tables(other, ledger, tmp_path)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_confirms_in_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From pictures and towers to tables and figures; the harness is checked, not the result."""
-    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path / "cache"))
     options = f"--seeds 0 1 --jobs 2 --towers 3 --folder {tmp_path / 'out'}"
     said = ablate(f"{options} --only cm-masksd", monkeypatch, capsys)
     study = only(get_study("confirm", shapes_run("clip_cris_tiny", steps=2)), ["cm-masksd"])

@@ -79,7 +79,9 @@ def get_study(
     towers: PretrainConfig | None = None,
     budgets: tuple[str, ...] = (STEPS, COMPUTE),
 ) -> Study:
-    """Build a study around a run."""
+    """Build a study around a run; fewer ``samples`` than its curve takes are the curve's too."""
+    if samples:
+        base = dataclasses.replace(base, eval_samples=min(samples, base.eval_samples or samples))
     return Study(
         name,
         base,
