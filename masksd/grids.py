@@ -9,6 +9,7 @@ def embedding_grid(positions: tuple[int, ...] | None, images: Tensor) -> tuple[i
     """Return rows and columns of an image embedding whose positions are ``(h, w)`` or ``(N,)``.
 
     Example:
+        >>> import torch
         >>> embedding_grid((600,), torch.zeros(1, 3, 320, 480))  # patches of 16
         (20, 30)
     """
@@ -35,6 +36,7 @@ def cells(grid: tuple[int, int], images: Tensor, cell: int | None) -> tuple[int,
         cell: side of a cell in pixels; see :class:`Taps`.
 
     Example:
+        >>> import torch
         >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
         (15, 15)
         >>> cells((16, 16), torch.zeros(1, 3, 64, 64), None)

@@ -18,6 +18,8 @@ MISSING = ("testA hide=0.25", "testA hide=0.5", "testA drop=1", "testA drop=2")
 SEEDS = tuple(range(200, 206))
 SAMPLES = 300
 """Expressions scored on each split."""
+NOISE, NOISY = (0.0, 0.2, 0.4), 400
+"""Shares of wrong masks, and of how many."""
 
 _LIGHT: dict[str, Any] = {
     "image": {"relevance": "random", "top_k": 1.0, "ratio": 0.25},
@@ -77,14 +79,35 @@ def few_masks_study(masks: int, model: str = "clip_cris_tiny", **run: Any) -> St
     Every run is scored at its best checkpoint by val. Hosts that train for longer get whole
     multiples of the steps, which is never less compute than what they are compared with.
     """
+    splits = (*CLEAN, *MISSING)
+    return _study(f"masks-{masks}", model, few_masks(masks), splits, (STEPS, COMPUTE), run)
+
+
+def noise_study(share: float, model: str = "clip_cris_tiny", **run: Any) -> Study:
+    """Build the study of targets where a share of the masks lie on another object of the image.
+
+    The masked pass learns from the truth, as it is given, or from what a model makes of it.
+    """
+    train = {"labels": NOISY, "label_noise": share}
+    both = {"joint": True, **_EVEN}
+    rows = (
+        host(**train),
+        Variant("target: truth", {**both, "target": "ground_truth"}, train, None),
+        Variant("target: main", both, train, "target: truth"),
+        Variant("target: teacher", {**both, **_TEACHER}, train, "target: truth"),
+    )
+    return _study(f"noise-{round(100 * share)}", model, rows, CLEAN, (STEPS,), run)
+
+
+def _study(
+    name: str,
+    model: str,
+    rows: tuple[Variant, ...],
+    splits: tuple[str, ...],
+    budgets: tuple[str, ...],
+    run: dict[str, Any],
+) -> Study:
+    base = few_masks_run(model, **run)
     return Study(
-        f"masks-{masks}",
-        few_masks_run(model, **run),
-        few_masks(masks),
-        SEEDS,
-        (*CLEAN, *MISSING),
-        samples=SAMPLES,
-        best=True,
-        budgets=(STEPS, COMPUTE),
-        multiples=True,
+        name, base, rows, SEEDS, splits, SAMPLES, best=True, budgets=budgets, multiples=True
     )

@@ -13,7 +13,7 @@ from typing import Any
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, unknown_name
 from masksd.kit.config import TrainConfig
-from masksd.kit.costs.budget import measure_budget
+from masksd.kit.costs.budget import count_step
 from masksd.kit.training.pretrain import PretrainConfig
 
 STEPS, COMPUTE = "steps", "compute"
@@ -255,6 +255,10 @@ def multiply_adds(config: TrainConfig) -> int:
     return total * config.images_per_pass()
 
 
+_FREE: dict[str, Any] = {"seed": 0, "lambda_image": 1.0, "lambda_text": 1.0, "dice_weight": 0.0}
+"""Choices that cost nothing."""
+
+
 def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
     """Count the multiply-adds per image of a step in which all enabled branches run."""
     image, text = (
@@ -272,11 +276,11 @@ def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
         batch_size=config.images_per_pass(),
         class_weights=config.class_weights,
         frozen=config.frozen,
-        distill=dataclasses.replace(distill, image=image, text=text, seed=0),
+        distill=dataclasses.replace(distill, image=image, text=text, **_FREE),
     )
     return _counted(alike)
 
 
 @cache
 def _counted(config: TrainConfig) -> int:
-    return measure_budget(config).step
+    return count_step(config)

@@ -1,0 +1,169 @@
+"""The tables and the figure of few masks, for ``evidence.md`` and the front page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from functools import cache, partial
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from benchmarks.measure import FOLDER
+from benchmarks.pages.figures import FIGURES
+from benchmarks.pages.published import gain_cell
+from benchmarks.study.few_masks import CLEAN, MASKS, ROWS, few_masks_study
+from benchmarks.study.paired import student_t
+from benchmarks.study.plan import COMPUTE, STEPS
+from benchmarks.study.rows import Ledger, by_seed, choose
+from benchmarks.study.summary import Summary, spread_cell, study_rows, summarise
+from masksd.kit.text_tables import markdown_table
+
+LEDGER = Ledger(FOLDER / "few_masks.csv", FOLDER)
+HOST = "clip_cris_tiny"
+CONDITIONS = {
+    "testA": "all there",
+    "testA hide=0.25": "25 % of the cells hidden",
+    "testA hide=0.5": "50 % hidden",
+    "testA drop=1": "a word dropped",
+    "testA drop=2": "two words dropped",
+}
+DRAWN = {
+    "host": ("host", STEPS, "#9aa5b1"),
+    "host, trained longer": ("host", COMPUTE, "#5b6770"),
+    "augment": ("augment", STEPS, "#c4622d"),
+    "teacher, no mask": ("teacher, no mask", STEPS, "#6aaa64"),
+    "teacher, both": ("teacher, both", STEPS, "#2f6fb5"),
+}
+"""By label: variant, budget and colour."""
+
+
+@cache
+def found(masks: int, split: str, model: str = HOST) -> dict[str, Summary]:
+    """Summarise the rows there are of a number of masks; few draws are enough for a table."""
+    return summarise(few_masks_study(masks, model), LEDGER, split, resamples=1000)
+
+
+def _there(split: str, model: str = HOST) -> list[int]:
+    return [masks for masks in MASKS if found(masks, split, model)]
+
+
+def gains(split: str, model: str = HOST) -> str:
+    """Scores of the host, and gains of every row at equal steps and at equal compute."""
+    numbers = _there(split, model)
+    if not numbers:
+        return f"No rows of `{model}` yet."
+    tables = {masks: found(masks, split, model) for masks in numbers}
+    head = ["row", "cost", *(f"{masks} masks" for masks in numbers)]
+    lines = [["host, mIoU", "1.00"]]
+    lines[0] += [
+        spread_cell(t["host"].mean["mIoU"], t["host"].deviation["mIoU"]) for t in tables.values()
+    ]
+    for title, of in (("", "equal_steps"), (", equal compute", "equal_compute")):
+        for row in ROWS:
+            each = [table.get(row) for table in tables.values()]
+            costs = [one.cost for one in each if one]
+            cells = [gain_cell(getattr(one, of).get("mIoU")) if one else "" for one in each]
+            if any(cells):
+                lines.append([f"{row}{title}", f"{costs[0]:.2f}", *cells])
+    seeds = sorted(
+        {seed for table in tables.values() for one in table.values() for seed in one.seeds}
+    )
+    devices = sorted(
+        {d for table in tables.values() for one in table.values() for d in one.devices}
+    )
+    study = few_masks_study(numbers[0], model)
+    return (
+        f"{markdown_table(head, lines)}\n\n`{model}`, {study.data_name()}, {split}, "
+        f"{study.samples} expressions; {study.base.steps} steps of {study.base.batch_size}, and of "
+        f"{study.base.batch_size} more without masks where a teacher is; best of the checkpoints "
+        f"on val; seeds {', '.join(map(str, seeds))}; {', '.join(devices)}."
+    )
+
+
+def missing(masks: int = 200, model: str = HOST) -> str:
+    """Gains at equal steps with part of the image hidden, or words left out."""
+    tables = {split: found(masks, split, model) for split in CONDITIONS}
+    if not all(tables.values()):
+        return f"No rows of `{model}` with {masks} masks yet."
+    lines = [
+        [
+            "host, mIoU",
+            *(
+                spread_cell(t["host"].mean["mIoU"], t["host"].deviation["mIoU"])
+                for t in tables.values()
+            ),
+        ]
+    ]
+    for row in ROWS:
+        cells = [
+            gain_cell(t[row].equal_steps.get("mIoU")) if row in t else "" for t in tables.values()
+        ]
+        if any(cells):
+            lines.append([row, *cells])
+    return (
+        f"{markdown_table(['row', *CONDITIONS.values()], lines)}\n\n`{model}`, {masks} masks, "
+        "testA; gains at equal steps."
+    )
+
+
+def draw_curve(path: Path, split: str = "testA", model: str = HOST) -> None:
+    """Draw mIoU against the number of masks, with 95 % intervals over the seeds."""
+    numbers = _there(split, model)
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for place, (label, (variant, budget, colour)) in enumerate(DRAWN.items()):
+        points = []
+        for masks in numbers:
+            study = few_masks_study(masks, model)
+            rows = choose(study_rows(study, LEDGER, split), variant=variant, budget=budget)
+            longest = max((int(row["steps"]) for row in rows), default=0)
+            scores = [
+                100 * float(row["mIoU"])
+                for row in by_seed(choose(rows, steps=str(longest))).values()
+            ]
+            if scores:
+                points.append((masks * 1.02 ** (place - 2), statistics.fmean(scores), half(scores)))
+        if points:
+            x, y, error = zip(*points, strict=True)
+            axes.errorbar(
+                x,
+                y,
+                error,
+                label=label,
+                color=colour,
+                marker="o",
+                markersize=4,
+                linewidth=1.6,
+                capsize=2,
+            )
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{masks:,}" for masks in numbers])
+    axes.minorticks_off()
+    axes.set_xlabel("masks for training; all other images have sentences only")
+    axes.set_ylabel("mIoU, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def half(scores: list[float]) -> float:
+    """Return half the width of the 95 % interval of a mean; 0 for one score."""
+    if len(scores) < 2:
+        return 0.0
+    return student_t(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
+
+
+TABLES = {
+    "few_masks_testA": partial(gains, CLEAN[0]),
+    "few_masks_testB": partial(gains, CLEAN[1]),
+    "few_masks_lavt": partial(gains, CLEAN[0], "lavt_tiny"),
+    "missing": missing,
+}
+"""By the name of the block on the page."""
+
+
+def draw() -> None:
+    """Draw the figure of the front page."""
+    if _there(CLEAN[0]):
+        draw_curve(FIGURES / "few_masks.png")
