@@ -159,7 +159,7 @@ class Passes(NamedTuple):
 
         DistributedDataParallel needs each of them to take part.
         """
-        idle = [masker.token for masker in self.maskers.values()]
+        idle = [masker.token for masker in self.maskers.values() if masker.token is not None]
         for branch in self.branches.values():
             idle += [] if branch.active else list(branch.parameters())
         return sum((0.0 * p.sum() for p in idle), main.plain.logits.new_zeros(()))
@@ -180,7 +180,19 @@ class Passes(NamedTuple):
     def with_seg(self, seg: Tensor, distill_loss: Tensor) -> Tensor:
         """Add a segmentation loss of the plain pass, with its weight, to the branches' losses."""
         weight = self.config.lambda_main
+        if not self.learns_plainly():
+            return distill_loss
         return (seg if weight == 1.0 else weight * seg) + distill_loss
+
+    def learns_plainly(self) -> bool:
+        """Whether the plain pass's own loss takes part.
+
+        A weight of 0 leaves it out, so that no backward runs for nothing, where every parameter of
+        the host gets its gradient from a masked pass (DistributedDataParallel needs each to).
+        """
+        config = self.config
+        masked = bool(self.order()) and config.share_weights and not config.one_pass
+        return config.lambda_main != 0.0 or not masked
 
     def total(
         self,

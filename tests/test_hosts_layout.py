@@ -5,15 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masksd.grids import cells, embedding_grid
 from masksd.hosts.layout import (
     as_logits,
     as_loss,
     as_tokens,
     bert_words,
-    cells,
     channels_first,
     clip_words,
-    embedding_grid,
     pick,
 )
 
