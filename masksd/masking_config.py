@@ -114,7 +114,7 @@ class MaskingConfig:
         if self.rounding is not None:
             check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("count", self.count, COUNTS)
-        check_choice("token", self.token, [*TOKENS["image"], "vocabulary"])
+        check_choice("token", self.token, {*TOKENS["image"], *TOKENS["text"]})
         threshold = self.threshold
         if threshold is not None and (
             not isinstance(threshold, int | float)

@@ -71,10 +71,10 @@ class _Patches:
 
     def __call__(self, batch: int, positions: tuple[int, ...]) -> tuple[TokenMask, tuple[int, int]]:
         embedded = embedding_grid(positions, self.images)
-        own = self.masker.masking.cell
-        height, width = self.images.shape[-2:]
-        grid = square_cells((height, width), own) if own else None
-        grid = grid or cells(embedded, self.images, self.cell)
+        (height, width), own = self.images.shape[-2:], self.masker.masking.cell
+        grid = cells(embedded, self.images, self.cell)
+        if own is not None:
+            grid = square_cells((height, width), own)
         self.mask, self.relevance = self.masker.draw_blindly(
             (batch, math.prod(grid)), None, self.images.device, self.step, self.first
         )
