@@ -22,7 +22,8 @@ class DistillConfig:
             a trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
         lambda_main: weight of the plain pass's segmentation loss, 0 or more; the paper has 1. At 0
-            no gradient runs back through the plain pass, but for features that a branch reuses.
+            no gradient runs back through the plain pass, but for features that a branch reuses,
+            unless the host computes its own loss.
         target: what a branch learns to predict: the ``"main"`` branch's mask, the
             ``"ground_truth"`` (Table VI), or the mask of a ``"teacher"``: a copy of the model that
             follows it by an exponential average, or a model that you give.
@@ -198,7 +199,7 @@ class DistillConfig:
           nearly all; this is what its paper and comments intend. It attends to all positions of a
           sentence, we to real words only.
         - ``"amlris-paper"`` (as its paper): the same masks, and the masked pass alone learns. The
-          plain pass only ranks: a forward without backward.
+          plain pass only ranks: a forward without backward, on hosts without a loss of their own.
 
         Raises:
             ValueError: an unknown name.

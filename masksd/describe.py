@@ -156,7 +156,7 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     if passes.teacher is not None:
         share += f", the teacher {teaching / host:.3f} without backward"
     # a backward is two forwards
-    main = 1.0 if passes.learns_plainly() else 1 / 3
+    main = 1.0 if passes.learns_plainly(plain) else 1 / 3
     total = main + (sum(added.values()) + teaching / 3) / host
     rows, columns = plain.image.grid
     size = _output_size(plain.host_output)

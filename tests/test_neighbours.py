@@ -265,6 +265,17 @@ def test_weight_0_of_the_plain_pass_runs_no_backward_through_it():
     assert "a step costs 1." in case.sd.describe(*case.call(case.images))
 
 
+def test_weight_0_is_kept_where_the_host_computes_its_own_loss():
+    sd = CrossModalMaskedSelfDistill.wrap(test_hosts_cris.new_host(), preset("amlris-paper"))
+    images, tokens, masks = test_hosts_cris.batch()
+    out = sd(images, tokens, masks)
+    grown = []
+    out.losses["seg"].register_hook(grown.append)
+    out.loss.backward()
+    assert [gradient.item() for gradient in grown] == [0.0]
+    assert "a step costs 1.9" in sd.describe(images, tokens)
+
+
 def test_weight_0_is_kept_where_the_plain_pass_alone_would_use_a_parameter():
     for changes in ({"share_weights": False}, {"image": MaskingConfig(every=2), "text": None}):
         config = DistillConfig(lambda_main=0.0, **changes)
