@@ -127,8 +127,7 @@ class MaskedBranch(nn.Module):
             ranking = first_samples(main.ranking, rows) if projected else plain
             mask, scores = masker.draw(ranking, truth.target, main.step, first)
             masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
-            grid = plain.image.grid if modality == "image" else None
-            replaced[modality] = masker.token_mask(mask, grid)
+            replaced[modality] = masker.token_mask(mask, masker.grid(plain), main.step, first)
         with frozen_statistics(segmenter), segmenter.keeping_buffers():
             logits = segmenter.masked(
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())

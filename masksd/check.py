@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ class _Case(NamedTuple):
 
     def masked(self, plain: Pass, mask: Tensor) -> Tensor:
         """Return the logits with a mask of this modality."""
-        grid = plain.image.grid if self.masker.modality == "image" else None
+        grid = self.masker.grid(plain)
         replaced: dict[str, TokenMask] = {self.masker.modality: self.masker.token_mask(mask, grid)}
         image, text = replaced.get("image"), replaced.get("text")
         return self.trial.run(lambda: self.trial.segmenter.masked(plain, image, text))
@@ -112,10 +113,8 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
     tap = segmenter.taps[masker.modality]
     batch = len(plain.logits)
     rows = batch if rows is None else rows
-    if masker.modality == "image":
-        tokens = plain.image.grid[0] * plain.image.grid[1]
-    else:
-        tokens = plain.text.valid.shape[1]
+    grid = masker.grid(plain)
+    tokens = math.prod(grid) if grid else plain.text.valid.shape[1]
     first = torch.zeros(batch, tokens, dtype=torch.bool, device=plain.logits.device)
     empty = first[:rows].clone()
     first[0] = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from masksd.errors import check_choice, check_fraction, unknown_name
-from masksd.masking_config import BEST, RELEVANCE, MaskingConfig
+from masksd.masking_config import BEST, RELEVANCE, TOKENS, MaskingConfig
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class DistillConfig:
         lambda_image: weight ``λ1`` of the LMVSD loss, 0 or more. At 0 the branch still runs, since
             a trainer may raise the weight later; ``image=None`` saves the pass.
         lambda_text: weight ``λ2`` of the VMLSD loss, 0 or more.
-        lambda_main: weight of the plain pass's segmentation loss, 0 or more; the paper has 1.
+        lambda_main: weight of the plain pass's segmentation loss, 0 or more; the paper has 1. At 0
+            no gradient runs back through the plain pass, but for features that a branch reuses,
+            unless the host computes its own loss.
         target: what a branch learns to predict: the ``"main"`` branch's mask, the
             ``"ground_truth"`` (Table VI), or the mask of a ``"teacher"``: a copy of the model that
             follows it by an exponential average, or a model that you give.
@@ -101,6 +103,11 @@ class DistillConfig:
                     f"relevance {masking.relevance!r} cannot rank the tokens of {modality}; "
                     f"possible: {', '.join(map(repr, RELEVANCE[modality]))}"
                 )
+            if masking.token not in TOKENS[modality]:
+                raise ValueError(
+                    f"token {masking.token!r} cannot stand for the tokens of {modality}; possible: "
+                    f"{', '.join(map(repr, TOKENS[modality]))}"
+                )
             best: dict[str, Any] = BEST[modality]
             left_out = {name: best[name] for name in best if getattr(masking, name) is None}
             masking = dataclasses.replace(masking, **left_out)
@@ -112,6 +119,8 @@ class DistillConfig:
         image, text = self.image, self.text
         if text is not None and text.layer:
             raise ValueError(f"text.layer must be 0, got {text.layer}; only patches go deeper")
+        if text is not None and text.cell is not None:
+            raise ValueError(f"text.cell must be None, got {text.cell}; only patches lie in cells")
         if self.joint:
             if image is None or text is None:
                 raise ValueError("joint=True masks patches and words: image and text must be on")
@@ -168,10 +177,29 @@ class DistillConfig:
         """Return a named configuration.
 
         Args:
-            name: ``"cm-masksd"``, the best row of the paper's Tables III, IV and VII;
-                ``"masksd"``, which masks more, anywhere, with the truth as target; or
-                ``"augment"``, a quarter of the patches and a tenth of the words in the only pass of
-                a step, which costs nothing. ``benchmarks/evidence.md`` has results.
+            name: one of the presets below.
+
+        Ours; ``benchmarks/evidence.md`` has results:
+
+        - ``"cm-masksd"``: the best row of the paper's Tables III, IV and VII.
+        - ``"masksd"``: masks more, anywhere, and the branches learn from the truth.
+        - ``"augment"``: a quarter of the patches and a tenth of the words in the only pass of a
+          step, which costs nothing.
+
+        Other people's recipes, written from their formulas on our engine; the host, its optimiser
+        and the loss of its plain pass stay yours:
+
+        - ``"maskris"`` (MaskRIS, arXiv 2411.19067): one more pass with three quarters of the
+          image's 32-pixel cells zeroed and 15 % of the words masked by BERT's rule; it learns the
+          plain pass's mask. Half the weight each. Our learnable vector stands for ``[MASK]``,
+          which CLIP's vocabulary lacks.
+        - ``"amlris"`` (AMLRIS, arXiv 2602.22740, as its code is meant): one more pass with a
+          quarter of those 32-pixel cells zeroed that attend to no word; it learns the truth. Half
+          the weight each. Its published code takes pixel numbers for cell numbers and so zeroes
+          nearly all; this is what its paper and comments intend. It attends to all positions of a
+          sentence, we to real words only.
+        - ``"amlris-paper"`` (as its paper): the same masks, and the masked pass alone learns. The
+          plain pass only ranks: a forward without backward, on hosts without a loss of their own.
 
         Raises:
             ValueError: an unknown name.
@@ -222,6 +250,20 @@ class DistillConfig:
         return dataclasses.replace(default, **fields)
 
 
+_LEAST_ATTENTIVE: dict[str, Any] = {
+    "image": MaskingConfig(
+        top_k=1.0,
+        ratio=0.25,
+        relevance="attention",
+        threshold=0.4,
+        rounding="floor_or_one",
+        token="zero",
+        cell=32,
+    ),
+    "text": None,
+    "target": "ground_truth",
+}
+
 PRESETS = {
     "cm-masksd": DistillConfig(),
     "masksd": DistillConfig(
@@ -237,6 +279,20 @@ PRESETS = {
         target="ground_truth",
         one_pass=True,
     ),
+    "maskris": DistillConfig(
+        image=MaskingConfig(
+            top_k=1.0, ratio=0.75, relevance="random", rounding="ceil", token="zero", cell=32
+        ),
+        text=MaskingConfig(
+            top_k=1.0, ratio=0.15, relevance="random", rounding="independent", token="vocabulary"
+        ),
+        lambda_image=0.25,
+        lambda_text=0.25,
+        lambda_main=0.5,
+        joint=True,
+    ),
+    "amlris": DistillConfig(**_LEAST_ATTENTIVE, lambda_image=0.5, lambda_main=0.5),
+    "amlris-paper": DistillConfig(**_LEAST_ATTENTIVE, lambda_image=1.0, lambda_main=0.0),
 }
 
 

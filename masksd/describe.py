@@ -34,7 +34,7 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
         lines.append(f"  {name.upper()}: masks {masks}, weight {_weight(branch)}{how}")
         for modality, masker in maskers.items():
             tap = segmenter.taps[modality]
-            lines.append(f"    enters at {_place(tap, masker)} (width {tap.width})")
+            lines.append(f"    enters at {_place(tap, masker)}")
         again = [segmenter.reruns[modality] for modality in branch.modalities]
         joint = f"runs with both masks: {'; '.join(again)}, but for what the other mask changes"
         once = "in the only pass of a step" if config.one_pass else ""
@@ -76,6 +76,8 @@ def frozen_token_notes(passes: Passes) -> list[str]:
     found = []
     for modality, masker in passes.maskers.items():
         path = passes.segmenter.taps[modality].path
+        if masker.token is None:
+            continue
         if not masker.token.requires_grad:
             found.append(
                 f"the mask token of {modality} is frozen (requires_grad is False), as PEFT freezes "
@@ -115,7 +117,9 @@ def _output_size(output: Any) -> tuple[int, int] | None:
 def _what(masker: TokenMasker) -> str:
     masking, tokens = masker.masking, "patches" if masker.modality == "image" else "words"
     share = f"{masking.ratio:.0%} of the {masking.selection} {masking.top_k:.0%}"
-    return f"{share} of {tokens} by {masker.relevance!r} relevance"
+    tokens += "" if masking.cell is None else f" in cells of {masking.cell} pixels"
+    below = "" if masking.threshold is None else f" below {masking.threshold:g}"
+    return f"{share} of {tokens} by {masker.relevance!r} relevance{below}"
 
 
 def _weight(branch: MaskedBranch) -> str:
@@ -124,7 +128,11 @@ def _weight(branch: MaskedBranch) -> str:
 
 def _place(tap: EmbeddingTap, masker: TokenMasker) -> str:
     layer = masker.masking.layer
-    return f"the output of layer {layer} of the image tower" if layer else tap.path
+    if masker.token is None:
+        return f"{tap.path}, where what it is given is set to 0"
+    path = f"the output of layer {layer} of the image tower" if layer else tap.path
+    others = ", 10 % by another word, 10 % stay" if masker.masking.token == "vocabulary" else ""
+    return f"{path} (width {tap.width}{others})"
 
 
 def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -138,9 +146,9 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     teaching, teacher = 0, None
     if passes.teacher is not None:
         teaching, teacher = multiply_adds(partial(passes.teacher.logits, args, kwargs))
-    main = MainPass(plain, ranking, Truth(target), step, {}, teacher)
+    once = MainPass(plain, ranking, Truth(target), step, {}, teacher)
     added = {
-        name: multiply_adds(partial(passes.branch, name, main))[0] / branch.every
+        name: multiply_adds(partial(passes.branch, name, once))[0] / branch.every
         for name, branch in passes.branches.items()
         if not passes.config.one_pass
     }
@@ -148,7 +156,8 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     if passes.teacher is not None:
         share += f", the teacher {teaching / host:.3f} without backward"
     # a backward is two forwards
-    total = 1 + (sum(added.values()) + teaching / 3) / host
+    main = 1.0 if passes.learns_plainly(plain) else 1 / 3
+    total = main + (sum(added.values()) + teaching / 3) / host
     rows, columns = plain.image.grid
     size = _output_size(plain.host_output)
     output = "" if size is None else f"; the host's output: {size}"

@@ -27,6 +27,20 @@ def embedding_grid(positions: tuple[int, ...] | None, images: Tensor) -> tuple[i
     return rows, positions[0] // rows
 
 
+def square_cells(size: tuple[int, int], cell: int) -> tuple[int, int]:
+    """Return rows and columns of the square cells of an image of a size, height and width.
+
+    A cell of ``cell`` pixels, but at most an eighth of the shorter side; where it does not divide
+    the image, cells are a little larger.
+
+    Example:
+        >>> square_cells((480, 640), 32), square_cells((64, 64), 32)
+        ((15, 20), (8, 8))
+    """
+    side = min(cell, max(1, min(size) // 8))
+    return size[0] // side, size[1] // side
+
+
 def cells(grid: tuple[int, int], images: Tensor, cell: int | None) -> tuple[int, int]:
     """Return rows and columns of the cells that patches are ranked and drawn in.
 

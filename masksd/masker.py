@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
+from masksd.grids import square_cells
 from masksd.masking import keyed_noise, select_tokens
 from masksd.masking_config import MaskingConfig
-from masksd.relevance import rank_tokens
+from masksd.relevance import on_grid, rank_tokens
 from masksd.segmenter import Pass
 from masksd.tap import TokenMask
 
@@ -25,6 +26,8 @@ _STREAMS = {
     ("rank", "text"): 3,
     ("token", "image"): 4,
     ("token", "text"): 5,
+    ("choice", "text"): 6,
+    ("map", "image"): 7,
 }
 
 
@@ -33,11 +36,11 @@ class TokenMasker(nn.Module):
 
     Attributes:
         token: the learnable mask token, ``(C,)`` or ``(positions, C)``, drawn from N(0, 0.02) by
-            the config's seed.
+            the config's seed; None where masking zeroes the input.
         relevance: the kind of relevance that ranks, with ``"auto"`` resolved.
     """
 
-    token: nn.Parameter
+    token: nn.Parameter | None
 
     def __init__(
         self, modality: str, config: DistillConfig, width: int, shared_space: bool = True
@@ -47,12 +50,15 @@ class TokenMasker(nn.Module):
         self.seed = config.seed
         self.masking: MaskingConfig = getattr(config, modality)
         self.relevance: str = self.masking.relevance
+        self.shared_space = shared_space
         if self.relevance == "auto":
             otherwise = "prediction" if modality == "image" else "random"
             self.relevance = "dot" if shared_space else otherwise
             if config.one_pass:
                 self.relevance = "random"
-        self.token = nn.Parameter(self._initial_token(width).to(torch.get_default_dtype()))
+        self.token = None
+        if self.masking.token != "zero":
+            self.token = nn.Parameter(self._initial_token(width).to(torch.get_default_dtype()))
 
     def _initial_token(self, width: int) -> Tensor:
         rows, stream = self.masking.positions or 1, _STREAMS["token", self.modality]
@@ -62,9 +68,9 @@ class TokenMasker(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> TokenMasker:
         """Draw the token again when a wrapper built on the meta device becomes real."""
-        was_meta = self.token.is_meta
+        was_meta = self.token is not None and self.token.is_meta
         super()._apply(fn, recurse)
-        if was_meta and not self.token.is_meta:
+        if self.token is not None and was_meta and not self.token.is_meta:
             with torch.no_grad():
                 self.token.copy_(self._initial_token(self.token.shape[-1]))
         return self
@@ -77,15 +83,45 @@ class TokenMasker(nn.Module):
 
         ``first`` is the global position in the batch of the first sample here.
         """
-        image = self.modality == "image"
-        valid = None if image else plain.text.valid
-        tokens = math.prod(plain.image.grid) if image else plain.text.valid.shape[1]
+        grid = self.grid(plain)
+        valid = None if grid else plain.text.valid
+        tokens = math.prod(grid) if grid else plain.text.valid.shape[1]
         size = (plain.logits.shape[0], tokens)
+        ranking = on_grid(plain, grid) if grid else plain
+        device = plain.logits.device
+        word_map = partial(self._word_map, device=device)
 
         def rank(noise: Callable[[], Tensor]) -> Tensor:
-            return rank_tokens(self.relevance, self.modality, plain, target, noise)
+            return rank_tokens(self.relevance, self.modality, ranking, target, noise, word_map)
 
-        return self._draw(size, valid, plain.logits.device, step, first, rank)
+        return self._draw(size, valid, device, step, first, rank)
+
+    def grid(self, plain: Pass) -> tuple[int, int] | None:
+        """Return rows and columns of the patches or cells that are drawn; None for words."""
+        if self.modality == "text" or self.masking.cell is None:
+            return None if self.modality == "text" else plain.image.grid
+        if plain.size is None:
+            raise ValueError(
+                f"image.cell={self.masking.cell} needs the images' height and width: return "
+                "masksd.Pass(..., size=(H, W)) from the plain pass of your segmenter"
+            )
+        return square_cells(plain.size, self.masking.cell)
+
+    def _word_map(self, words: int, patches: int, device: torch.device) -> Tensor | None:
+        """Draw a linear map as torch initialises one, the same at every step and on every rank.
+
+        It is in no state, since the seed says all of it. None where the space is shared already.
+        """
+        if self.shared_space and words == patches:
+            return None
+        uniform = keyed_noise(
+            *(patches, words + 1),
+            seed=self.seed,
+            step=0,
+            stream=_STREAMS["map", "image"],
+            device=device,
+        )
+        return (2 * uniform - 1) / words**0.5
 
     @torch.no_grad()
     def draw_blindly(
@@ -111,6 +147,9 @@ class TokenMasker(nn.Module):
         noise = partial(keyed_noise, *size, seed=self.seed, step=step, first=first, device=device)
         masking = self.masking
         relevance = rank(partial(noise, stream=_STREAMS["rank", self.modality]))
+        if masking.threshold is not None:
+            low = relevance < masking.threshold
+            valid = low if valid is None else valid & low
         mask = select_tokens(
             relevance,
             masking.top_k,
@@ -123,9 +162,27 @@ class TokenMasker(nn.Module):
         )
         return mask, relevance
 
-    def token_mask(self, mask: Tensor, grid: tuple[int, int] | None) -> TokenMask:
-        """Join a mask ``(B, N)`` and the token; ``grid`` is that of the patches."""
+    def token_mask(
+        self,
+        mask: Tensor,
+        grid: tuple[int, int] | None,
+        step: Tensor | None = None,
+        first: int = 0,
+    ) -> TokenMask:
+        """Join a mask ``(B, N)`` and what replaces; ``grid`` is that of the patches.
+
+        Without a step no word of the vocabulary is drawn, and the token replaces all.
+        """
         length = mask.shape[1]
+        if self.token is None:
+            nothing = torch.zeros(1, device=mask.device)
+            return TokenMask(mask, nothing, grid, zero_input=True)
+        if self.masking.token == "vocabulary" and step is not None:
+            stream, size = _STREAMS["choice", "text"], (len(mask), length)
+            choice = keyed_noise(
+                *size, seed=self.seed, step=step, first=first, stream=stream, device=mask.device
+            )
+            return TokenMask(mask, self.token, grid, choice)
         if self.token.ndim == 1:
             return TokenMask(mask, self.token, grid)
         positions = self.token.shape[0]

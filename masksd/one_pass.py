@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from masksd.branches import NAMES
-from masksd.grids import cells, embedding_grid
+from masksd.grids import cells, embedding_grid, square_cells
 from masksd.losses import consistency_loss
 from masksd.masker import TokenMasker, first_position
 from masksd.segmenter import Given
@@ -39,7 +39,7 @@ def one_pass_step(
         mask, ranks = masker.draw_blindly(
             (len(valid), valid.shape[1]), valid, valid.device, step, first
         )
-        text = (masker.token_mask(mask, None), ranks)
+        text = (masker.token_mask(mask, None, step, first), ranks)
     with passes.segmenter.masking(image, None if text is None else text[0]):
         main = passes.main(args, kwargs, truth, step)
     drawn = {} if image is None else {NAMES["image"]: (image.mask, image.relevance)}
@@ -71,7 +71,10 @@ class _Patches:
 
     def __call__(self, batch: int, positions: tuple[int, ...]) -> tuple[TokenMask, tuple[int, int]]:
         embedded = embedding_grid(positions, self.images)
+        (height, width), own = self.images.shape[-2:], self.masker.masking.cell
         grid = cells(embedded, self.images, self.cell)
+        if own is not None:
+            grid = square_cells((height, width), own)
         self.mask, self.relevance = self.masker.draw_blindly(
             (batch, math.prod(grid)), None, self.images.device, self.step, self.first
         )

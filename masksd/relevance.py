@@ -6,14 +6,18 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksd.losses import foreground, in_full_precision, with_channel
 from masksd.masking import correlate
+from masksd.masking.fused import without_autocast
 from masksd.modules import try_out
 from masksd.segmenter import Pass, Segmenter
 from masksd.truth import Truth
+
+WordMap = Callable[[int, int], "Tensor | None"]
 
 
 class Projection(nn.Module):
@@ -64,15 +68,18 @@ def rank_tokens(
     plain: Pass,
     target: Tensor | None,
     noise: Callable[[], Tensor],
+    word_map: WordMap | None = None,
 ) -> Tensor:
     """Score every patch or word for the correlation filter (Sec. III-B).
 
     Args:
-        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"random"`` or ``"ground_truth"``.
+        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"attention"``, ``"random"`` or
+            ``"ground_truth"``.
         modality: ``"image"`` or ``"text"``.
         plain: the plain pass whose features rank; projected, for ``"projection"``.
         target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
         noise: gives uniform numbers ``(B, N)``, for ``"random"``.
+        word_map: see :func:`word_attention`.
 
     Returns:
         Scores ``(B, N)``, at least float32.
@@ -90,7 +97,55 @@ def rank_tokens(
             raise ValueError("relevance 'ground_truth' needs a target: call sd(..., target=masks)")
         truth = with_channel(target, batch=plain.logits.shape[0])
         return F.adaptive_avg_pool2d(truth.float(), plain.image.grid).flatten(1)
+    if kind == "attention":
+        return word_attention(plain, word_map)
     return _dot(kind, modality, plain)
+
+
+def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
+    """Say of every patch how much of its attention the word it attends to most has, ``(B, N)``.
+
+    The greatest entry of a softmax over the words of ``V · Linear(T)``, as in AMLRIS (arXiv
+    2602.22740), for patches ``V (B, N, C)`` and words ``T (B, L, D)``. Only real words count; a
+    sentence without any gives 1. AMLRIS trains nothing by this, so its ``Linear`` stays as it was
+    initialised, and so does ours. Where the host's patches and words share a space, there is none.
+
+    Args:
+        plain: the plain pass.
+        word_map: takes the widths ``D`` and ``C`` and gives the weights and, last, the bias of the
+            map, ``(C, D + 1)``. None, here or there, takes the words as they are.
+
+    Raises:
+        ValueError: the host names no features of patches or words.
+    """
+    patches, words, valid = plain.image.local, plain.text.local, plain.text.valid
+    if patches is None or words is None or valid.shape[1] != words.shape[1]:
+        raise ValueError(
+            "relevance 'attention' needs features of patches and words, and to know the real ones: "
+            "name them with wrap(host, taps=masksd.Taps(patches=..., words=..., valid=...)). "
+            "Possible here: 'prediction', 'random', 'ground_truth'"
+        )
+    with without_autocast(patches.device):
+        patches, words = in_full_precision(patches), in_full_precision(words)
+        mapping = None if word_map is None else word_map(words.shape[-1], patches.shape[-1])
+        if mapping is not None:
+            mapping = mapping.to(words.dtype)
+            words = F.linear(words, mapping[:, :-1], mapping[:, -1])
+        scores = patches @ words.transpose(1, 2)
+        scores = scores.masked_fill(~valid[:, None], float("-inf"))
+        greatest = scores.softmax(-1).amax(-1)
+    return torch.where(valid.any(1, keepdim=True), greatest, 1.0)
+
+
+def on_grid(plain: Pass, grid: tuple[int, int]) -> Pass:
+    """Return the pass with patches on another grid; the features of a cell are the mean there."""
+    local = plain.image.local
+    if grid == plain.image.grid:
+        return plain
+    if local is not None:
+        maps = local.transpose(1, 2).unflatten(2, plain.image.grid)
+        local = F.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)
+    return plain._replace(image=plain.image._replace(local=local, grid=grid))
 
 
 def _dot(kind: str, modality: str, plain: Pass) -> Tensor:

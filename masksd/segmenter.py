@@ -71,6 +71,7 @@ class Pass(NamedTuple):
         inputs: what the model was given, so that a part of it can run again.
         loss: the model's own segmentation loss, 0-d, where it computes one.
         target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if any.
+        size: height and width of the images; ``MaskingConfig.cell`` alone asks.
     """
 
     logits: Tensor
@@ -80,6 +81,7 @@ class Pass(NamedTuple):
     inputs: tuple[Any, ...]
     loss: Tensor | None = None
     target: Tensor | None = None
+    size: tuple[int, int] | None = None
 
 
 class Given(NamedTuple):

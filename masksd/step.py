@@ -11,7 +11,7 @@ from masksd.config import DistillConfig
 from masksd.losses import check_not_probabilities
 from masksd.masker import TokenMasker
 from masksd.relevance import Projection
-from masksd.segmenter import Segmenter
+from masksd.segmenter import Pass, Segmenter
 from masksd.teacher import Teacher
 from masksd.truth import Truth
 
@@ -159,7 +159,7 @@ class Passes(NamedTuple):
 
         DistributedDataParallel needs each of them to take part.
         """
-        idle = [masker.token for masker in self.maskers.values()]
+        idle = [masker.token for masker in self.maskers.values() if masker.token is not None]
         for branch in self.branches.values():
             idle += [] if branch.active else list(branch.parameters())
         return sum((0.0 * p.sum() for p in idle), main.plain.logits.new_zeros(()))
@@ -177,10 +177,24 @@ class Passes(NamedTuple):
         losses = {name: result.loss for name, result in results.items()}
         return self.total(main, losses, masks, relevance, idle)
 
-    def with_seg(self, seg: Tensor, distill_loss: Tensor) -> Tensor:
-        """Add a segmentation loss of the plain pass, with its weight, to the branches' losses."""
-        weight = self.config.lambda_main
+    def with_seg(self, main: MainPass, distill_loss: Tensor) -> Tensor:
+        """Add the segmentation loss of the plain pass, with its weight, to the branches' losses."""
+        weight, seg = self.config.lambda_main, main.losses["seg"]
+        if not self.learns_plainly(main.plain):
+            return distill_loss
         return (seg if weight == 1.0 else weight * seg) + distill_loss
+
+    def learns_plainly(self, plain: Pass) -> bool:
+        """Whether the loss of the plain pass takes part.
+
+        A weight of 0 leaves it out, so that no backward runs for nothing, where every parameter of
+        the host gets its gradient from a masked pass (DistributedDataParallel needs each to). A
+        loss of the host's own may have parameters that the logits do not have.
+        """
+        config = self.config
+        own_loss = plain.loss is not None or "loss" in self.segmenter.sources
+        masked = bool(self.order()) and config.share_weights and not config.one_pass
+        return config.lambda_main != 0.0 or own_loss or not masked
 
     def total(
         self,
@@ -199,7 +213,7 @@ class Passes(NamedTuple):
             if name in branch_losses:
                 losses[name] = branch_losses[name]
                 distill_loss = distill_loss + branch.weight * losses[name]
-        loss = self.with_seg(losses["seg"], distill_loss) if "seg" in losses else MissingLoss()
+        loss = self.with_seg(main, distill_loss) if "seg" in losses else MissingLoss()
         plain = main.plain
         return DistillOutput(
             loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from masksd.hooks import Hook, not_run
 from masksd.masking import apply_mask
+from masksd.modules import frozen_statistics
 
 
 class TokenMask(NamedTuple):
@@ -24,11 +25,16 @@ class TokenMask(NamedTuple):
         mask: bool ``(B, N)``, True where a token is replaced.
         token: the learnable vector ``(C,)``, or one for each position, ``(N, C)``.
         grid: rows and columns of the ``N`` patches; None for words.
+        choice: uniform numbers ``(B, N)`` by which BERT's rule takes the token (below 0.8), another
+            id (below 0.9) or the word itself; None takes the token.
+        zero_input: set what the embedding is given to 0 in these cells; the token is not used.
     """
 
     mask: Tensor
     token: Tensor
     grid: tuple[int, int] | None = None
+    choice: Tensor | None = None
+    zero_input: bool = False
 
 
 LateMask = Callable[[int, tuple[int, ...]], tuple[TokenMask, tuple[int, int]]]
@@ -156,7 +162,12 @@ class EmbeddingTap(Hook):
                 f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "
                 f"{len(mask.mask)}: name a module that sees each sample once"
             )
+        if mask.zero_input:
+            return _embed_zeroed(module, args, mask, self.path)
         where, token = _on_positions(mask, self.positions, self._grid, self.path)
+        if mask.choice is not None:
+            output = _embed_others(module, args, where, mask.choice, self.path)
+            where = where & (mask.choice < _TOKEN)
         if self.prefix:
             return mask_after_prefix(output, TokenMask(where, token))
         return apply_mask(output, where, token, channel_dim)
@@ -178,6 +189,45 @@ class EmbeddingTap(Hook):
                 "channels_first"
             )
         return fits[0]
+
+
+_TOKEN, _OTHER = 0.8, 0.9
+"""BERT's rule: below the first the token, below the second another word, else the word itself."""
+
+
+def _embed_zeroed(module: nn.Module, args: tuple[Any, ...], mask: TokenMask, path: str) -> Any:
+    """Embed again, with the masked cells of what the module was given set to 0."""
+    image = args[0] if args else None
+    if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
+        came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(
+            f"token='zero' zeroes cells of a map (B, C, H, W), but {path} is given {came} as its "
+            "first argument: name the module that sees the image, or use token='shared'"
+        )
+    zeros = image.new_zeros(image.shape[1])
+    size = (image.shape[2], image.shape[3])
+    where, _ = _on_positions(mask._replace(token=zeros), size, None, path)
+    # The first run has moved statistics, and masked passes move none.
+    with frozen_statistics(module):
+        return module.forward(apply_mask(image, where, zeros, 1), *args[1:])
+
+
+def _embed_others(
+    module: nn.Module, args: tuple[Any, ...], where: Tensor, choice: Tensor, path: str
+) -> Any:
+    """Embed again, with an id drawn from the table where BERT's rule takes another word."""
+    inner = getattr(module, "base_layer", module)  # inside an adapter such as LoRA's
+    if not isinstance(inner, nn.Embedding) or not args:
+        raise ValueError(
+            f"token='vocabulary' looks up other words: {path} must be an nn.Embedding whose first "
+            f"argument is the ids, got a {type(module).__name__} with {len(args)} positional "
+            "arguments; name it, or use token='shared'"
+        )
+    other = where & (choice >= _TOKEN) & (choice < _OTHER)
+    share = (choice.double() - _TOKEN) / (_OTHER - _TOKEN)
+    drawn = (share * inner.num_embeddings).long().clamp(0, inner.num_embeddings - 1)
+    ids = torch.where(other, drawn.to(args[0].dtype), args[0])
+    return module.forward(ids, *args[1:])
 
 
 def not_embeddings(path: str, output: Any) -> str:
@@ -221,7 +271,7 @@ def _on_positions(
 
     ``flat`` is the grid of an embedding whose positions lie in a row.
     """
-    hidden, token, grid = mask
+    hidden, token, grid = mask[:3]
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token
     if len(positions) == 1 and flat is not None and flat[0] * flat[1] == positions[0]:

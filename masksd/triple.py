@@ -148,7 +148,8 @@ class Triple(Segmenter):
                 "their list, and the masked passes use them again: let it work on a copy "
                 "(x = x + y, x.clone(), list(maps))"
             )
-        return Pass(logits, image, text, host_output=logits, inputs=(images, tokens, lower))
+        inputs, size = (images, tokens, lower), (images.shape[-2], images.shape[-1])
+        return Pass(logits, image, text, host_output=logits, inputs=inputs, size=size)
 
     @property
     def root(self) -> nn.Module:

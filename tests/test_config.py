@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksd import DistillConfig, MaskingConfig
+from masksd.config import PRESETS
 
 maskings = st.builds(
     MaskingConfig,
@@ -14,13 +15,25 @@ maskings = st.builds(
     ratio=st.floats(0, 1),
     selection=st.sampled_from(["top", "bottom"]),
     relevance=st.sampled_from(["dot", "random"]),
-    rounding=st.sampled_from(["nearest", "stochastic", "floor", "ceil"]),
+    threshold=st.none() | st.floats(-5, 5),
+    rounding=st.sampled_from(
+        ["nearest", "stochastic", "floor", "floor_or_one", "ceil", "independent"]
+    ),
     count=st.sampled_from(["words", "sequence"]),
+)
+pictures = st.builds(
+    dataclasses.replace,
+    maskings,
+    token=st.sampled_from(["shared", "zero"]),
+    cell=st.none() | st.integers(1, 64),
+)
+sentences = st.builds(
+    dataclasses.replace, maskings, token=st.sampled_from(["shared", "vocabulary"])
 )
 configs = st.builds(
     DistillConfig,
-    image=st.none() | maskings,
-    text=st.none() | maskings,
+    image=st.none() | pictures,
+    text=st.none() | sentences,
     lambda_image=st.floats(0, 10),
     target=st.sampled_from(["main", "ground_truth"]),
     share_weights=st.booleans(),
@@ -64,6 +77,25 @@ def test_our_preset_masks_anywhere_and_learns_from_the_ground_truth():
     assert (config.target, config.dice_weight, config.share_weights) == ("ground_truth", 0.0, True)
 
 
+def test_presets_of_others_are_theirs():
+    maskris = DistillConfig.preset("maskris")
+    assert (maskris.image.ratio, maskris.image.cell, maskris.text.ratio) == (0.75, 32, 0.15)
+    assert maskris.lambda_main == maskris.lambda_image + maskris.lambda_text == 0.5
+    assert (maskris.joint, maskris.target, maskris.detach_target) == (True, "main", True)
+    code, paper = DistillConfig.preset("amlris"), DistillConfig.preset("amlris-paper")
+    assert (code.lambda_main, code.lambda_image) == (0.5, 0.5)
+    assert (paper.lambda_main, paper.lambda_image) == (0.0, 1.0)
+    assert paper == dataclasses.replace(code, lambda_main=0.0, lambda_image=1.0)
+    assert (code.image.threshold, code.image.ratio, code.text) == (0.4, 0.25, None)
+    for config in (maskris, code, paper):
+        assert DistillConfig.from_json(config.to_json()) == config
+
+
+def test_every_preset_is_told_of():
+    for name in PRESETS:
+        assert f'``"{name}"``' in DistillConfig.preset.__doc__
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -74,6 +106,31 @@ def test_our_preset_masks_anywhere_and_learns_from_the_ground_truth():
         (lambda: MaskingConfig(token="position"), "got token='position' with positions=None"),
         (lambda: MaskingConfig(positions=4), "got token='shared' with positions=4"),
         (lambda: MaskingConfig(token="position", positions=0), "positions must be a positive"),
+        (lambda: MaskingConfig(cell=0), "cell must be a whole number of at least 1, got 0"),
+        (lambda: MaskingConfig(cell=32.0), "cell must be a whole number of at least 1, got 32.0"),
+        (
+            lambda: MaskingConfig(threshold="low"),
+            "threshold must be a finite number or None, got 'low'",
+        ),
+        (lambda: MaskingConfig(threshold=float("nan")), "threshold must be a finite number"),
+        (lambda: MaskingConfig(token="zeros"), "unknown token 'zeros'; did you mean 'zero'"),
+        (
+            lambda: MaskingConfig(layer=2, cell=32),
+            "leave cell and token='zero' out, got cell=32 with token='shared'",
+        ),
+        (
+            lambda: DistillConfig(text=MaskingConfig(token="zero")),
+            "token 'zero' cannot stand for the tokens of text; possible: 'shared', 'position', 'v",
+        ),
+        (
+            lambda: DistillConfig(image=MaskingConfig(token="vocabulary")),
+            "token 'vocabulary' cannot stand for the tokens of image; possible: 'shared'",
+        ),
+        (lambda: DistillConfig(text=MaskingConfig(cell=8)), "text.cell must be None, got 8"),
+        (
+            lambda: DistillConfig(text=MaskingConfig(relevance="attention")),
+            "relevance 'attention' cannot rank the tokens of text",
+        ),
         (lambda: DistillConfig(lambda_text=-1), "lambda_text must be a finite number, 0 or more"),
         (lambda: DistillConfig(dice_weight=float("nan")), "dice_weight must be a finite number"),
         (

@@ -19,9 +19,16 @@ WORLD = 2
 LABELLED = torch.tensor([True, False, False, False])  # the second process has none
 
 
-def make_wrapper(target: str = "main") -> CrossModalMaskedSelfDistill:
-    masking = MaskingConfig(ratio=0.5)
-    config = DistillConfig(image=masking, text=masking, target=target, teacher_decay=0.5)
+HALF = MaskingConfig(ratio=0.5)
+CASES = [
+    (DistillConfig(image=HALF, text=HALF), None),
+    (DistillConfig(image=HALF, text=HALF, target="teacher", teacher_decay=0.5), LABELLED),
+    (DistillConfig.preset("maskris"), None),
+    (DistillConfig.preset("amlris-paper"), None),  # the plain pass runs no backward
+]
+
+
+def make_wrapper(config: DistillConfig) -> CrossModalMaskedSelfDistill:
     return CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
 
 
@@ -40,14 +47,15 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    sd = make_wrapper()
     half = slice(rank * 2, rank * 2 + 2)
     batch = [part[half] for part in make_batch(batch=4)]
-    # find_unused_parameters=False: every parameter that takes part does so in every step.
-    module = DistributedDataParallel(sd)
-    found = [two_steps(module, sd, *batch)]
-    sd = make_wrapper("teacher")
-    found.append(two_steps(DistributedDataParallel(sd), sd, *batch, LABELLED[half]))
+    found = []
+    for config, labelled in CASES:
+        sd = make_wrapper(config)
+        # find_unused_parameters=False: every parameter that takes part does so in every step.
+        module = DistributedDataParallel(sd)
+        flags = None if labelled is None else labelled[half]
+        found.append(two_steps(module, sd, *batch, flags))
     torch.save(found, f"{folder}/{rank}.pt")
     leave()
 
@@ -55,8 +63,8 @@ def worker(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
     runs = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
-    for number, (target, labelled) in enumerate([("main", None), ("teacher", LABELLED)]):
-        sd = make_wrapper(target)
+    for number, (config, labelled) in enumerate(CASES):
+        sd = make_wrapper(config)
         masks, gradients = two_steps(sd, sd, *make_batch(batch=4), labelled)
         halves = [run[number] for run in runs]
         for step in range(2):

@@ -24,7 +24,9 @@ def data(tmp_path_factory) -> DataConfig:
 
 
 def small(study: Study, data: DataConfig, rows: list[str]) -> Study:
-    base = dataclasses.replace(study.base, data=data, batch_size=2, eval_samples=4, cpu=True, threshold=0.1)
+    base = dataclasses.replace(
+        study.base, data=data, batch_size=2, eval_samples=4, cpu=True, threshold=0.1
+    )
     variants = [each for each in study.variants if each.name in rows]
     return dataclasses.replace(study, base=base, variants=variants, seeds=(0, 1), samples=4)
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.modeling_outputs import BaseModelOutput
 
+from masksd.grids import cells, embedding_grid
 from masksd.hosts.layout import (
     as_logits,
     as_loss,
     as_tokens,
     bert_words,
-    cells,
     channels_first,
     clip_words,
-    embedding_grid,
     pick,
 )
 
@@ -84,6 +84,10 @@ def test_parts_of_outputs_are_named_step_by_step():
     assert pick(output, "head:stages:1:map", "logits") == 1
     assert pick(output, ":items", "logits").shape == (2,)  # the key, not the method
     assert pick(torch.ones(1), "head", "logits") == 1
+    bert = BaseModelOutput(last_hidden_state=torch.ones(1), attentions=(torch.zeros(1),))
+    assert pick(bert, "bert:0", "words") == 1
+    assert pick(bert, "bert:last_hidden_state", "words") == 1
+    assert pick(bert, "bert:-1:0", "words") == 0  # fields that are None do not count
     for path, message in {
         "head": r"head returns a dict; say which part with 'head:KEY' \(it has 'stages', 'items'\)",
         ":values": "logits: no part 'values' in a dict",

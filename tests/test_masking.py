@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from masksd.masking import apply_mask, correlate, keyed_noise, mask_correlated, select_tokens
 
-ROUNDINGS = ["nearest", "stochastic", "floor", "ceil"]
+ROUNDINGS = ["nearest", "stochastic", "floor", "floor_or_one", "ceil", "independent"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 shares = st.one_of(
     st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1, allow_subnormal=False)
@@ -69,7 +69,13 @@ def test_counts_are_exact_and_inside_the_top_k(drawn, options):
         share = options["ratio"] * kept
         chosen = mask[row].nonzero()[:, 0].tolist()
         assert set(chosen) <= set(allowed)
+        if options["rounding"] == "independent":
+            below = {i for i in allowed if float(noise[row, i]) < options["ratio"]}
+            assert set(chosen) <= below
+            assert len(below) - len(chosen) <= max(0, len(allowed) - kept)
         wanted = {
+            "independent": set(range(kept + 1)),
+            "floor_or_one": {max(math.floor(share + 1e-9), 1 if share > 0 else 0)},
             "floor": {math.floor(share + 1e-9)},
             "ceil": {math.ceil(share - 1e-9)},
             "nearest": {max(math.floor(share + 0.5 + 1e-9), 1 if share > 0 else 0)},
@@ -100,6 +106,28 @@ def test_extremes():
     assert select(0.5, 0.1, valid=only) == [0, 0, 0, 1]
     assert select(0.5, 1.0, valid=~only & only) == [0, 0, 0, 0]
     assert select(0.5, 1.0, valid=only, count="sequence") == [0, 0, 0, 1]
+
+
+def test_floor_or_one_is_floor_but_for_nothing():
+    flat = torch.zeros(4, 11)
+    noise = keyed_noise(4, 11, seed=0, step=0)
+    valid = torch.arange(11) < torch.tensor([[0], [3], [8], [11]])
+    mask = select_tokens(flat, 1.0, 0.25, noise=noise, valid=valid, rounding="floor_or_one")
+    assert mask.sum(1).tolist() == [0, 1, 2, 2]
+    none = select_tokens(flat, 1.0, 0.0, noise=noise, rounding="floor_or_one")
+    assert not none.any()
+
+
+def test_independent_masking_has_the_share_and_any_count():
+    rows = 40_000
+    noise = keyed_noise(rows, 4, seed=0, step=0)
+    mask = select_tokens(torch.zeros(rows, 4), 1.0, 0.15, noise=noise, rounding="independent")
+    assert torch.equal(mask, noise.double() < 0.15)
+    each = mask.float().mean(0)
+    assert (each - 0.15).abs().max() < 4 * (0.15 * 0.85 / rows) ** 0.5
+    pairs = (mask[:, 0] & mask[:, 1]).float().mean()
+    assert abs(pairs - 0.15**2) < 4 * (0.15**2 / rows) ** 0.5
+    assert set(mask.sum(1).tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_strides_do_not_matter_and_the_same_noise_draws_the_same_mask():
@@ -260,9 +288,9 @@ def test_gradcheck_of_apply_mask():
     assert torch.autograd.gradgradcheck(lambda e, t: apply_mask(e, mask, t), (embeddings, token))
 
 
-def whole(embeddings, local, pooled, token, noise, valid):
+def whole(embeddings, local, pooled, token, noise, valid, rounding="stochastic"):
     return mask_correlated(
-        embeddings, local, pooled, token, 0.5, 0.3, noise=noise, valid=valid, rounding="stochastic"
+        embeddings, local, pooled, token, 0.5, 0.3, noise=noise, valid=valid, rounding=rounding
     )
 
 
@@ -290,6 +318,15 @@ def test_compiles_full_graph_once_for_any_batch_and_length():
             args = arguments(batch, length)
             for got, expected in zip(compiled(*args), whole(*args), strict=True):
                 assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_rounding_compiles_full_graph(rounding):
+    torch._dynamo.reset()
+    compiled = torch.compile(whole, fullgraph=True, dynamic=True, backend="eager")
+    for batch, length in [(3, 17), (5, 33)]:
+        args = (*arguments(batch, length), rounding)
+        assert torch.equal(compiled(*args)[1], whole(*args)[1])
 
 
 def test_runs_on_the_meta_device():

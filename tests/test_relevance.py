@@ -220,3 +220,16 @@ def test_vectors_of_another_shape_are_refused():
     sd = wrap(make(), CONFIG, taps=Taps("patch_embed", "words", valid="mask", words="norm"))
     with pytest.raises(ValueError, match=r"words must be \(B, L, C\), got \(2, 10, 4, 4\)"):
         sd(*inputs)
+
+
+def test_attention_by_taps_needs_no_branch_of_words():
+    config = DistillConfig(image=MaskingConfig(relevance="attention"), text=None)
+    inputs, target = batch()
+    out = wrap(make(), config, taps=FEATURES)(*inputs, target=target)
+    scores = out.relevance["lmvsd"]
+    assert ((scores > 1 / inputs[1].shape[1]) & (scores <= 1)).all()
+    assert scores.unique().numel() > 1
+    for lacking in ("patches", "words", "valid"):
+        sd = wrap(make(), config, taps=dataclasses.replace(FEATURES, **{lacking: None}))
+        with pytest.raises(ValueError, match="relevance 'attention' needs features of patches and"):
+            sd(*inputs, target=target)

@@ -132,7 +132,7 @@ class ClipSegSegmenter(Segmenter):
         positions = self.taps["image"].positions
         if positions is None:
             raise ValueError("the patch embedding exists, but did not run in this pass")
-        labels = given.get("labels")
+        labels, images = given.get("labels"), given["pixel_values"]
         return Pass(
             decoded.logits[:, None],
             ImageFeatures(*self._patches(vision.last_hidden_state, positions), activations),
@@ -141,6 +141,7 @@ class ClipSegSegmenter(Segmenter):
             inputs=(given,),
             loss=None if labels is None or self.train_encoder else pick(output, ":loss", "labels"),
             target=labels,
+            size=(images.shape[-2], images.shape[-1]),
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:

@@ -143,6 +143,7 @@ class CrisSegmenter(Segmenter):
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
             target=target,
+            size=(images.shape[-2], images.shape[-1]),
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:

@@ -33,9 +33,12 @@ def segmenter(
     host: nn.Module,
     text_encoder: nn.Module | None = None,
     valid: Callable[[Tensor], Tensor] | None = None,
+    features: bool = False,
 ) -> TapSegmenter:
     """Tap a LAVT; patches of 4 pixels are masked in cells of 32 (:attr:`masksd.Taps.cell`).
 
+    With ``features``, the last stage of the backbone and the text encoder are tapped as well, for
+    relevance ``"attention"``; they are the last part and the first part of what these return.
     With the BERT of a LAVT that keeps it outside, the segmenter takes what :class:`LavtWithBert`
     does, and gives ``(host, text_encoder)`` back.
     """
@@ -47,12 +50,20 @@ def segmenter(
         )
     if inside is None and text_encoder is not None:
         check_wrappable(text_encoder, "text_encoder")
-        return PairSegmenter(LavtWithBert(host, text_encoder), taps(host, "model."), valid)
+        pair = LavtWithBert(host, text_encoder)
+        return PairSegmenter(pair, _with_features(taps(host, "model."), features), valid)
     if text_encoder is not None:
         raise ValueError(
             f"{type(host).__name__} has a text_encoder of its own: leave text_encoder out"
         )
-    return LavtSegmenter(host, taps(host), valid)
+    return LavtSegmenter(host, _with_features(taps(host), features), valid)
+
+
+def _with_features(taps: Taps, features: bool) -> Taps:
+    if not features:
+        return taps
+    backbone = taps.image_embedding.removesuffix(".patch_embed")
+    return dataclasses.replace(taps, patches=f"{backbone}:-1", words="text_encoder:0")
 
 
 def taps(host: nn.Module, prefix: str = "") -> Taps:

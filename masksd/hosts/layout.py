@@ -33,7 +33,10 @@ def pick(output: Any, path: str, field: str) -> Any:
 
 
 def _part(output: Any, key: str, field: str) -> Any:
-    if isinstance(output, tuple | list) and key.lstrip("-").isdigit():
+    numbered = key.lstrip("-").isdigit()
+    if numbered and callable(getattr(output, "to_tuple", None)):
+        output = output.to_tuple()  # transformers' outputs have an order as well
+    if isinstance(output, tuple | list) and numbered:
         if -len(output) <= int(key) < len(output):
             return output[int(key)]
     elif isinstance(output, dict) and key in output:
@@ -41,7 +44,10 @@ def _part(output: Any, key: str, field: str) -> Any:
     # transformers' outputs are dictionaries without the fields that are None.
     elif type(output) not in (dict, list, tuple) and hasattr(output, key):
         return getattr(output, key)
-    raise ValueError(f"{field}: no part {key!r} in a {type(output).__name__}{_parts(output)}")
+    raise ValueError(
+        f"{field}: no part {key!r} in a {type(output).__name__}{_parts(output)}; name the one "
+        f"with Taps({field}='MODULE:KEY')"
+    )
 
 
 def _parts(output: Any) -> str:

@@ -48,8 +48,9 @@ def segmenter_for(
             f"{type(host).__name__} hides the host one level down: wrap(model.get_base_model()), "
             "which has the adapters in it"
         )
+    attends = config.image is not None and config.image.relevance == "attention"
     if taps is None:
-        return _by_recipe(host, text_encoder, valid)
+        return _by_recipe(host, text_encoder, valid, attends)
     if valid is not None:
         raise ValueError("valid= is for recipes; with taps, name it in Taps(valid=...)")
     if text_encoder is not None:
@@ -57,7 +58,8 @@ def segmenter_for(
     if not isinstance(taps, Taps):
         raise ValueError(f"taps must be a masksd.Taps, got {type(taps).__name__}")
     if config.text is None:
-        taps = dataclasses.replace(taps, text_embedding=None, valid=None)
+        valid_words = taps.valid if attends else None
+        taps = dataclasses.replace(taps, text_embedding=None, valid=valid_words)
     elif taps.text_embedding is None:
         raise ValueError(
             "text_embedding is not known: name the module that embeds the words, or turn the text "
@@ -70,10 +72,13 @@ def _by_recipe(
     host: nn.Module,
     text_encoder: nn.Module | None,
     valid: Callable[[Tensor], Tensor] | None,
+    attends: bool,
 ) -> Segmenter:
     from masksd.hosts import clipseg, cris, lavt
 
-    for recipe in (cris, lavt, clipseg):
+    if lavt.recognise(host):  # the others always have the features of patches and words
+        return lavt.segmenter(host, text_encoder, valid, features=attends)
+    for recipe in (cris, clipseg):
         if recipe.recognise(host):
             return recipe.segmenter(host, text_encoder, valid)
     parts = ", ".join(name for name, _ in host.named_children()) or "none"

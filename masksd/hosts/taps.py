@@ -200,6 +200,7 @@ class TapSegmenter(Segmenter):
             inputs=(args, kwargs, embedded),
             loss=self._own_loss(output),
             target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
+            size=size,
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:

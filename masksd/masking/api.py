@@ -11,7 +11,7 @@ from masksd.errors import check_choice, check_fraction
 from masksd.masking import fused, reference
 
 SELECTIONS = ("top", "bottom")
-ROUNDINGS = ("nearest", "stochastic", "floor", "ceil")
+ROUNDINGS = ("nearest", "stochastic", "floor", "floor_or_one", "ceil", "independent")
 COUNTS = ("words", "sequence")
 IMPLEMENTATIONS: dict[str, ModuleType] = {"fused": fused, "reference": reference}
 
@@ -77,7 +77,10 @@ def select_tokens(
         selection: filter the ``"top"`` or the ``"bottom"`` scores.
         rounding: how ``ratio * T`` becomes whole. ``"nearest"``: half up, at least one where
             ``ratio`` and ``T`` are not zero; ``"stochastic"``: down, and one more with the
-            probability of the rest, so that the expected share is exact; ``"floor"``; ``"ceil"``.
+            probability of the rest, so that the expected share is exact; ``"floor"``;
+            ``"floor_or_one"``, at least one where ``ratio`` and ``T`` are not zero; ``"ceil"``.
+            ``"independent"`` counts nothing: each kept token is masked where its noise is below
+            ``ratio``.
         count: ``"words"`` takes ``n`` as the number of valid tokens, ``"sequence"`` as ``N``
             (never masking more than there are).
         implementation: ``"fused"`` or ``"reference"``.

@@ -54,15 +54,18 @@ def select_tokens(
     else:
         n = valid.sum(-1, keepdim=True).double()  # (B, 1)
     kept = -_floor(-top_k * n)
-    masked = _round(ratio * kept, rounding, noise)
     # No row keeps more than the top K of the full length, nor masks more than it keeps.
     widest = -_floor(-top_k * length)
     place = torch.arange(length, device=scores.device)
     keys = _keys(scores if selection == "bottom" else -scores, place, usable)
     leading, keys = _smallest(keys, kept, widest)
+    mask = torch.zeros(batch, length, dtype=torch.bool, device=scores.device)
+    if rounding == "independent":
+        below = noise.gather(1, leading).double() < ratio  # as exact as Python compares
+        return mask.scatter(1, leading, below & (keys < _LAST))
+    masked = _round(ratio * kept, rounding, noise)
     draws = _keys(noise.gather(1, leading), leading, keys < _LAST)
     drawn, draws = _smallest(draws, masked, min(masked, widest) if _is_whole(masked) else widest)
-    mask = torch.zeros(batch, length, dtype=torch.bool, device=scores.device)
     return mask.scatter(1, leading.gather(1, drawn), draws < _LAST)
 
 
@@ -148,11 +151,11 @@ def _round(share: Any, rounding: str, noise: Tensor) -> Any:
     """Round the expected number of masked tokens ``α·T``, one or ``(B, 1)``, to a whole one."""
     if rounding == "ceil":
         return -_floor(-share)
-    if rounding == "nearest":
-        half_up = _floor(share + 0.5)
+    if rounding in ("nearest", "floor_or_one"):
+        some = _floor(share + 0.5 if rounding == "nearest" else share)
         if isinstance(share, Tensor):
-            return torch.where(share > 0, half_up.clamp_min(1.0), 0.0)
-        return max(1, half_up) if share > 0 else 0
+            return torch.where(share > 0, some.clamp_min(1.0), 0.0)
+        return max(1, some) if share > 0 else 0
     whole = _floor(share)
     if rounding == "floor":
         return whole

@@ -43,20 +43,26 @@ def select_tokens(
         n = len(tokens) if count == "words" else length
         kept = math.ceil(top_k * n - 1e-9)
         share = ratio * kept
+        ranks = [float(s) for s in scores[row].float()]
+        tokens.sort(key=ranks.__getitem__, reverse=selection == "top")  # Python's sort is stable
+        candidates = sorted(tokens[:kept])
+        if rounding == "independent":  # each for itself
+            for i in candidates:
+                mask[row, i] = float(noise[row, i]) < ratio
+            continue
         if rounding == "floor":
             masked = math.floor(share + 1e-9)
         elif rounding == "ceil":
             masked = math.ceil(share - 1e-9)
         elif rounding == "nearest":
             masked = max(1, math.floor(share + 0.5 + 1e-9)) if share > 0 else 0
+        elif rounding == "floor_or_one":
+            masked = max(1, math.floor(share + 1e-9)) if share > 0 else 0
         else:  # stochastic: the fraction is the probability of one more
             whole = math.floor(share + 1e-9)
             draw = sum(float(u) for u in noise[row]) % 1.0
             masked = whole + (draw < share - whole)
-        sign = -1.0 if selection == "top" else 1.0
-        ranks, draws = (sign * scores[row].float()).tolist(), noise[row].float().tolist()
-        tokens.sort(key=ranks.__getitem__)  # Python's sort is stable
-        candidates = sorted(tokens[:kept])
+        draws = noise[row].float().tolist()
         candidates.sort(key=draws.__getitem__)
         for i in candidates[:masked]:
             mask[row, i] = True
