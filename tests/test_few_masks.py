@@ -48,7 +48,7 @@ def test_a_study_is_run_scored_and_compared(data, tmp_path):
     areas = [[one["predicted_area"] for one in ledger.samples(row)] for row in (plain, hidden)]
     assert areas[0] != areas[1]
     assert plain["samples"] == hidden["samples"] == "4"
-    found = summarise(study, ledger, "testA", resamples=50)
+    found = summarise(study, ledger, "testA", resamples=100)
     assert found["teacher, both"].equal_steps["mIoU"].seeds == 2
     assert found["teacher, both"].longer == 10
     assert found["augment"].cost == 1.0
