@@ -2,10 +2,10 @@
 
     python -m benchmarks.few_masks [--masks 100 200] [--noise 0 0.4] [--model clip_cris_tiny]
 
-Runs what is missing and continues where it was interrupted; without ``--masks`` and ``--noise``,
-all. A run adds a row per split to ``benchmarks/results/few_masks.csv`` and its samples to its
-study's archive; both are safe to commit at any time. ``python -m benchmarks.pages`` writes tables
-and figures from them.
+Runs what is missing and continues where it was interrupted; without ``--masks``, ``--noise`` and
+``--level``, all. A run adds a row per split to ``benchmarks/results/few_masks.csv`` and its samples
+to its study's archive; both are safe to commit at any time. ``python -m benchmarks.pages`` writes
+tables and figures from them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from pathlib import Path
 
 from benchmarks.measure import FOLDER, commit
 from benchmarks.study import bases
-from benchmarks.study.few_masks import MASKS, NOISE, few_masks_study, noise_study
+from benchmarks.study.few_masks import (
+    MASKS,
+    NOISE,
+    few_masks_study,
+    level_study,
+    noise_study,
+    trained_start,
+)
 from benchmarks.study.rows import Ledger
 from benchmarks.study.run import run_study
 from masksd.kit.devices import default_device, describe_machine
@@ -29,11 +36,12 @@ def main() -> int:
     add = parser.add_argument
     add("--masks", type=int, nargs="*", choices=MASKS, help="of training; default: all numbers")
     add("--noise", type=float, nargs="*", choices=NOISE, help="shares of wrong masks; all")
+    add("--level", action="store_true", help="a harder level, from a host of the easy one")
     add("--model", choices=bases.HOSTS, default="clip_cris_tiny", help="host")
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--folder", type=Path, default=FOLDER, help="of rows and samples")
     args = parser.parse_args()
-    everything = args.masks is None and args.noise is None
+    everything = args.masks is None and args.noise is None and not args.level
     studies = [
         *(
             few_masks_study(each, args.model)
@@ -41,10 +49,13 @@ def main() -> int:
         ),
         *(noise_study(each, args.model) for each in (NOISE if everything else args.noise or ())),
     ]
+    if everything or args.level:
+        studies.append(level_study(args.model, args.folder))
     ledger = Ledger(args.folder / "few_masks.csv", args.folder)
     here = {**describe_machine(default_device()), "commit": commit()}
     for study in studies:
         print(study.name, flush=True)
+        trained_start(study)
         run_study(study, ledger, here, partial(print, flush=True), args.jobs)
     return 0
 

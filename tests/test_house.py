@@ -40,7 +40,7 @@ FLOORS = [
     ["kit.data"],
     ["kit.config", "kit.scores"],
     ["kit.checkpoints"],
-    ["kit.encoder_weights"],
+    ["kit.encoder_weights", "kit.start"],
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
     ["kit.training", "kit.recipes", "kit.export"],

@@ -129,7 +129,7 @@ def test_weights_that_do_not_fit_are_refused(
     foreign.write_bytes(encoder_bytes(model.encoder, "clip"))
     with pytest.raises(ValueError, match="trained with tokenizer 'clip', but the run has 'shapes'"):
         load_encoder(model, foreign, "shapes")
-    with pytest.raises(ValueError, match="both say where the towers come from"):
+    with pytest.raises(ValueError, match="both say where the weights come from"):
         TrainConfig(pretrained=True, encoder_weights=config.output)
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import FOLDER
 from benchmarks.study import bases
 from benchmarks.study.names import recorded_train
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import TOWERS
+from masksd.kit.training.trainer import train
 
 MASKS = (100, 200, 400, 800, 1600)
 """Of 11,510 in 3,000 training images, which is 3.8 an image: 26 to 417 images' worth."""
@@ -18,6 +22,9 @@ MISSING = ("testA hide=0.25", "testA hide=0.5", "testA drop=1", "testA drop=2")
 SEEDS = tuple(range(200, 206))
 SAMPLES = 300
 """Expressions scored on each split."""
+HARDER = ("host", "cm-masksd", "teacher, no mask", "teacher, image", "teacher, both")
+LEVELS = ("testA", "testB", "testA level=easy", "testB level=easy")
+START_STEPS = 600
 NOISE, NOISY = (0.0, 0.2, 0.4), 400
 """Shares of wrong masks, and of how many."""
 
@@ -97,6 +104,33 @@ def noise_study(share: float, model: str = "clip_cris_tiny", **run: Any) -> Stud
         Variant("target: teacher", {**both, **_TEACHER}, train, "target: truth"),
     )
     return _study(f"noise-{round(100 * share)}", model, rows, CLEAN, (STEPS,), run)
+
+
+def level_study(
+    model: str = "clip_cris_tiny", results: Path = FOLDER, masks: int = 200, **run: Any
+) -> Study:
+    """Build the study of a harder level with few masks, from a host trained on the easy one.
+
+    It is scored on both levels. :func:`trained_start` trains that host.
+    """
+    study = _study("level", model, few_masks(masks), LEVELS, (STEPS, COMPUTE), run)
+    start = results / f"start-easy-{model}"
+    data = dataclasses.replace(study.base.data, level="hard")
+    base = dataclasses.replace(study.base, data=data, encoder_weights=None, start_from=start)
+    kept = [each for each in study.variants if each.name in HARDER]
+    return dataclasses.replace(study, base=base, variants=kept)
+
+
+def trained_start(study: Study) -> None:
+    """Train the host that a study of levels starts from, unless it is there."""
+    folder = study.base.start_from
+    if folder is None or folder.is_dir():
+        return
+    run = few_masks_run(study.base.model, steps=START_STEPS)
+    data = dataclasses.replace(run.data, level="easy")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
+        result = train(dataclasses.replace(run, data=data, output=Path(parent) / "run"))
+        result.checkpoint.rename(folder)
 
 
 def _study(

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.plan import Study
+from masksd.kit.checkpoints import MODEL
 from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.storage.places import find_folder
 from masksd.kit.training.pretrain import PretrainConfig, pretrain
 
 Fields = dict[str, Any]
@@ -27,7 +29,7 @@ _SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_ev
 _SILENT_TRAIN = (
     *_SILENT,
     *("sheet_rows", "eval_batch_size", "timeout", "save_minutes", "keep", "log_with"),
-    "encoder_weights",  # towers have a name
+    *("encoder_weights", "start_from"),  # these have a name
 )
 _SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")
 
@@ -96,10 +98,18 @@ def towers_name(study: Study) -> str:
 
     The name ends with a hash of the weights: another machine may pretrain others.
     """
+    start = study.base.start_from
+    if start is not None:
+        weights = find_folder(start) / MODEL
+        return f"{start.name}-{_short_digest(weights)}" if weights.is_file() else start.name
     own = study.base.encoder_weights
     if own is not None:
-        return f"{own.stem}-{hashlib.sha256(own.read_bytes()).hexdigest()[:8]}"
+        return f"{own.stem}-{_short_digest(own)}"
     return "scratch" if study.towers is None else towers_file(study.towers, Path()).stem
+
+
+def _short_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def _digest(study: Study, fields: Fields, length: int) -> str:

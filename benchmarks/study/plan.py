@@ -41,7 +41,7 @@ class Variant:
     def __post_init__(self) -> None:
         """Refuse what the study sets itself."""
         for name, fields, own in (
-            ("train", self.train, ("seed", "distill", "encoder_weights")),
+            ("train", self.train, ("seed", "distill", "encoder_weights", "start_from")),
             ("distill", self.distill, ("seed",)),
         ):
             for each in own:

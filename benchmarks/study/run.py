@@ -166,8 +166,10 @@ def open_scored(config: TrainConfig, checkpoint: Checkpoint, split: str) -> Refe
     """Open a split as the checkpoint of a run is scored on it."""
     size = checkpoint.config.image_size
     tokenizer, show = checkpoint.tokenizer, config.progress
-    name = split.partition(" ")[0]
-    return open_split(config.data, name, tokenizer, size, fit=config.fit, progress=show)
+    name, *words = split.split(" ")
+    levels = [word.removeprefix("level=") for word in words if word.startswith("level=")]
+    data = dataclasses.replace(config.data, level=levels[0]) if levels else config.data
+    return open_split(data, name, tokenizer, size, fit=config.fit, progress=show)
 
 
 def condition(split: str) -> dict[str, Any]:
@@ -182,7 +184,9 @@ def condition(split: str) -> dict[str, Any]:
     options = {}
     for word in words:
         name, _, value = word.partition("=")
-        check_choice("condition", name, kinds)
+        if name == "level":
+            continue  # of the data, not of the scoring
+        check_choice("condition", name, [*kinds, "level"])
         option, kind = kinds[name]
         options[option] = kind(value)
     return options

@@ -23,6 +23,7 @@ from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
 from masksd.kit.randomness import keyed_seed
+from masksd.kit.start import load_start
 from masksd.models import create_model
 from masksd.models.clip_text import sentence_parts
 from masksd.models.registry import check_pretrained
@@ -172,7 +173,7 @@ def build_model(config: TrainConfig) -> Checkpoint:
     model = create_model(config.model, config.pretrained, **overrides)
     if config.encoder_weights is not None:  # after all draws, so that neck and decoder stay equal
         load_encoder(model, config.encoder_weights, name)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         CheckpointConfig(
             model=config.model,
             model_config=dataclasses.asdict(model.config),
@@ -190,6 +191,9 @@ def build_model(config: TrainConfig) -> Checkpoint:
         model,
         tokenizer,
     )
+    if config.start_from is not None:
+        load_start(checkpoint, config.start_from)
+    return checkpoint
 
 
 def tokenizer_name(config: TrainConfig) -> str:

@@ -92,9 +92,9 @@ def _takes_towers(arguments: list[str]) -> bool:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         options[name.replace("_", "-")] = value if equals else following
-    return options.get("--encoder-weights") != "None" and all(
-        options.get(name) in {None, *values} for name, values in TOWERS_FIT.items()
-    )
+    if options.get("--encoder-weights") == "None" or "--start-from" in options:
+        return False
+    return all(options.get(name) in {None, *values} for name, values in TOWERS_FIT.items())
 
 
 def _train(options: Any) -> None:
@@ -134,7 +134,8 @@ def _train(options: Any) -> None:
         print(format_table(result.scores))
         skipped = f", {result.skipped} steps skipped" if result.skipped else ""
         start = {None: "", TOWERS: " from the towers that come with masksd"}
-        origin = start.get(config.encoder_weights, f" from {config.encoder_weights}")
+        weights = config.start_from or config.encoder_weights
+        origin = start.get(weights, f" from {weights}")
         seconds = f"{result.seconds:.0f} s"
         print(f"{result.folder}: {result.steps} steps in {seconds}{origin}{skipped}")
         _print_next(config, result)

@@ -16,7 +16,7 @@ from masksd.kit.data_config import DataConfig
 
 _INFINITE = ("clip_norm", "save_minutes")
 """Fields that may be infinite, which JSON has as null."""
-_PATHS = ("encoder_weights", "output")
+_PATHS = ("encoder_weights", "start_from", "output")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from masksd.kit.data_config import DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+STARTS = ("pretrained", "encoder_weights", "start_from")
 OPTIMIZERS = ("adam", "adamw")
 TRACKERS = (
     *("tensorboard", "wandb", "mlflow", "comet_ml", "trackio", "swanlab"),
@@ -35,6 +36,7 @@ class TrainConfig(StoredConfig):
             transformers), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or lavt_swin_b (LAVT).
         pretrained: start from pretrained towers, where the model has them.
         encoder_weights: start from the two towers in this file, written by masksd pretrain.
+        start_from: start from the model in this checkpoint, written by masksd train.
         dropout: of the decoder, in [0, 1]; None takes the model's own.
         data: see DataConfig.
         train_split: split to train on.
@@ -118,6 +120,7 @@ class TrainConfig(StoredConfig):
     model: str = "clip_cris_tiny"
     pretrained: bool = False
     encoder_weights: Path | None = None
+    start_from: Path | None = None
     dropout: float | None = None
     data: DataConfig = field(default_factory=DataConfig)
     train_split: str = "train"
@@ -222,11 +225,10 @@ class TrainConfig(StoredConfig):
             raise ValueError(f"ramp must be two shares of the run, in order, got {self.ramp}")
         for share in self.ramp:
             check_fraction("ramp", share)
-        if self.pretrained and self.encoder_weights is not None:
-            raise ValueError(
-                f"pretrained and encoder_weights={str(self.encoder_weights)!r} both say where the "
-                "towers come from; set one of them"
-            )
+        starts = [name for name in STARTS if getattr(self, name)]
+        if len(starts) > 1:
+            values = " and ".join(f"{name}={str(getattr(self, name))!r}" for name in starts)
+            raise ValueError(f"{values} both say where the weights come from; set one of them")
         self._check_class_weights()
         if self.labels is not None:
             check_labels(self.labels)

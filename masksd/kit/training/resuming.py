@@ -31,7 +31,7 @@ FREE = (
 
 
 FIXED = (
-    *("model", "pretrained", "encoder_weights", "dropout", "image_size"),
+    *("model", "pretrained", "encoder_weights", "start_from", "dropout", "image_size"),
     *("tokenizer", "max_length", "fit"),
 )
 """Options that are built into a checkpoint."""
