@@ -34,8 +34,8 @@ def main() -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--masks", type=int, nargs="*", choices=MASKS, help="of training; default: all numbers")
-    add("--noise", type=float, nargs="*", choices=NOISE, help="shares of wrong masks; all")
+    add("--masks", type=int, nargs="+", choices=MASKS, help="of training; default: all numbers")
+    add("--noise", type=float, nargs="+", choices=NOISE, help="shares of wrong masks; all")
     add("--level", action="store_true", help="a harder level, from a host of the easy one")
     add("--model", choices=bases.HOSTS, default="clip_cris_tiny", help="host")
     add("--jobs", type=int, default=1, help="runs at a time")

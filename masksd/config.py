@@ -129,6 +129,12 @@ class DistillConfig:
                     "joint=True has one pass: every and samples of image and text must agree, got "
                     f"{(image.every, image.samples)} and {(text.every, text.samples)}"
                 )
+        others = ("teacher",) if self.one_pass else ("teacher", "ground_truth")
+        if self.lambda_main == 0 and self.target not in others:
+            raise ValueError(
+                f"lambda_main=0 leaves nothing that learns from the truth, got target="
+                f"{self.target!r}, one_pass={self.one_pass}; raise it, or use another target"
+            )
         if self.one_pass:
             self._check_one_pass()
         if self.low_memory and image is not None and image.layer:
@@ -157,13 +163,9 @@ class DistillConfig:
         on = {name: each for name in BEST if (each := getattr(self, name)) is not None}
         if not on:
             raise ValueError("one_pass=True masks patches or words: image or text must be on")
+        usual = {"relevance": ("auto", "random"), "layer": (0,), "every": (1,), "samples": (1,)}
         for modality, masking in on.items():
-            for name, possible in (
-                ("relevance", ("auto", "random")),
-                ("layer", (0,)),
-                ("every", (1,)),
-                ("samples", (1,)),
-            ):
+            for name, possible in usual.items():
                 value = getattr(masking, name)
                 if value not in possible:
                     raise ValueError(
@@ -183,8 +185,8 @@ class DistillConfig:
 
         - ``"cm-masksd"``: the best row of the paper's Tables III, IV and VII.
         - ``"masksd"``: masks more, anywhere, and the branches learn from the truth.
-        - ``"augment"``: a quarter of the patches and a tenth of the words in the only pass of a
-          step, which costs nothing.
+        - ``"augment"``: as many patches and words as in the paper, but at random and in the only
+          pass of a step, which costs nothing.
 
         Other people's recipes, written from their formulas on our engine; the host, its optimiser
         and the loss of its plain pass stay yours:
@@ -196,8 +198,7 @@ class DistillConfig:
         - ``"amlris"`` (AMLRIS, arXiv 2602.22740, as its code is meant): one more pass with a
           quarter of those 32-pixel cells zeroed that attend to no word; it learns the truth. Half
           the weight each. Its published code takes pixel numbers for cell numbers and so zeroes
-          nearly all; this is what its paper and comments intend. It attends to all positions of a
-          sentence, we to real words only.
+          nearly all; this is what its paper and comments intend.
         - ``"amlris-paper"`` (as its paper): the same masks, and the masked pass alone learns. The
           plain pass only ranks: a forward without backward, on hosts without a loss of their own.
 
@@ -274,8 +275,8 @@ PRESETS = {
         target="ground_truth",
     ),
     "augment": DistillConfig(
-        image=MaskingConfig(top_k=1.0, relevance="random"),
-        text=MaskingConfig(top_k=1.0, relevance="random"),
+        image=MaskingConfig(relevance="random"),
+        text=MaskingConfig(relevance="random"),
         target="ground_truth",
         one_pass=True,
     ),

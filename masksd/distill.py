@@ -55,6 +55,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
         maskers: what ranks, draws and replaces tokens, by modality, ``"image"`` and ``"text"``.
         loss_scale: with ``low_memory=True`` and a ``GradScaler`` (fp16), its scale for the inner
             backwards; set it before each step, ``sd.loss_scale = scaler.get_scale()``.
+        teacher_rests: with ``target="teacher"``, whether the average stays as it is in the next
+            calls: set it for all calls of an accumulated step but the first.
         step: 0-d int64 buffer, the training calls so far. With the config's seed and a sample's
             position in the global batch it keys every draw; torch's random state is never touched.
 
@@ -209,7 +211,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         self._check_batch((args, kwargs), target)
         with OneThread(self._turn), BatchNormTold():
             self._check_once(args, kwargs)
-            if self.teaching is not None:
+            if self.teaching is not None and not self.teacher_rests:
                 self.teaching.follow(passes.segmenter, self.step)
             truth = Truth(target, labelled)
             if self.distill_config.low_memory and torch.is_grad_enabled():

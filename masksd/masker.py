@@ -132,7 +132,7 @@ class TokenMasker(nn.Module):
         step: Tensor,
         first: int,
     ) -> tuple[Tensor, Tensor]:
-        """Do so at random, for a batch of ``size`` (B, N) that no model has seen yet."""
+        """Draw a mask at random, for ``size`` (B, N), before the model has run."""
         return self._draw(size, valid, device, step, first, lambda noise: noise())
 
     def _draw(

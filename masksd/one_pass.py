@@ -35,7 +35,7 @@ def one_pass_step(
     if "image" in passes.maskers:
         image = _Patches(passes.maskers["image"], given, passes.segmenter.cell, step, first)
     if "text" in passes.maskers:
-        masker, valid = passes.maskers["text"], given.valid
+        masker, valid = passes.maskers["text"], given.valid()
         mask, ranks = masker.draw_blindly(
             (len(valid), valid.shape[1]), valid, valid.device, step, first
         )

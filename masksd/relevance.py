@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -106,9 +105,10 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
     """Say of every patch how much of its attention the word it attends to most has, ``(B, N)``.
 
     The greatest entry of a softmax over the words of ``V · Linear(T)``, as in AMLRIS (arXiv
-    2602.22740), for patches ``V (B, N, C)`` and words ``T (B, L, D)``. Only real words count; a
-    sentence without any gives 1. AMLRIS trains nothing by this, so its ``Linear`` stays as it was
-    initialised, and so does ours. Where the host's patches and words share a space, there is none.
+    2602.22740), for patches ``V (B, N, C)`` and words ``T (B, L, D)``: all positions of a sentence,
+    start, end and padding too, as in its code. AMLRIS trains nothing by this, so its ``Linear``
+    stays as it was initialised, and so does ours. Where the host's patches and words share a
+    space, there is none.
 
     Args:
         plain: the plain pass.
@@ -118,11 +118,11 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
     Raises:
         ValueError: the host names no features of patches or words.
     """
-    patches, words, valid = plain.image.local, plain.text.local, plain.text.valid
-    if patches is None or words is None or valid.shape[1] != words.shape[1]:
+    patches, words = plain.image.local, plain.text.local
+    if patches is None or words is None:
         raise ValueError(
-            "relevance 'attention' needs features of patches and words, and to know the real ones: "
-            "name them with wrap(host, taps=masksd.Taps(patches=..., words=..., valid=...)). "
+            "relevance 'attention' needs features of patches and words: name them with "
+            "wrap(host, taps=masksd.Taps(patches=..., words=...)). "
             "Possible here: 'prediction', 'random', 'ground_truth'"
         )
     with without_autocast(patches.device):
@@ -131,10 +131,7 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
         if mapping is not None:
             mapping = mapping.to(words.dtype)
             words = F.linear(words, mapping[:, :-1], mapping[:, -1])
-        scores = patches @ words.transpose(1, 2)
-        scores = scores.masked_fill(~valid[:, None], float("-inf"))
-        greatest = scores.softmax(-1).amax(-1)
-    return torch.where(valid.any(1, keepdim=True), greatest, 1.0)
+        return (patches @ words.transpose(1, 2)).softmax(-1).amax(-1)
 
 
 def on_grid(plain: Pass, grid: tuple[int, int]) -> Pass:

@@ -89,11 +89,11 @@ class Given(NamedTuple):
 
     Attributes:
         images: ``(B, 3, H, W)``.
-        valid: bool ``(B, L)``, True for real words.
+        valid: gives bool ``(B, L)``, True for real words.
     """
 
     images: Tensor
-    valid: Tensor
+    valid: Callable[[], Tensor]
 
 
 FeatureCut = Callable[[str, Any], Any]

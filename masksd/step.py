@@ -51,11 +51,11 @@ class DistillOutput(NamedTuple):
             that this step has; ``"joint"`` instead of the two with ``joint=True``; and ``"align"``
             with relevance ``"projection"``.
         distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, plus ``align`` where there is one, 0-d.
-        logits: the main branch, ``(B, 1 or 2, H, W)``.
+        logits: the main branch, ``(B, 1 or 2, H, W)``; with ``one_pass`` the masked pass.
         masks: bool, True where a token was replaced: patches ``"lmvsd"`` ``(B, N)``, words
             ``"vmlsd"`` ``(B, L)``; with ``samples`` below 1, of the first samples.
         relevance: the scores that the filter saw, shaped as ``masks``.
-        host_output: what the host returned in its plain pass.
+        host_output: what the host returned in that pass.
 
     With ``low_memory=True`` only ``loss`` can be differentiated; the rest is detached. Printed, it
     shows the losses' values and the shapes of the rest.

@@ -177,13 +177,16 @@ class Triple(Segmenter):
     def given(self, images: Tensor, tokens: Tensor, *more: Any) -> Given:
         """Return the images and the real words, as ``encoder.real_words(tokens)`` marks them."""
         _two_only(more)
+        return Given(images, lambda: self._real_words(tokens))
+
+    def _real_words(self, tokens: Tensor) -> Tensor:
         if not callable(getattr(self.encoder, "real_words", None)):
             raise ValueError(
                 f"one_pass=True masks words before they are encoded, but encoder "
                 f"{type(self.encoder).__name__} has no method real_words; give it one that returns "
                 "bool (B, L) for tokens (B, L), True for real words, or set text=None"
             )
-        return Given(images, self.encoder.real_words(tokens))
+        return self.encoder.real_words(tokens)
 
     def masked(
         self,

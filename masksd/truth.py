@@ -64,13 +64,15 @@ class Truth(NamedTuple):
     def weights(self, like: Tensor) -> Tensor | None:
         """Weigh samples so that a mean over the batch is one over the labelled samples, ``(B,)``.
 
-        Over several processes, a mean of their means is one over the labelled samples of all.
-        Without any, every weight is 0.
+        Over several processes, a mean of their means is one over the labelled samples of all; all
+        of them must ask, or none. Without gradients, as in a preview, each process is on its own.
+        Without any labelled sample, every weight is 0.
         """
         if self.labelled is None:
             return None
         seen = self.labelled.to(torch.promote_types(like.dtype, torch.float32))
         counts = torch.stack([seen.sum(), torch.ones_like(seen).sum()])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if together and torch.is_grad_enabled():
             torch.distributed.all_reduce(counts)
         return seen * (counts[1] / counts[0].clamp(min=1.0))

@@ -77,6 +77,7 @@ class Wrapper(nn.Module):
         self._passes = Passes(segmenter, config, maskers, branches, self.projection, self.teaching)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.loss_scale: float | Tensor = 1.0
+        self.teacher_rests = False
         self._next = 0  # the step as a Python number: reading the buffer would stall the device
         self._step_was_set = False
         self._checked = not check

@@ -301,3 +301,25 @@ def test_a_teacher_is_counted():
     images, tokens, _ = batch()
     text = sd.describe(images, tokens)
     assert "the teacher 1.000 without backward" in text
+
+
+def test_a_resting_teacher_stays_as_it_is():
+    """Of an accumulated step's calls, only the first moves the average."""
+    sd = make("teacher", teacher_decay=0.5)
+    images, tokens, masks = batch()
+    for step in range(2):
+        for part in range(3):
+            sd.teacher_rests = part > 0
+            before = copy.deepcopy(sd.teaching.state_dict())
+            sd(images, tokens, target=masks).loss.backward()
+            after = sd.teaching.state_dict()
+            moved = any(not torch.equal(before[name], after[name]) for name in before)
+            assert moved == (step > 0 and part == 0)
+        with torch.no_grad():
+            for parameter in sd.segmenter.parameters():
+                parameter.add_(0.1)
+
+
+def test_a_model_that_never_sees_the_truth_is_refused():
+    with pytest.raises(ValueError, match="lambda_main=0 leaves nothing that learns from the truth"):
+        DistillConfig(lambda_main=0.0)

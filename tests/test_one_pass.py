@@ -79,7 +79,7 @@ def test_counts_are_those_of_the_config_and_draws_repeat():
     images, tokens, masks = batch()
     drawn = [make()(images, tokens, target=masks).masks for _ in range(2)]
     assert torch.equal(drawn[0]["lmvsd"], drawn[1]["lmvsd"])
-    assert (drawn[0]["lmvsd"].sum(1) == drawn[0]["lmvsd"].shape[1] // 4).all()
+    assert (drawn[0]["lmvsd"].sum(1) == drawn[0]["lmvsd"].shape[1] // 8).all()
     sd = make()
     first = sd(images, tokens, target=masks).masks["lmvsd"]
     assert not torch.equal(first, sd(images, tokens, target=masks).masks["lmvsd"])
@@ -162,6 +162,7 @@ def test_evaluation_is_the_host_and_preview_changes_nothing():
     ("changes", "message"),
     [
         ({"target": "main"}, "no plain pass to learn from, got target='main'"),
+        ({"lambda_main": 0.0}, "lambda_main=0 leaves nothing that learns from the truth"),
         ({"joint": True}, "leave joint at False"),
         ({"low_memory": True}, "leave low_memory at False"),
         ({"share_weights": False}, "leave share_weights at True"),
@@ -195,6 +196,10 @@ def test_an_encoder_that_cannot_tell_words_is_told_what_to_do():
     images, tokens, masks = make_batch(batch=2)
     with pytest.raises(ValueError, match="has no method real_words; give it one"):
         sd(images, tokens, target=masks)
+    sd.unwrap()
+    patches = dataclasses.replace(AUGMENT, text=None)  # as the error proposes
+    sd = CrossModalMaskedSelfDistill(Silent(encoder), neck, decoder, patches)
+    assert sd(images, tokens, target=masks).masks["lmvsd"].any()
 
 
 def test_a_segmenter_of_ones_own_must_say_what_a_call_brings():

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from masksd import DistillConfig, MaskingConfig
+from masksd.config import PRESETS
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.transforms import normalize
-from masksd.kit.evaluation.recall import on_pixels, relevance_recall, top_patches
+from masksd.kit.evaluation.recall import _image_config, on_pixels, relevance_recall, top_patches
 from masksd.kit.sources import build_model, open_split
 
 
@@ -139,3 +140,9 @@ def test_checkpoints_that_rank_no_patches_are_refused(root: Path) -> None:
         relevance_recall(checkpoint._replace(config=config), dataset)
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         relevance_recall(checkpoint, dataset, batch_size=0)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_leaves_its_branch_of_patches(name: str) -> None:
+    checkpoint = build_model(TrainConfig(distill=DistillConfig.preset(name)))
+    assert _image_config(checkpoint).image == DistillConfig.preset(name).image

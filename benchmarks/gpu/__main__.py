@@ -10,7 +10,7 @@
 - ``compiled step``: the same through ``torch.compile(sd, fullgraph=True)``.
 
 Rows are appended to ``gpu.csv`` after each part. A part that runs out of time is cut short. The
-exit code is 1 if a check of ``correctness`` fails; bounds of speed are columns and no more.
+exit code is 1 if a check of ``correctness`` fails; speed bounds are only reported, in columns.
 ``--tiny`` shows in seconds that all parts run; its rows stay out of ``benchmarks/results``.
 """
 
@@ -82,7 +82,7 @@ def run_parts(device: str, size: Size, minutes: float, folder: Path, commit: str
                     show(each)
         except OutOfTime:
             missing.append(name)
-        except Exception as error:  # the next part is another matter
+        except Exception as error:  # the other parts may still run
             traceback.print_exc()
             rows.append(failed(name, "", error))
             show(rows[-1])
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "cpu" and not args.tiny:
         parser.error("rows from a CPU need --tiny, got --device cpu alone")
     if args.tiny and args.folder.resolve() == measure.FOLDER.resolve():
-        parser.error(f"rows of --tiny do not belong into {args.folder}: name another --folder")
+        parser.error(f"rows of --tiny do not belong in {args.folder}: name another --folder")
     if not args.minutes >= 0:
         parser.error(f"--minutes must be 0 or more, got {args.minutes:g}")
     commit = measure.commit() if args.commit is None else args.commit

@@ -33,7 +33,7 @@ def rows(device: str, size: Size) -> Iterator[Row]:
         try:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 found = check(device, size)
-        except Exception as error:  # the next check is another matter
+        except Exception as error:  # the other checks may still run
             traceback.print_exc()
             yield failed("correctness", name, error)
             continue

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import few_masks
 from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.published import LEDGER, Published, gain_cell
 from benchmarks.pages.readme import newest, read, render
@@ -134,9 +135,10 @@ def refcoco_hours() -> str:
     )
 
 
-PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+PAGES: dict[Path, Mapping[str, Callable[[], str]]] = {
     FRONT: {"gains": gains},
     EVIDENCE: {
+        **few_masks.TABLES,
         "confirm": confirm,
         "settings": settings,
         "towers": towers,
@@ -155,5 +157,6 @@ def draw() -> None:
 
 def write() -> None:
     draw()
+    few_masks.draw()
     for page, tables in PAGES.items():
         page.write_text(render(page.read_text(encoding="utf-8"), tables), encoding="utf-8")

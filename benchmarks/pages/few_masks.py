@@ -12,7 +12,15 @@ from matplotlib import pyplot as plt
 from benchmarks.measure import FOLDER
 from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.published import gain_cell
-from benchmarks.study.few_masks import CLEAN, MASKS, ROWS, few_masks_study
+from benchmarks.study.few_masks import (
+    CLEAN,
+    MASKS,
+    NOISE,
+    NOISY,
+    ROWS,
+    few_masks_study,
+    noise_study,
+)
 from benchmarks.study.paired import student_t
 from benchmarks.study.plan import COMPUTE, STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
@@ -28,6 +36,7 @@ CONDITIONS = {
     "testA drop=1": "a word dropped",
     "testA drop=2": "two words dropped",
 }
+BUDGETS = {"": "equal_steps", ", equal compute": "equal_compute"}
 DRAWN = {
     "host": ("host", STEPS, "#9aa5b1"),
     "host, trained longer": ("host", COMPUTE, "#5b6770"),
@@ -59,7 +68,7 @@ def gains(split: str, model: str = HOST) -> str:
     lines[0] += [
         spread_cell(t["host"].mean["mIoU"], t["host"].deviation["mIoU"]) for t in tables.values()
     ]
-    for title, of in (("", "equal_steps"), (", equal compute", "equal_compute")):
+    for title, of in BUDGETS.items():
         for row in ROWS:
             each = [table.get(row) for table in tables.values()]
             costs = [one.cost for one in each if one]
@@ -76,7 +85,7 @@ def gains(split: str, model: str = HOST) -> str:
     return (
         f"{markdown_table(head, lines)}\n\n`{model}`, {study.data_name()}, {split}, "
         f"{study.samples} expressions; {study.base.steps} steps of {study.base.batch_size}, and of "
-        f"{study.base.batch_size} more without masks where a teacher is; best of the checkpoints "
+        f"{study.base.batch_size} more without masks in the rows named; best of the checkpoints "
         f"on val; seeds {', '.join(map(str, seeds))}; {', '.join(devices)}."
     )
 
@@ -95,16 +104,14 @@ def missing(masks: int = 200, model: str = HOST) -> str:
             ),
         ]
     ]
-    for row in ROWS:
-        cells = [
-            gain_cell(t[row].equal_steps.get("mIoU")) if row in t else "" for t in tables.values()
-        ]
-        if any(cells):
-            lines.append([row, *cells])
-    return (
-        f"{markdown_table(['row', *CONDITIONS.values()], lines)}\n\n`{model}`, {masks} masks, "
-        "testA; gains at equal steps."
-    )
+    for title, of in BUDGETS.items():
+        for row in ROWS:
+            each = [table.get(row) for table in tables.values()]
+            cells = [gain_cell(getattr(one, of).get("mIoU")) if one else "" for one in each]
+            if any(cells):
+                lines.append([f"{row}{title}", *cells])
+    table = markdown_table(["row", *CONDITIONS.values()], lines)
+    return f"{table}\n\n`{model}`, {masks} masks, testA."
 
 
 def draw_curve(path: Path, split: str = "testA", model: str = HOST) -> None:
@@ -139,7 +146,7 @@ def draw_curve(path: Path, split: str = "testA", model: str = HOST) -> None:
     axes.set_xscale("log")
     axes.set_xticks(numbers, [f"{masks:,}" for masks in numbers])
     axes.minorticks_off()
-    axes.set_xlabel("masks for training; all other images have sentences only")
+    axes.set_xlabel("masks for training; all other expressions have none")
     axes.set_ylabel("mIoU, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -154,10 +161,38 @@ def half(scores: list[float]) -> float:
     return student_t(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
+def noise(model: str = HOST) -> str:
+    """What the masked pass learns from, with shares of wrong masks; compared with the truth."""
+    tables = {share: summarise_noise(share, model) for share in NOISE}
+    there = {share: table for share, table in tables.items() if table}
+    if not there:
+        return f"No rows of `{model}` yet."
+    names = dict.fromkeys(name for table in there.values() for name in table)
+    head = ["row", *(f"{share:.0%} wrong" for share in there)]
+    lines = []
+    for name in names:
+        cells = []
+        for table in there.values():
+            one = table.get(name)
+            score = spread_cell(one.mean["mIoU"], one.deviation["mIoU"]) if one else ""
+            gain = gain_cell(one.equal_steps.get("mIoU")) if one else ""
+            cells.append(f"{score}; {gain}" if gain else score)
+        lines.append([name, *cells])
+    return (
+        f"{markdown_table(head, lines)}\n\n`{model}`, {NOISY} masks, testA; mIoU, and the gain "
+        "over the truth as target."
+    )
+
+
+@cache
+def summarise_noise(share: float, model: str) -> dict[str, Summary]:
+    return summarise(noise_study(share, model), LEDGER, CLEAN[0], resamples=1000)
+
+
 TABLES = {
+    "noise": noise,
     "few_masks_testA": partial(gains, CLEAN[0]),
     "few_masks_testB": partial(gains, CLEAN[1]),
-    "few_masks_lavt": partial(gains, CLEAN[0], "lavt_tiny"),
     "missing": missing,
 }
 """By the name of the block on the page."""

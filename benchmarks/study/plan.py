@@ -242,7 +242,7 @@ def multiply_adds(config: TrainConfig) -> int:
     if config.steps is None:
         raise ValueError("a run's compute is counted over its steps; set steps, not epochs")
     distill = config.distill
-    if distill.one_pass:
+    if all(each is None or each.every == 1 for each in (distill.image, distill.text)):
         return _step_cost(config, distill) * config.steps * config.images_per_pass()
     plain = _step_cost(config, dataclasses.replace(distill, image=None, text=None, joint=False))
     total = plain * config.steps

@@ -147,7 +147,7 @@ class ClipSegSegmenter(Segmenter):
     def given(self, *args: Any, **kwargs: Any) -> Given:
         """Return the images and the real words of a call."""
         named = self._named(args, kwargs)
-        return Given(named["pixel_values"], self._valid(named["input_ids"]))
+        return Given(named["pixel_values"], lambda: self._valid(named["input_ids"]))
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = self._signature.bind(*args, **kwargs).arguments

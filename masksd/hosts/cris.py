@@ -138,7 +138,7 @@ class CrisSegmenter(Segmenter):
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._ranking(words), sentence, valid),
+            TextFeatures(self._ranking(words), sentence, valid()),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
@@ -149,7 +149,7 @@ class CrisSegmenter(Segmenter):
     def given(self, *args: Any, **kwargs: Any) -> Given:
         """Return the images and the real words of a call."""
         tokens = self._call.get(TOKENS, args, kwargs)
-        return Given(self._call.get(IMAGES, args, kwargs), self._valid(tokens))
+        return Given(self._call.get(IMAGES, args, kwargs), lambda: self._valid(tokens))
 
     def masked(
         self,

@@ -178,7 +178,8 @@ class TapSegmenter(Segmenter):
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
-        images, valid = self.given(*args, **kwargs)
+        given = self.given(*args, **kwargs)
+        images, valid = given.images, given.valid()
         self._check_valid(valid, logits)
         embedded = embedding_grid(self.taps["image"].positions, images)
         grid = cells(embedded, images, taps.cell)
@@ -210,7 +211,7 @@ class TapSegmenter(Segmenter):
         if not isinstance(images, Tensor) or images.ndim < 4:
             came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images={where!r} must be images (B, 3, H, W), got {came}")
-        return Given(images, self._valid(args, kwargs, images))
+        return Given(images, lambda: self._valid(args, kwargs, images))
 
     def masked(
         self,

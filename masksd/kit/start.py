@@ -25,6 +25,11 @@ def load_start(checkpoint: Checkpoint, folder: Path) -> None:
             f"start_from {folder} is a {theirs}, but the run's model is {ours}; use --model "
             f"{theirs}"
         )
+    if earlier.config.fit != checkpoint.config.fit:
+        raise ValueError(
+            f"start_from {folder} was trained with fit {earlier.config.fit!r}, but the run has "
+            f"{checkpoint.config.fit!r}; use --fit {earlier.config.fit}"
+        )
     own, other = (
         (each.tokenizer.kind, each.tokenizer.vocab_size) for each in (checkpoint, earlier)
     )

@@ -57,15 +57,14 @@ def amlris_picked(relevance, noise):
     return picked
 
 
-def amlris_relevance(patches, words, valid, linear=None):
-    """For each patch the greatest entry of a softmax over the real words."""
+def amlris_relevance(patches, words, linear=None):
+    """For each patch the greatest entry of a softmax over all positions of the sentence."""
     rows = []
-    for sample, sentence, real in zip(patches, words, valid, strict=True):
+    for sample, sentence in zip(patches, words, strict=True):
         sentence = sentence if linear is None else sentence @ linear[0].T + linear[1]
         row = []
         for patch in sample:
-            scores = [patch @ word for word, is_real in zip(sentence, real, strict=True) if is_real]
-            row.append(torch.stack(scores).softmax(0).max() if scores else patch.new_ones(()))
+            row.append(torch.stack([patch @ word for word in sentence]).softmax(0).max())
         rows.append(torch.stack(row))
     return torch.stack(rows)
 

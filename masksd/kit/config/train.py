@@ -44,7 +44,7 @@ class TrainConfig(StoredConfig):
         train_items: one item per ref with one of its expressions drawn at random (refs), or one
             item per expression (sentences).
         labels: refs of the training split whose masks are used, a number or a share in (0, 1); None
-            uses all. Of one seed, fewer are among more.
+            uses all. With the same seed, a smaller set is a subset of a larger one.
         unlabelled: where images and expressions without masks come from, for the branches: the
             data's own name (the refs that labels leaves out), another data set in the same root, or
             a folder that holds one of the same name; their train_split.

@@ -46,7 +46,7 @@ def count_labels(labels: int | float, refs: int) -> int:
 def choose_refs(labels: int | float, refs: int, seed: int) -> tuple[Positions, Positions]:
     """Choose the refs whose masks are used; return their positions, and those of the others.
 
-    A seed has one order of the refs, of which more labels take more: fewer are among them.
+    With the same seed, a smaller set is a subset of a larger one.
 
     Example:
         >>> few, rest = choose_refs(2, refs=5, seed=0)

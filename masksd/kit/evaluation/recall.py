@@ -102,7 +102,8 @@ def _image_config(checkpoint: Checkpoint) -> DistillConfig:
         raise ValueError(
             "the checkpoint was trained without an image branch, so nothing ranks patches"
         )
-    config = DistillConfig.from_json(json.dumps({**fields, "text": None}))
+    apart = {"text": None, "joint": False, "one_pass": False}
+    config = DistillConfig.from_json(json.dumps({**fields, **apart}))
     if config.image is not None and config.image.relevance == "projection":
         raise ValueError(
             "the checkpoint's relevance is a learned projection, which checkpoints do not hold"

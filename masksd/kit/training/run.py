@@ -125,6 +125,7 @@ class Run(Lifecycle):
     def backward(self, batch: Batch, step: int, part: int) -> Terms:
         """Add the gradients of one of a step's batches; return its losses."""
         key = [step, self.accelerator.process_index, part][: None if part else 2]
+        self.sd.teacher_rests = part > 0
         torch.manual_seed(keyed_seed(self.config.seed, "dropout", *key))
         truth = truth_of(batch)
         out = self.wrapped(*self.inputs(batch), **truth)
