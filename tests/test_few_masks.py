@@ -58,11 +58,11 @@ def test_a_study_is_run_scored_and_compared(data, tmp_path):
 def test_every_row_of_both_studies_can_be_planned():
     study = few_masks_study(200)
     runs = plan_runs(dataclasses.replace(study, seeds=(0,)))
-    assert len(runs) == 8 + 3  # rows, and the host trained three, four and five times as long
-    teachers = [run for run in runs if run.variant.startswith("teacher")]
-    assert all(run.config.unlabelled == "shapes" for run in teachers)
+    assert len(runs) == 10 + 3  # rows, and the host trained three, four and five times as long
+    alone = {run.variant for run in runs if run.config.unlabelled is None}
+    assert alone == {"host", "augment", "cm-masksd", "teacher, both, masks only"}
     noise = plan_runs(dataclasses.replace(noise_study(0.4), seeds=(0,)))
-    assert [run.config.label_noise for run in noise] == [0.4] * 4
+    assert [run.config.label_noise for run in noise] == [0.4] * 5
     assert {run.config.unlabelled for run in noise} == {None}
 
 

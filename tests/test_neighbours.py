@@ -267,7 +267,7 @@ def test_weight_0_is_kept_where_the_host_computes_its_own_loss():
 
 def test_weight_0_is_kept_where_the_plain_pass_alone_would_use_a_parameter():
     for changes in ({"share_weights": False}, {"image": MaskingConfig(every=2), "text": None}):
-        config = DistillConfig(lambda_main=0.0, **changes)
+        config = DistillConfig(lambda_main=0.0, target="ground_truth", **changes)
         sd = CrossModalMaskedSelfDistill(*make_triple(), config)
         images, tokens, target = make_batch()
         for _ in range(2):
@@ -440,7 +440,7 @@ def test_attention_says_what_it_lacks_and_auto_stays_as_it_was():
     amlris = preset("amlris")
     host = Stem(nn.Conv2d(3, 4, 8, 8))
     sd = CrossModalMaskedSelfDistill.wrap(host, amlris, taps=STEM)
-    with pytest.raises(ValueError, match=r"Taps\(patches=\.\.\., words=\.\.\., valid=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"Taps\(patches=\.\.\., words=\.\.\.\)"):
         sd(torch.randn(2, 3, 32, 32), target=torch.zeros(2, 4, 4))
     sd = CrossModalMaskedSelfDistill.wrap(test_hosts_lavt.tiny())
     assert {name: masker.relevance for name, masker in sd.maskers.items()} == {

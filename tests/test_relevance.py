@@ -229,7 +229,7 @@ def test_attention_by_taps_needs_no_branch_of_words():
     scores = out.relevance["lmvsd"]
     assert ((scores > 1 / inputs[1].shape[1]) & (scores <= 1)).all()
     assert scores.unique().numel() > 1
-    for lacking in ("patches", "words", "valid"):
+    for lacking in ("patches", "words"):
         sd = wrap(make(), config, taps=dataclasses.replace(FEATURES, **{lacking: None}))
         with pytest.raises(ValueError, match="relevance 'attention' needs features of patches and"):
             sd(*inputs, target=target)
