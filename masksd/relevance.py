@@ -146,9 +146,9 @@ def neck_attention(plain: Pass) -> Tensor:
     if attention is None or attention.ndim != 4 or attention.shape[:2] != (batch, 1):
         came = "nothing" if attention is None else f"shape {tuple(attention.shape)}"
         raise ValueError(
-            f"relevance 'neck' needs a neck whose result has spatial_attention ({batch}, 1, h, w), "
-            f"got {came}: that of clip_lda_tiny has, or return masksd.Pass(..., neck=...) from the "
-            "plain pass of your segmenter. Possible here: 'prediction', 'random', 'ground_truth'"
+            "relevance 'neck' needs a neck whose result has spatial_attention (B, 1, h, w), as "
+            f"masksd.models.lda.LdaNeck's has, got {came}; a segmenter of your own returns "
+            "masksd.Pass(..., neck=...). Possible here: 'prediction', 'random', 'ground_truth'"
         )
     return _on_patches(in_full_precision(attention), plain)
 
