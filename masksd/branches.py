@@ -184,4 +184,5 @@ def first_samples(plain: Pass, rows: int) -> Pass:
         text=tree_map(cut_feature, plain.text),
         inputs=tree_map(cut, plain.inputs),
         host_output=None,
+        neck=cut(plain.neck),
     )

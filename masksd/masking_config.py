@@ -9,7 +9,10 @@ from masksd.errors import check_choice, check_fraction
 from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
 
 RELEVANCE = {
-    "image": ("auto", "dot", "prediction", "projection", "attention", "random", "ground_truth"),
+    "image": (
+        *("auto", "dot", "prediction", "projection", "attention", "neck", "random"),
+        "ground_truth",
+    ),
     "text": ("auto", "dot", "projection", "random"),
 }
 """What may rank the tokens of a modality; see :mod:`masksd.relevance`."""
@@ -37,7 +40,9 @@ class MaskingConfig:
             for hosts whose patches and words share a space); ``"projection"``, the same after a
             learned linear map, trained by text-to-pixel alignment; ``"random"``; for patches only,
             the model's own ``"prediction"``, its ``"attention"`` (how sure a patch is of one word,
-            see :func:`masksd.relevance.word_attention`) or, for study, the ``"ground_truth"``.
+            see :func:`masksd.relevance.word_attention`), the spatial attention of its ``"neck"``,
+            where that says so, as language-driven attention does, or, for study, the
+            ``"ground_truth"``.
             ``"auto"`` is dot where the space is shared, else prediction for patches and random for
             words.
         threshold: only tokens whose relevance is below it may be masked, and ``top_k`` is a share
@@ -80,7 +85,7 @@ class MaskingConfig:
     ratio: float | None = None
     selection: Literal["top", "bottom"] = "top"
     relevance: Literal[
-        "auto", "dot", "prediction", "projection", "attention", "random", "ground_truth"
+        "auto", "dot", "prediction", "projection", "attention", "neck", "random", "ground_truth"
     ] = "auto"
     threshold: float | None = None
     rounding: (

@@ -72,8 +72,8 @@ def rank_tokens(
     """Score every patch or word for the correlation filter (Sec. III-B).
 
     Args:
-        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"attention"``, ``"random"`` or
-            ``"ground_truth"``.
+        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"attention"``, ``"neck"``,
+            ``"random"`` or ``"ground_truth"``.
         modality: ``"image"`` or ``"text"``.
         plain: the plain pass whose features rank; projected, for ``"projection"``.
         target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
@@ -90,14 +90,16 @@ def rank_tokens(
         return noise()
     if kind == "prediction":
         share = foreground(in_full_precision(plain.logits)).sigmoid()
-        return F.adaptive_avg_pool2d(share, plain.image.grid).flatten(1)
+        return _on_patches(share, plain)
     if kind == "ground_truth":
         if target is None:
             raise ValueError("relevance 'ground_truth' needs a target: call sd(..., target=masks)")
         truth = with_channel(target, batch=plain.logits.shape[0])
-        return F.adaptive_avg_pool2d(truth.float(), plain.image.grid).flatten(1)
+        return _on_patches(truth.float(), plain)
     if kind == "attention":
         return word_attention(plain, word_map)
+    if kind == "neck":
+        return neck_attention(plain)
     return _dot(kind, modality, plain)
 
 
@@ -132,6 +134,28 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
             mapping = mapping.to(words.dtype)
             words = F.linear(words, mapping[:, :-1], mapping[:, -1])
         return (patches @ words.transpose(1, 2)).softmax(-1).amax(-1)
+
+
+def neck_attention(plain: Pass) -> Tensor:
+    """Average over every patch how much the neck attends to each place, ``(B, N)``.
+
+    Raises:
+        ValueError: the neck does not say where it attends.
+    """
+    attention, batch = plain.neck, plain.logits.shape[0]
+    if attention is None or attention.ndim != 4 or attention.shape[:2] != (batch, 1):
+        came = "nothing" if attention is None else f"shape {tuple(attention.shape)}"
+        raise ValueError(
+            "relevance 'neck' needs a neck whose result has spatial_attention (B, 1, h, w), as "
+            f"masksd.models.lda.LdaNeck's has, got {came}; a segmenter of your own returns "
+            "masksd.Pass(..., neck=...). Possible here: 'prediction', 'random', 'ground_truth'"
+        )
+    return _on_patches(in_full_precision(attention), plain)
+
+
+def _on_patches(places: Tensor, plain: Pass) -> Tensor:
+    """Average maps ``(B, 1, h, w)`` over every patch, ``(B, N)``."""
+    return F.adaptive_avg_pool2d(places, plain.image.grid).flatten(1)
 
 
 def on_grid(plain: Pass, grid: tuple[int, int]) -> Pass:

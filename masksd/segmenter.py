@@ -72,6 +72,8 @@ class Pass(NamedTuple):
         loss: the model's own segmentation loss, 0-d, where it computes one.
         target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if any.
         size: height and width of the images; ``MaskingConfig.cell`` alone asks.
+        neck: how much the model's neck attends to each place, ``(B, 1, h, w)`` of any size, where
+            it says; relevance ``"neck"`` alone asks.
     """
 
     logits: Tensor
@@ -82,6 +84,7 @@ class Pass(NamedTuple):
     loss: Tensor | None = None
     target: Tensor | None = None
     size: tuple[int, int] | None = None
+    neck: Tensor | None = None
 
 
 class Given(NamedTuple):

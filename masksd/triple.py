@@ -40,7 +40,8 @@ class Triple(Segmenter):
 
     Args:
         encoder: module with the two methods.
-        neck: module.
+        neck: module. Where ``fused`` has an attribute ``spatial_attention (B, 1, h, w)``, relevance
+            ``"neck"`` ranks the patches by it.
         decoder: module.
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
             before positions are added; None takes ``encoder.image_embedding``.
@@ -124,8 +125,8 @@ class Triple(Segmenter):
     def host(self, images: Tensor, tokens: Tensor, *more: Any) -> Tensor:
         """Return the logits ``(B, 1, H, W)``, exactly as the three parts give them."""
         _two_only(more)
-        image = self.encoder.encode_image(images)
-        return self._decode(image, self.encoder.encode_text(tokens), self.neck, self.decoder)
+        image, text = self.encoder.encode_image(images), self.encoder.encode_text(tokens)
+        return self._decode(self.neck(image.maps, text.pooled), text, self.decoder)
 
     def plain(self, images: Tensor, tokens: Tensor, *more: Any) -> Pass:
         """Run all three parts (Eq. 1 and 2)."""
@@ -141,7 +142,8 @@ class Triple(Segmenter):
                 f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
             )
         _held, before = _seen(image, text)
-        logits = self._decode(image, text, self.neck, self.decoder)
+        fused = self.neck(image.maps, text.pooled)
+        logits = self._decode(fused, text, self.decoder)
         if _seen(image, text)[1] != before:
             raise ValueError(
                 "neck or decoder wrote into the encoder's features in place, or put others into "
@@ -149,7 +151,16 @@ class Triple(Segmenter):
                 "(x = x + y, x.clone(), list(maps))"
             )
         inputs, size = (images, tokens, lower), (images.shape[-2], images.shape[-1])
-        return Pass(logits, image, text, host_output=logits, inputs=inputs, size=size)
+        attention = getattr(fused, "spatial_attention", None)
+        return Pass(
+            logits,
+            image,
+            text,
+            host_output=logits,
+            inputs=inputs,
+            size=size,
+            neck=None if attention is None else attention.detach(),
+        )
 
     @property
     def root(self) -> nn.Module:
@@ -208,7 +219,7 @@ class Triple(Segmenter):
             with self.taps["text"].masking(text):
                 text_features = self.encoder.encode_text(tokens)
         neck, decoder = parts.get("neck", self.neck), parts.get("decoder", self.decoder)
-        return self._decode(image_features, text_features, neck, decoder)
+        return self._decode(neck(image_features.maps, text_features.pooled), text_features, decoder)
 
     @contextlib.contextmanager
     def cutting(self, cut: FeatureCut) -> Iterator[None]:
@@ -225,11 +236,9 @@ class Triple(Segmenter):
         return cast(nn.Module, self.encoder), self.neck, self.decoder
 
     @staticmethod
-    def _decode(
-        image: ImageFeatures, text: TextFeatures, neck: nn.Module, decoder: nn.Module
-    ) -> Tensor:
+    def _decode(fused: Any, text: TextFeatures, decoder: nn.Module) -> Tensor:
         attend = text.valid if text.attention_mask is None else text.attention_mask
-        logits: Tensor = decoder(neck(image.maps, text.pooled), text.local, attend)
+        logits: Tensor = decoder(fused, text.local, attend)
         return logits
 
 

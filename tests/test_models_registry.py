@@ -67,6 +67,8 @@ def test_names() -> None:
         "clip_cris_vit_b16",
         "clip_cris_vit_l14",
         "clip_cris_vit_s16",
+        "clip_lda_tiny",
+        "clip_lda_vit_b16",
         "lavt_swin_b",
         "lavt_tiny",
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Pass, Taps
+from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.masking import keyed_noise
 from masksd.models import create_model
 from tests import test_hosts_clipseg, test_hosts_cris, test_hosts_lavt
@@ -485,7 +485,7 @@ def test_a_segmenter_of_ones_own_must_tell_the_size_for_cells():
     plain = case.sd.segmenter.plain(*case.call(case.images))
     assert plain.size == (64, 64)
     with pytest.raises(ValueError, match=r"return masksd.Pass\(\.\.\., size=\(H, W\)\)"):
-        case.sd.maskers["image"].grid(Pass(*plain[:-1]))
+        case.sd.maskers["image"].grid(plain._replace(size=None))
 
 
 @pytest.mark.parametrize("name", ["maskris", "amlris", "amlris-paper"])

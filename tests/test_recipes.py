@@ -147,6 +147,7 @@ def options(*arguments: str) -> Any:
         (),
         ("--seed", "3", "--steps", "7"),
         ("--model", "clip_cris_tiny", "--tokenizer", "shapes"),
+        ("--model", "clip_lda_tiny"),
         ("--data-root", "None", "--max_length=17"),
         ("--preset", "cm-masksd", "--no-pretrained"),
         ("--branches", "lmvsd", "--pictures", "9"),

@@ -67,7 +67,7 @@ def shapes_towers(
 
 def has_towers(model: str) -> bool:
     """Return whether a model has two towers that share a space; LAVT has not."""
-    return model.startswith("clip_cris")
+    return model.startswith("clip_")
 
 
 def recipe_run(recipe: str, data_root: Path, images: Path | None = None) -> TrainConfig:

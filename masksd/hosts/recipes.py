@@ -37,6 +37,12 @@ def segmenter_for(
             "share_weights=False copies a neck and a decoder, which a whole host does not name: "
             "pass CrossModalMaskedSelfDistill(encoder, neck, decoder)"
         )
+    if config.image is not None and config.image.relevance == "neck":
+        raise ValueError(
+            "relevance 'neck' asks the neck where it attends, and a whole host does not name one: "
+            "pass CrossModalMaskedSelfDistill(encoder, neck, decoder), or use 'prediction', "
+            "'random' or 'ground_truth'"
+        )
     if config.image is not None and config.image.layer:
         raise ValueError(
             f"image.layer={config.image.layer} needs an encoder that can go on from there, in "

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from masksd.models.clip_cris import ClipCris, ClipCrisConfig
     from masksd.models.cris_resnet import ResNetCris, ResNetCrisConfig
     from masksd.models.lavt import Lavt, LavtConfig
+    from masksd.models.lda import ClipLda, ClipLdaConfig
 
 __all__ = [
     "ClipCris",
     "ClipCrisConfig",
+    "ClipLda",
+    "ClipLdaConfig",
     "Lavt",
     "LavtConfig",
     "ResNetCris",
@@ -28,6 +31,8 @@ __all__ = [
 _LAZY = {
     "ClipCris": "clip_cris",
     "ClipCrisConfig": "clip_cris",
+    "ClipLda": "lda",
+    "ClipLdaConfig": "lda",
     "Lavt": "lavt",
     "LavtConfig": "lavt",
     "ResNetCris": "cris_resnet",

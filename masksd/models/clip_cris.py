@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import CLIPVisionConfig
 
 from masksd.errors import check_choice, check_fraction
@@ -98,6 +99,11 @@ class ClipCrisConfig(ModelConfig):
             self.check_multiple(size, unit)
         self.resolve_end_token(self.vocab_size, self.end_token)
 
+    @property
+    def level_widths(self) -> list[int]:
+        """Channels of the maps that go to the neck, shallow to deep."""
+        return [self.vision_width] * (self.levels - 1) + [self.projection]
+
 
 class ClipCris(CrisModel):
     """Segment the object that a sentence describes.
@@ -144,13 +150,7 @@ class ClipCris(CrisModel):
             end_token=config.end_token,
             levels=config.levels,
         )
-        self.neck = Neck(
-            inputs=[config.vision_width] * (config.levels - 1) + [config.projection],
-            sentence=config.projection,
-            hidden=config.neck_width,
-            outputs=config.width,
-            norm=config.norm,
-        )
+        self.neck = self.build_neck(config)
         self.decoder = Decoder(
             width=config.width,
             words=config.projection,
@@ -160,4 +160,15 @@ class ClipCris(CrisModel):
             dropout=config.dropout,
             norm=config.norm,
             prior=config.prior,
+        )
+
+    @staticmethod
+    def build_neck(config: ClipCrisConfig) -> nn.Module:
+        """Build the neck for a config's sizes; a model with another neck overrides this."""
+        return Neck(
+            inputs=config.level_widths,
+            sentence=config.projection,
+            hidden=config.neck_width,
+            outputs=config.width,
+            norm=config.norm,
         )

@@ -25,10 +25,13 @@ class Fused(NamedTuple):
     Attributes:
         features: fused features, ``(B, D, h, w)``.
         sentence: the sentence vector, ``(B, P)``, which the text-to-pixel head turns into weights.
+        spatial_attention: how much the neck attends to each place, ``(B, 1, h, w)``, where it
+            says; relevance ``"neck"`` ranks by it.
     """
 
     features: Tensor
     sentence: Tensor
+    spatial_attention: Tensor | None = None
 
 
 class Neck(nn.Module):
@@ -69,13 +72,7 @@ class Neck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], sentence: Tensor) -> Fused:
         """Fuse ``maps (B, C, h, w)``, shallow to deep, with ``sentence (B, P)``."""
-        if len(maps) != len(self.smooth):
-            raise ValueError(f"the neck takes {len(self.smooth)} levels, got {len(maps)}")
-        if len(maps[-1]) != len(sentence):
-            raise ValueError(
-                f"each image needs one sentence, got {len(maps[-1])} images and "
-                f"{len(sentence)} sentences"
-            )
+        check_levels(maps, sentence, len(self.smooth))
         gate = self.sentence(sentence)[:, :, None, None]
         stages = [self.modulated(self.deepest(maps[-1]) * gate)]
         for level, lateral, merge in zip(
@@ -85,6 +82,17 @@ class Neck(nn.Module):
         smooth = [layer(stage) for layer, stage in zip(self.smooth, stages, strict=True)]
         features = self.gather(torch.cat(smooth, dim=1))
         return Fused(self.coordinates(with_coordinates(features)), sentence)
+
+
+def check_levels(maps: Sequence[Tensor], sentence: Tensor, levels: int) -> None:
+    """Raise a ``ValueError`` unless a neck gets its number of maps and one sentence an image."""
+    if len(maps) != levels:
+        raise ValueError(f"the neck takes {levels} levels, got {len(maps)}")
+    if len(maps[-1]) != len(sentence):
+        raise ValueError(
+            f"each image needs one sentence, got {len(maps[-1])} images and "
+            f"{len(sentence)} sentences"
+        )
 
 
 def with_coordinates(features: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from masksd.errors import check_choice, check_fraction
 NORMS = ("batch", "group")
 
 
-def convolution(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Sequential:
+def convolution(
+    inputs: int, outputs: int, kernel: int, norm: str, dilation: int = 1
+) -> nn.Sequential:
     """Build convolution, normalisation and ReLU that keep the size of the map."""
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
         normalization(outputs, norm),
         nn.ReLU(),
     )

@@ -26,7 +26,7 @@ TOWERS_FIT = {  # the values of options that keep the towers which come with mas
     "--name": {"shapes"},
     "--level": {"easy"},
     "--variant": {""},
-    "--model": {"clip_cris_tiny"},
+    "--model": {"clip_cris_tiny", "clip_lda_tiny"},
     "--tokenizer": {"shapes", "None"},
     "--max-length": {"17"},
     "--image-size": {"64", "None"},
