@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "grids"],
     ["losses", "masking"],
     ["hooks", "modules"],
-    ["masking_config"],
+    ["masking_config", "knowledge_losses"],
     ["config", "tap"],
     ["segmenter"],
     ["truth", "teacher"],
