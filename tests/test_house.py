@@ -17,15 +17,17 @@ FLOORS = [
     ["hooks", "modules"],
     ["masking_config", "knowledge_losses"],
     ["config", "tap"],
+    ["knowledge_config"],
     ["segmenter"],
     ["truth", "teacher"],
     ["triple", "hosts", "models", "relevance", "trial"],
-    ["masker"],
+    ["masker", "knowledge"],
     ["branches"],
     ["step"],
     ["low_memory", "one_pass", "describe", "check"],
     ["wrapper"],
     ["distill"],
+    ["cross_modal"],
     [""],  # masksd itself, the face
     [
         "kit.storage",
