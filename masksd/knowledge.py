@@ -84,6 +84,7 @@ class Knowledge(nn.Module):
 
     def _relation(self, ours: Pass, theirs: Pass) -> Tensor:
         student, teacher = _related("student", ours), _related("teacher", theirs)
+        _check_learns("patches and words", ours, student)
         if student[1].shape[1] != teacher[1].shape[1]:
             raise ValueError(
                 f"the student reads {student[1].shape[1]} words and the teacher "
@@ -96,6 +97,7 @@ class Knowledge(nn.Module):
 
     def _channel(self, ours: Pass, theirs: Pass) -> Tensor:
         student, teacher = _patches("student", ours), _patches("teacher", theirs)
+        _check_learns("patches", ours, (student,))
         if self.embedding is not None:
             student = F.linear(student, self.embedding.to(student.dtype))
         if self.config.kind == "cwd":
@@ -140,7 +142,7 @@ def _embedding(ours: int, theirs: int, seed: int) -> nn.Parameter | None:
 def _patches(who: str, plain: Pass) -> Tensor:
     if plain.image.local is None:
         raise _without_features(who, "patches")
-    return _learning(who, "patches", plain, plain.image.local)
+    return plain.image.local
 
 
 def _related(who: str, plain: Pass) -> tuple[Tensor, Tensor]:
@@ -158,18 +160,17 @@ def _related(who: str, plain: Pass) -> tuple[Tensor, Tensor]:
             f"{words.shape[-1]}, which have no cosine: name the modules that project them into one "
             "space, Taps(patches=..., words=...), or leave relations out, lambda_relation=0"
         )
-    return patches, _learning(who, "words", plain, words)
+    return patches, words
 
 
-def _learning(who: str, what: str, plain: Pass, features: Tensor) -> Tensor:
+def _check_learns(what: str, plain: Pass, features: tuple[Tensor, ...]) -> None:
     """Refuse features of a student that no gradient would pass."""
-    if who == "student" and plain.logits.requires_grad and not features.requires_grad:
+    if plain.logits.requires_grad and not any(each.requires_grad for each in features):
         raise ValueError(
             f"the student's {what} carry no gradient, so it would learn nothing from the teacher "
-            "there: train the tower that makes them, name another module in Taps, or use "
-            "kind='logits'"
+            "there: train what makes them, name other modules in Taps, set the loss's weight to "
+            "0, or use kind='logits'"
         )
-    return features
 
 
 def _without_features(who: str, what: str) -> ValueError:
