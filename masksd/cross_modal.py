@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import nn
@@ -72,18 +73,15 @@ class CrossModalDistill(nn.Module):
         _check_apart(student, teacher)
         super().__init__()
         self.distill_config = config or ChannelDistillConfig()
-        made: list[CrossModalMaskedSelfDistill] = []
-        try:
-            self.sd = _wrapped(student, made)
-            teaching = _wrapped(teacher, made)._attached().segmenter
-            self.sd.learn_from(
-                Knowledge(self.sd._attached().segmenter, teaching, self.distill_config, example)
-            )
-        except ValueError:
-            for each in made:
-                each.unwrap()
-            raise
-        self._made_teacher = any(each is not self.sd for each in made)
+        with contextlib.ExitStack() as undo:  # unless all goes well
+            self.sd = _wrapped(student, undo)
+            if self.sd.knowledge is not None:
+                raise ValueError("this student learns from a teacher already: wrap the model anew")
+            teaching = _wrapped(teacher, undo)
+            ours, theirs = (each._attached().segmenter for each in (self.sd, teaching))
+            self.sd.learn_from(Knowledge(ours, theirs, self.distill_config, example))
+            undo.pop_all()
+        self._made_teacher = teaching is not teacher
         self.training = self.sd.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,18 +126,18 @@ class CrossModalDistill(nn.Module):
         return student
 
 
-def _wrapped(model: Any, made: list[CrossModalMaskedSelfDistill]) -> CrossModalMaskedSelfDistill:
-    """Return a wrapper as it is, and wrap anything else without a branch; note what was made."""
+def _wrapped(model: Any, undo: contextlib.ExitStack) -> CrossModalMaskedSelfDistill:
+    """Return a wrapper as it is, and wrap anything else without a branch."""
     if isinstance(model, CrossModalMaskedSelfDistill):
         return model
     if isinstance(model, tuple):
         if len(model) != 3:
             raise ValueError(f"expected (encoder, neck, decoder), got a tuple of {len(model)}")
-        encoder, neck, decoder = model
-        made.append(CrossModalMaskedSelfDistill(encoder, neck, decoder, _NO_BRANCH))
+        made = CrossModalMaskedSelfDistill(*model, _NO_BRANCH)
     else:
-        made.append(CrossModalMaskedSelfDistill.wrap(model, _NO_BRANCH))
-    return made[-1]
+        made = CrossModalMaskedSelfDistill.wrap(model, _NO_BRANCH)
+    undo.callback(made.unwrap)
+    return made
 
 
 def _check_apart(student: Any, teacher: Any) -> None:

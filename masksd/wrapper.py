@@ -101,8 +101,6 @@ class Wrapper(nn.Module):
     def learn_from(self, knowledge: Knowledge) -> None:
         """Learn from a teacher's features too; :class:`masksd.CrossModalDistill` asks for it."""
         passes = self._attached()
-        if self.knowledge is not None:
-            raise ValueError("this wrapper learns from a teacher already: wrap the model anew")
         weight = next(passes.segmenter.parameters(), None)
         self.knowledge = knowledge if weight is None else knowledge.to(device=weight.device)
         self._passes = passes._replace(knowledge=knowledge)

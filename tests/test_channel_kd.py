@@ -519,8 +519,20 @@ def test_a_teacher_that_is_the_student_is_refused() -> None:
 def test_a_wrapper_learns_from_one_teacher() -> None:
     student = make_student()
     CrossModalDistill(student, make_triple(4), ChannelDistillConfig("logits"))
+    second = make_triple(5)
     with pytest.raises(ValueError, match="learns from a teacher already"):
-        CrossModalDistill(student, make_triple(5), ChannelDistillConfig("logits"))
+        CrossModalDistill(student, second, ChannelDistillConfig("logits"))
+    assert all(p.requires_grad for part in second for p in part.parameters())
+
+
+def test_a_failure_leaves_no_hook() -> None:
+    student, teacher = make_triple(), make_triple(4)
+    images = torch.zeros(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="triple takes images and tokens"):
+        CrossModalDistill(student, teacher, example=(images, images, images))
+    for part in (*student, *teacher):
+        assert not any(m._forward_hooks for m in part.modules())
+        assert all(p.requires_grad for p in part.parameters())
 
 
 BARE = dataclasses.replace(TAPS, patches=None, words=None)
