@@ -281,7 +281,7 @@ ONCE = {"image": RANDOM, "text": RANDOM, "one_pass": True}
     "choices",
     [
         BRANCHES,
-        BRANCHES | {"lambda_main": 0.0},
+        BRANCHES | {"lambda_main": 0.0, "target": "ground_truth"},
         BRANCHES | {"target": "teacher"},
         ONCE | {"target": "ground_truth"},
         ONCE | {"target": "teacher"},
