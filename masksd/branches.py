@@ -48,7 +48,7 @@ class MainPass(NamedTuple):
         ranking: the same in the space of the learned projection, where there is one.
         truth: the masks.
         step: 0-d int64, which keys the draws.
-        losses: ``"seg"`` and ``"align"``, where there are any.
+        losses: ``"seg"``, ``"align"`` and those against a teacher's features, where there are any.
         teacher: the teacher's logits, where there is one.
     """
 

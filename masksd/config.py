@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from masksd.errors import check_choice, check_fraction, unknown_name
+from masksd.errors import check_choice, check_fraction, check_weight, unknown_name
 from masksd.masking_config import BEST, RELEVANCE, TOKENS, MaskingConfig
 
 
@@ -70,13 +70,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name in ("lambda_image", "lambda_text", "lambda_main", "dice_weight"):
-            value = getattr(self, name)
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 <= value < float("inf")
-            ):
-                raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+            check_weight(name, getattr(self, name))
         for name in ("detach_target", "share_weights", "joint", "one_pass", "low_memory"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -238,12 +232,7 @@ class DistillConfig:
             >>> DistillConfig.from_json('{"image": {"ratio": 0.5}, "text": null}').image.ratio
             0.5
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the distillation config is not JSON: {error}") from None
-        default = DistillConfig()
-        fields = _checked_fields("DistillConfig", DistillConfig, fields)
+        default, fields = DistillConfig(), fields_from_json(DistillConfig, text)
         for modality in ("image", "text"):
             if fields.get(modality) is not None:
                 masking = _checked_fields(modality, MaskingConfig, fields[modality])
@@ -308,6 +297,15 @@ def checked_config(config: DistillConfig | None, teacher: object = None) -> Dist
             "DistillConfig(target='teacher')"
         )
     return config
+
+
+def fields_from_json(config: type, text: str) -> dict[str, Any]:
+    """Read fields of a configuration from the text of a JSON object; others are an error."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the distillation config is not JSON: {error}") from None
+    return _checked_fields(config.__name__, config, fields)
 
 
 def _checked_fields(what: str, config: type, fields: Any) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
     if config.low_memory:
         lines.append("  passes follow each other, each with its backward (low_memory)")
     own: list[nn.Module] = [*passes.maskers.values(), *branches.values()]
+    if passes.knowledge is not None:
+        lines += passes.knowledge.describe()
+        own.append(passes.knowledge)
     host, added = (
         sum(p.numel() for module in modules for p in module.parameters())
         for modules in ([segmenter], own)
@@ -143,29 +146,37 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
     target = torch.zeros_like(plain.logits[:, :1])
     ranking = plain if passes.projection is None else passes.projection(plain)
     step = torch.zeros((), dtype=torch.int64, device=plain.logits.device)
-    teaching, teacher = 0, None
+    taught: dict[str, int] = {}  # forward only
+    teacher = None
     if passes.teacher is not None:
-        teaching, teacher = multiply_adds(partial(passes.teacher.logits, args, kwargs))
+        taught["the teacher"], teacher = multiply_adds(partial(passes.teacher.logits, args, kwargs))
     once = MainPass(plain, ranking, Truth(target), step, {}, teacher)
     added = {
         name: multiply_adds(partial(passes.branch, name, once))[0] / branch.every
         for name, branch in passes.branches.items()
         if not passes.config.one_pass
     }
-    share = ", ".join(f"{name.upper()} {count / host:.3f}" for name, count in added.items())
-    if passes.teacher is not None:
-        share += f", the teacher {teaching / host:.3f} without backward"
+    shares = [f"{name.upper()} {count / host:.3f}" for name, count in added.items()]
+    if passes.knowledge is not None:
+        taught["the larger teacher"], theirs = multiply_adds(
+            partial(passes.knowledge.teach, args, kwargs)
+        )
+        compare = partial(passes.knowledge.losses, plain, theirs)
+        added["comparing"] = count = multiply_adds(compare)[0]
+        shares.append(f"comparing with it {count / host:.3f}")
+    shares += [f"{name} {count / host:.3f} without backward" for name, count in taught.items()]
     # a backward is two forwards
     main = 1.0 if passes.learns_plainly(plain) else 1 / 3
-    total = main + (sum(added.values()) + teaching / 3) / host
+    total = main + (sum(added.values()) + sum(taught.values()) / 3) / host
     rows, columns = plain.image.grid
+    extra = ", ".join(shares) or "nothing"
     size = _output_size(plain.host_output)
     output = "" if size is None else f"; the host's output: {size}"
     return (
         f"  patches: a grid of {rows} x {columns}\n"
         f"  logits: {tuple(plain.logits.shape[-2:])}{output}; a target is resized to the logits "
         "(nearest)\n"
-        f"  a forward of this batch: host {host:,} multiply-adds = 1; added {share or 'nothing'}; "
+        f"  a forward of this batch: host {host:,} multiply-adds = 1; added {extra}; "
         f"a step costs {total:.3f} host steps"
     )
 

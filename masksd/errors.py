@@ -36,6 +36,13 @@ def check_fraction(what: str, got: float) -> None:
         raise ValueError(f"{what} must be a number in [0, 1], got {got!r}")
 
 
+def check_weight(what: str, got: float) -> None:
+    """Raise a ``ValueError`` unless ``got`` is a finite number of at least 0."""
+    number = isinstance(got, (int, float)) and not isinstance(got, bool)
+    if not number or not 0 <= got < float("inf"):
+        raise ValueError(f"{what} must be a finite number, 0 or more, got {got!r}")
+
+
 def one_line(message: object) -> str:
     r"""Put a message that quotes a file or a library on one line, without colours and controls.
 

@@ -84,8 +84,8 @@ def low_memory_step(
         )
     idle = passes.zero_of_unused(main)
     gradients = Gradients([p for p in parameters if p.requires_grad], scale)
-    aligned = idle + main.losses["align"] if "align" in main.losses else idle
-    gradients.add(passes.with_seg(main, aligned), cut.leaves("image", "text"))
+    others = passes.with_others(main, idle)
+    gradients.add(passes.with_seg(main, others), cut.leaves("image", "text"))
     main = main._replace(
         plain=tree_map(_without_graph, main.plain),
         ranking=tree_map(_without_graph, main.ranking),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from masksd.branches import BranchResult, MainPass, MaskedBranch
 from masksd.config import DistillConfig
+from masksd.knowledge import Knowledge
 from masksd.losses import check_not_probabilities
 from masksd.masker import TokenMasker
 from masksd.relevance import Projection
@@ -49,8 +50,10 @@ class DistillOutput(NamedTuple):
             host has no loss of its own: add ``distill_loss`` to yours.
         losses: the terms of Eq. 9, unweighted and 0-d: ``"seg"``, ``"lmvsd"``, ``"vmlsd"``, those
             that this step has; ``"joint"`` instead of the two with ``joint=True``; and ``"align"``
-            with relevance ``"projection"``.
-        distill_loss: ``λ1 · lmvsd + λ2 · vmlsd``, plus ``align`` where there is one, 0-d.
+            with relevance ``"projection"``. A :class:`masksd.CrossModalDistill` adds
+            ``"relation"``, ``"channel"`` or ``"logits"``.
+        distill_loss: all but ``seg``, each with its weight, 0-d: ``λ1 · lmvsd + λ2 · vmlsd``, and
+            what else there is.
         logits: the main branch, ``(B, 1 or 2, H, W)``; with ``one_pass`` the masked pass.
         masks: bool, True where a token was replaced: patches ``"lmvsd"`` ``(B, N)``, words
             ``"vmlsd"`` ``(B, L)``; with ``samples`` below 1, of the first samples.
@@ -93,6 +96,7 @@ class Passes(NamedTuple):
     branches: dict[str, MaskedBranch]  # by name
     projection: Projection | None
     teacher: Teacher | None
+    knowledge: Knowledge | None = None
 
     def run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
@@ -124,6 +128,8 @@ class Passes(NamedTuple):
         if self.projection is not None:
             ranking = self.projection(plain)
             losses["align"] = self.projection.loss(ranking, truth)
+        if self.knowledge is not None:
+            losses.update(self.knowledge(plain, args, kwargs))
         teacher = None if self.teacher is None else self.teacher.logits(args, kwargs)
         return MainPass(plain, ranking, truth, step, losses, teacher)
 
@@ -177,6 +183,14 @@ class Passes(NamedTuple):
         losses = {name: result.loss for name, result in results.items()}
         return self.total(main, losses, masks, relevance, idle)
 
+    def with_others(self, main: MainPass, distill_loss: Tensor) -> Tensor:
+        """Add the plain pass's losses but for the segmentation loss, each with its weight."""
+        weights = {} if self.knowledge is None else self.knowledge.weights
+        for name, loss in main.losses.items():
+            if name != "seg":
+                distill_loss = distill_loss + weights.get(name, 1.0) * loss
+        return distill_loss
+
     def with_seg(self, main: MainPass, distill_loss: Tensor) -> Tensor:
         """Add the segmentation loss of the plain pass, with its weight, to the branches' losses."""
         weight, seg = self.config.lambda_main, main.losses["seg"]
@@ -206,9 +220,8 @@ class Passes(NamedTuple):
     ) -> DistillOutput:
         """Add everything up (Eq. 9)."""
         losses = dict(main.losses)
-        distill_loss = self.zero_of_unused(main) if idle is None else idle
-        if "align" in losses:
-            distill_loss = distill_loss + losses["align"]
+        idle = self.zero_of_unused(main) if idle is None else idle
+        distill_loss = self.with_others(main, idle)
         for name, branch in self.branches.items():
             if name in branch_losses:
                 losses[name] = branch_losses[name]

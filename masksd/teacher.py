@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.modules import without_gradients
-from masksd.segmenter import Segmenter
+from masksd.segmenter import Pass, Segmenter
 
 
 class Teacher(nn.Module):
@@ -35,11 +35,15 @@ class Teacher(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def logits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the logits of a plain pass on what the host is given."""
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        """Run a plain pass on what the host is given."""
         quietly = torch.no_grad() if torch.compiler.is_compiling() else without_gradients()
         with quietly:
-            return self.segmenter.plain(*args, **kwargs).logits
+            return self.segmenter.plain(*args, **kwargs)
+
+    def logits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return the logits of a plain pass on what the host is given."""
+        return self.plain(args, kwargs).logits
 
     @torch.no_grad()
     def follow(self, host: Segmenter, step: Tensor) -> None:

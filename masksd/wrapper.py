@@ -15,6 +15,7 @@ from masksd.check import check_passes
 from masksd.config import DistillConfig
 from masksd.describe import describe, frozen_token_notes, small_logits_notes
 from masksd.hooks import OneThread
+from masksd.knowledge import Knowledge
 from masksd.masker import TokenMasker
 from masksd.modules import evaluating, without_gradients
 from masksd.relevance import projection_for
@@ -69,6 +70,7 @@ class Wrapper(nn.Module):
         branches = cast("dict[str, MaskedBranch]", dict(self.branches.items()))
         learned = any(masker.relevance == "projection" for masker in maskers.values())
         self.projection = projection_for(segmenter, example) if learned else None
+        self.knowledge: Knowledge | None = None
         self.teaching: Teacher | None = None
         if config.target == "teacher":
             follows = teacher is None
@@ -87,10 +89,21 @@ class Wrapper(nn.Module):
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
         if weight is not None:
-            for module in (self.maskers, self.branches, self.projection):
-                if module is not None:
-                    module.to(device=weight.device)
+            for module in self._own():
+                module.to(device=weight.device)
             self.step = self.step.to(weight.device)
+
+    def _own(self) -> list[nn.Module]:
+        """List what learns beside the host."""
+        every = (self.maskers, self.branches, self.projection, self.knowledge)
+        return [module for module in every if module is not None]
+
+    def learn_from(self, knowledge: Knowledge) -> None:
+        """Learn from a teacher's features too; :class:`masksd.CrossModalDistill` asks for it."""
+        passes = self._attached()
+        weight = next(passes.segmenter.parameters(), None)
+        self.knowledge = knowledge if weight is None else knowledge.to(device=weight.device)
+        self._passes = passes._replace(knowledge=knowledge)
 
     @staticmethod
     def _check_batch(inputs: Any, target: Tensor | None) -> None:
@@ -205,7 +218,7 @@ class Wrapper(nn.Module):
         return found
 
     def distill_parameters(self) -> list[nn.Parameter]:
-        """Return what the branches learn: mask tokens, and unshared necks and decoders.
+        """Return what is learned beside the host: mask tokens, unshared necks and decoders.
 
         Add them to your optimiser before you build its scheduler.
 
@@ -217,8 +230,7 @@ class Wrapper(nn.Module):
             >>> len(sd.distill_parameters())
             2
         """
-        own = [*self.maskers.parameters(), *self.branches.parameters()]
-        return own if self.projection is None else [*own, *self.projection.parameters()]
+        return [parameter for module in self._own() for parameter in module.parameters()]
 
     @property
     def teacher(self) -> Any:
@@ -238,7 +250,7 @@ class Wrapper(nn.Module):
             ``(encoder, neck, decoder)``, or the host: the very objects.
         """
         host = self._attached().segmenter.release()
-        self.segmenter = self._passes = self.teaching = None
+        self.segmenter = self._passes = self.teaching = self.knowledge = None
         return host
 
     def describe(self, *args: Any, **kwargs: Any) -> str:

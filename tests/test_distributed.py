@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+from masksd import CrossModalDistill, CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
 from tests.processes import leave
 from tests.triples import make_batch, make_triple
 
@@ -20,16 +21,19 @@ LABELLED = torch.tensor([True, False, False, False])  # the second process has n
 
 
 HALF = MaskingConfig(ratio=0.5)
+TAUGHT = DistillConfig(image=HALF, text=HALF, seed=5)  # with a larger teacher too
 CASES = [
     (DistillConfig(image=HALF, text=HALF), None),
+    (TAUGHT, LABELLED),
     (DistillConfig(image=HALF, text=HALF, target="teacher", teacher_decay=0.5), LABELLED),
     (DistillConfig.preset("maskris"), None),
     (DistillConfig.preset("amlris-paper"), None),  # the plain pass runs no backward
 ]
 
 
-def make_wrapper(config: DistillConfig) -> CrossModalMaskedSelfDistill:
-    return CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
+def make_wrapper(config: DistillConfig) -> nn.Module:
+    sd = CrossModalMaskedSelfDistill(*make_triple(batch_norm=False), config).double()
+    return CrossModalDistill(sd, make_triple(seed=4)).double() if config == TAUGHT else sd
 
 
 def two_steps(module, sd, images, tokens, target, labelled=None):

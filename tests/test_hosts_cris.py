@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, TokenMask
+from masksd import (
+    CrossModalDistill,
+    CrossModalMaskedSelfDistill,
+    DistillConfig,
+    MaskingConfig,
+    TokenMask,
+)
 from masksd.hosts import cris
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cris_integration.py"
@@ -164,6 +170,22 @@ def test_features_for_relevance() -> None:
     end = tokens.argmax(1)
     torch.testing.assert_close(plain.text.local[torch.arange(4), end], sentence)
     assert plain.text.valid.tolist() == [[False, True, True, True] + [False] * 5] * 4
+
+
+def test_it_learns_from_a_larger_one() -> None:
+    """Patches and words carry their gradient, with low memory too."""
+    images, tokens, masks = batch(2)
+    gradients = []
+    for low_memory in (False, True):
+        host, teacher = new_host(), new_host(seed=1)
+        sd = wrap(host, DistillConfig(image=None, text=None, low_memory=low_memory))
+        out = CrossModalDistill(sd.train(), teacher)(images, tokens, masks)
+        assert set(out.losses) == {"seg", "relation", "channel"}
+        out.loss.backward()
+        gradients.append({name: p.grad for name, p in host.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4)
+    assert gradients[0]["backbone.text_projection"].abs().sum() > 0
 
 
 def test_both_tokens_learn_and_the_checkpoint_stays_the_hosts() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from masksd.grids import cells
@@ -134,11 +133,11 @@ class CrisSegmenter(Segmenter):
             (_, words, padding), _ = self._recorders["decoder"].taken()
             _, logits = self._recorders["proj"].taken()
         grid = cells(maps[-1].shape[-2:], images, None)
-        local = as_tokens(maps[-1].detach(), grid, prefix=0)  # it only ranks
+        local = as_tokens(maps[-1], grid, prefix=0)
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._ranking(words), sentence, valid()),
+            TextFeatures(self._in_space(words), sentence, valid()),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
@@ -170,8 +169,7 @@ class CrisSegmenter(Segmenter):
         decoded = host.decoder(fused, words, padding).reshape(fused.shape)
         return as_logits(host.proj(decoded, sentence))
 
-    @torch.no_grad()
-    def _ranking(self, words: Tensor) -> Tensor:
+    def _in_space(self, words: Tensor) -> Tensor:
         """Map words ``(B, L, C)`` to the sentence's space: CRIS projects the end token only."""
         backbone: Any = self.wrapped.backbone
         return words @ backbone.text_projection.to(words.dtype)

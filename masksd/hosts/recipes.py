@@ -64,7 +64,7 @@ def segmenter_for(
     if not isinstance(taps, Taps):
         raise ValueError(f"taps must be a masksd.Taps, got {type(taps).__name__}")
     if config.text is None:
-        valid_words = taps.valid if attends else None
+        valid_words = taps.valid if attends or taps.words else None
         taps = dataclasses.replace(taps, text_embedding=None, valid=valid_words)
     elif taps.text_embedding is None:
         raise ValueError(
