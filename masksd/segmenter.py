@@ -10,97 +10,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from masksd.features import FeatureCut as FeatureCut
+from masksd.features import Given as Given
+from masksd.features import ImageFeatures as ImageFeatures
+from masksd.features import Pass as Pass
+from masksd.features import TextFeatures as TextFeatures
 from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
 from masksd.tap import EmbeddingTap, LateMask, TokenMask
 
 T = TypeVar("T")
-
-
-class ImageFeatures(NamedTuple):
-    """What an image encoder returns (``V_local, v_global`` of Eq. 1).
-
-    Attributes:
-        local: one vector for each patch, ``(B, N, C)``, in row-major order of ``grid``; None where
-            a host has none to rank by.
-        grid: rows and columns of the patches, ``h * w == N``.
-        pooled: one vector for each image, ``(B, C)``, in the space of the words, or None.
-        maps: what the neck takes, anything.
-    """
-
-    local: Tensor | None
-    grid: tuple[int, int]
-    pooled: Tensor | None = None
-    maps: Any = None
-
-
-class TextFeatures(NamedTuple):
-    """What a text encoder returns (``W_local, w_global`` of Eq. 1).
-
-    Attributes:
-        local: one vector for each token, ``(B, L, C)``; None where a host has none to rank by.
-        pooled: one vector for each sentence, ``(B, C)``, in the space of the patches, or None.
-        valid: bool ``(B, L)``, True for real words only: no start, end or padding token. Only
-            these are ever ranked and masked.
-        attention_mask: bool ``(B, L)``, True for the tokens that the decoder may attend to (start
-            and end tokens belong here); None means ``valid``.
-    """
-
-    local: Tensor | None
-    pooled: Tensor | None
-    valid: Tensor
-    attention_mask: Tensor | None = None
-
-
-class Pass(NamedTuple):
-    """One plain pass through a segmenter: what came out, and what a masked pass can reuse.
-
-    Attributes:
-        logits: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` of background and
-            foreground before the softmax.
-        image: the image's features.
-        text: the sentence's features.
-        host_output: what the model itself returned.
-        inputs: what the model was given, so that a part of it can run again.
-        loss: the model's own segmentation loss, 0-d, where it computes one.
-        target: the truth that the model was given, ``(B, h, w)`` or ``(B, 1, h, w)``, if any.
-        size: height and width of the images; ``MaskingConfig.cell`` alone asks.
-        neck: how much the model's neck attends to each place, ``(B, 1, h, w)`` of any size, where
-            it says; relevance ``"neck"`` alone asks.
-    """
-
-    logits: Tensor
-    image: ImageFeatures
-    text: TextFeatures
-    host_output: Any
-    inputs: tuple[Any, ...]
-    loss: Tensor | None = None
-    target: Tensor | None = None
-    size: tuple[int, int] | None = None
-    neck: Tensor | None = None
-
-
-class Given(NamedTuple):
-    """What a call brings, known without running the model.
-
-    Attributes:
-        images: ``(B, 3, H, W)``.
-        valid: gives bool ``(B, L)``, True for real words.
-    """
-
-    images: Tensor
-    valid: Callable[[], Tensor]
-
-
-FeatureCut = Callable[[str, Any], Any]
-"""Takes a modality and its features, any tree of tensors, and returns what goes on instead."""
 
 
 class Segmenter(nn.Module):

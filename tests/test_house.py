@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A room may use every room on a line above its own, and itself.
 FLOORS = [
-    ["errors", "grids"],
+    ["errors", "grids", "features"],
     ["losses", "masking"],
     ["hooks", "modules"],
     ["masking_config", "knowledge_losses"],
