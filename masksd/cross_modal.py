@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student learns how its larger teacher relates picture and sentence."""
+"""Knowledge distillation: a student learns how its larger teacher relates image and sentence."""
 
 from __future__ import annotations
 

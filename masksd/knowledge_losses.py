@@ -39,7 +39,7 @@ def relation_loss(
 
     The student "retains part of its independent learning ability": our reading leaves it free where
     the teacher is least sure. Of each word's patches only the ``share`` counts whose cosine is
-    furthest from the word's mean over the picture, which is what the word singles out.
+    furthest from the word's mean over the image, which is what the word singles out.
 
     Args:
         student: its patches ``(B, N, C)`` and words ``(B, L, C)``.
@@ -70,7 +70,7 @@ def relation_loss(
 def channel_loss(
     student: Tensor, teacher: Tensor, share: float = 1.0, weighted: bool = False
 ) -> Tensor:
-    """Match how channels relate to each other over the picture.
+    """Match how channels relate to each other over the image.
 
     The abstract's: the "correlations between semantic components represented by each channel",
     guided by channel attention. ICKD's formula (arXiv 2202.03680): ``G = F Fᵀ (C, C)`` with rows of
@@ -108,7 +108,7 @@ def channel_loss(
 
 
 def channel_attention(teacher: Tensor) -> Tensor:
-    """Say how much each channel attends to the picture, ``(B, C)`` with a mean of 1.
+    """Say how much each channel attends to the image, ``(B, C)`` with a mean of 1.
 
     Our reading of "channel attention": squeezed as in SE and CBAM (a mean over space), of absolute
     values as in attention transfer (arXiv 1612.03928), without learned weights:

@@ -60,18 +60,22 @@ def fitting(measure: Callable[[int], Iterator[Row]], batch: int) -> Iterator[Row
     """Measure at a batch, or at the largest half of it, half of that, ..., that fits."""
     note, tried = "", batch
     while True:
+        found: list[Row] = []
         try:
-            found = list(measure(batch))
-            break
+            found.extend(measure(batch))
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
+        except BaseException:  # out of time: what there is counts
+            yield from (each | {"note": each["note"] or note} for each in found)
+            raise
+        else:
+            break
         batch //= 2
         note = f"batch {tried} did not fit"
         print(f"{note}; trying {batch}", flush=True)
         free()
-    for each in found:
-        yield each | {"note": each["note"] or note}
+    yield from (each | {"note": each["note"] or note} for each in found)
 
 
 def _step(device: str, size: Size, batch: int) -> Iterator[Row]:
