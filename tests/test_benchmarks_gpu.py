@@ -132,7 +132,7 @@ def test_a_wrong_result_is_the_exit_code(
     ("arguments", "message"),
     [
         (["--device", "cpu"], "rows from a CPU need --tiny"),
-        ([*TINY], "rows of --tiny do not belong into"),
+        ([*TINY], "rows of --tiny do not belong in"),
         ([*TINY, "--folder", "rows", "--minutes", "-1"], "--minutes must be 0 or more, got -1"),
         ([*TINY, "--folder", "rows", "--minutes", "nan"], "--minutes must be 0 or more, got nan"),
     ],
