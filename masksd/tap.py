@@ -271,7 +271,7 @@ def _on_positions(
 
     ``flat`` is the grid of an embedding whose positions lie in a row.
     """
-    hidden, token, grid = mask[:3]
+    hidden, token, grid = mask.mask, mask.token, mask.grid
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token
     if len(positions) == 1 and flat is not None and flat[0] * flat[1] == positions[0]:

@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[dict[str, Any], bool]] = {
 """By row: how it differs from the paper's method, and whether it sees what has no mask."""
 
 
-def few_masks_run(model: str, *, steps: int = 200, pictures: int = 3000) -> TrainConfig:
+def few_masks_run(model: str, *, steps: int = 400, pictures: int = 3000) -> TrainConfig:
     """Return the run that the variants differ from; it uses all masks.
 
     Its settings are those that the study ``baseline`` found best for the host on 100 images. Towers
