@@ -206,9 +206,11 @@ class Passes(NamedTuple):
         loss of the host's own may have parameters that the logits do not have.
         """
         config = self.config
+        if config.lambda_main != 0.0:
+            return True
         own_loss = plain.loss is not None or "loss" in self.segmenter.sources
         masked = bool(self.order()) and config.share_weights and not config.one_pass
-        return config.lambda_main != 0.0 or own_loss or not masked
+        return own_loss or not masked
 
     def total(
         self,
