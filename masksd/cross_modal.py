@@ -89,8 +89,8 @@ class CrossModalDistill(nn.Module):
 
         Args:
             args: as for :meth:`CrossModalMaskedSelfDistill.forward`.
-            kwargs: as there, with ``target`` and ``labelled``. What is learned from the teacher
-                needs neither.
+            kwargs: likewise, including ``target`` and ``labelled``; the losses against the teacher
+                need neither.
 
         Returns:
             :class:`DistillOutput` in training, with the losses of ``distill_config.kind``:

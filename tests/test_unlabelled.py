@@ -389,3 +389,19 @@ def test_about_the_share_is_wrong():
     images = np.repeat(np.arange(1000), 3)
     wrong = mislabel(images, np.arange(3000), 0.4, seed=1) != np.arange(3000)
     assert 0.35 < wrong.mean() < 0.45
+
+
+@pytest.mark.parametrize("labels", [None, 8])
+def test_wrong_masks_reach_the_training_items(data, labels):
+    """With all masks or some of them: every object that has a neighbour shows the neighbour's."""
+    config = TrainConfig(data=data, labels=labels, seed=4)
+    clean, wrong = (
+        open_training(dataclasses.replace(config, label_noise=share), TOKENIZER, 64)[0]
+        for share in (0.0, 1.0)
+    )
+    assert len(clean) == len(wrong) == (labels or REFS)
+    same = [bool((clean.truth(i) == wrong.truth(i)).all()) for i in range(len(clean))]
+    assert not all(same)
+    assert [clean.record(i)["image_id"] for i in range(len(clean))] == [
+        wrong.record(i)["image_id"] for i in range(len(wrong))
+    ]

@@ -102,22 +102,22 @@ def open_training(
     a stream of their own.
     """
     common = {"train_items": config.train_items, **options}
-    seeds = config.seed, keyed_seed(config.seed, "unlabelled")
     split = config.train_split
-    training = open_split(config.data, split, tokenizer, image_size, seed=seeds[0], **common)
+    whole = open_split(config.data, split, tokenizer, image_size, seed=config.seed, **common)
+    training, left = whole, np.arange(0)
     if config.label_noise:
-        training = training.mislabelled(config.label_noise, config.seed)
-    left = None
+        training = whole.mislabelled(config.label_noise, config.seed)
     if config.labels is not None:
-        chosen, left = choose_refs(config.labels, training.refs, config.seed)
+        chosen, left = choose_refs(config.labels, whole.refs, config.seed)
         training = training.part(chosen)
     if config.unlabelled is None:
         return training, None
     data = unlabelled_data(config)
-    others = open_split(data, split, tokenizer, image_size, seed=seeds[1], **common)
-    if data is not config.data or left is None:
-        left = np.arange(others.refs)
-    return training, others.part(left, masks=False)
+    if data is not config.data:
+        whole = open_split(data, split, tokenizer, image_size, **common)
+        left = np.arange(whole.refs)
+    own = keyed_seed(config.seed, "unlabelled")
+    return training, whole.part(left, masks=False, seed=own)
 
 
 def unlabelled_data(config: TrainConfig) -> DataConfig:

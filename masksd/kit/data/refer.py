@@ -159,17 +159,22 @@ class ReferDataset(Dataset[dict[str, Any]]):
         """How many refs there are."""
         return len(self._rows)
 
-    def part(self, refs: NDArray[np.int64], masks: bool = True) -> ReferDataset:
+    def part(
+        self, refs: NDArray[np.int64], *, masks: bool = True, seed: int | None = None
+    ) -> ReferDataset:
         """Return the data set of some of its refs, with an epoch of its own.
 
         Args:
             refs: their positions in this one, in order.
             masks: whether they have masks; without, none is drawn, and every target is 0.
+            seed: of the expressions drawn in training; None takes this one's.
         """
         part = copy.copy(self)
         counts = np.diff(self._firsts)[refs]
         part._hold(self._rows[refs], self._sentences[np.isin(self._owners, refs)], counts)
+        part._objects = self._objects[refs]  # which may be wrong, see mislabelled
         part.has_masks = masks
+        part.seed = self.seed if seed is None else seed
         part._epoch = self._epoch.clone().share_memory_()
         return part
 
