@@ -240,7 +240,7 @@ def _time(study: Study, config: TrainConfig) -> tuple[float, float, int]:
         score(checkpoint, dataset, limit=_TIMED_SAMPLES, batch_size=config.eval_batch_size)
         seconds = (time.perf_counter() - start) / min(_TIMED_SAMPLES, len(dataset))
     size = min(study.samples or len(dataset), len(dataset))
-    return config.batch_size / last, seconds, size
+    return config.images_per_pass() / last, seconds, size
 
 
 def reset_peak(device: torch.device) -> bool:
