@@ -113,11 +113,11 @@ class Setting:
         sd.unwrap()
         return out.loss.detach()
 
-    def take(self, sd: Any) -> Any:
-        """Take a step with a wrapper, which may be compiled."""
+    def take(self, sd: Any, **options: Any) -> Any:
+        """Take a step with a wrapper, which may be compiled; ``options`` go to its call."""
         sd.zero_grad(set_to_none=True)
         with self.autocast():
-            out = sd(*self.args, target=self.truth)
+            out = sd(*self.args, target=self.truth, **options)
         out.loss.backward()
         return out
 

@@ -7,6 +7,7 @@ import copy
 import itertools
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,17 +145,20 @@ def synchronisation(device: str, size: Size) -> Found:
     scores, embeddings, token, number = masking.inputs(2, 20, 8, FP32, device)
     learnt = embeddings.clone().requires_grad_()
     mask = masking.fused_select(scores, number)
-    settings = [small_setting(device, exact=False) for _ in range(2)]
-    ordinary, small = (
-        each.wrap(DistillConfig(low_memory=low))
-        for each, low in zip(settings, (False, True), strict=True)
-    )
     runs: dict[str, Callable[[], Any]] = {
         "selection": lambda: masking.fused_select(scores, number),
         "embedding": lambda: apply_mask(learnt, mask, token).backward(embeddings),
-        "training step": lambda: settings[0].take(ordinary),
-        "low_memory step": lambda: settings[1].take(small),
     }
+    labelled = torch.arange(2, device=device) == 0
+    steps: dict[str, tuple[DistillConfig, dict[str, Any]]] = {
+        "training step": (DistillConfig(), {}),
+        "low_memory step": (DistillConfig(low_memory=True), {}),
+        "one-pass step": (DistillConfig.preset("augment"), {}),
+        "teacher step, half labelled": (DistillConfig(target="teacher"), {"labelled": labelled}),
+    }
+    for name, (config, options) in steps.items():
+        setting = small_setting(device, exact=False)
+        runs[name] = partial(setting.take, setting.wrap(config), **options)
     return {name: (waits(run, device), 0) for name, run in runs.items()}
 
 
