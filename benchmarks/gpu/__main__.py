@@ -1,6 +1,6 @@
 """Check and time on a GPU all that a CPU cannot show, in a few minutes.
 
-    python -m benchmarks.gpu [--minutes 8] [--folder FOLDER]
+    python -m benchmarks.gpu [--minutes 8] [--parts PART ...] [--folder FOLDER]
     python -m benchmarks.gpu --tiny --folder FOLDER [--device cpu]
 
 - ``correctness``: the kernels against their reference, the draws and a step against the CPU's,
@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,15 +63,18 @@ def ending(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run_parts(device: str, size: Size, minutes: float, folder: Path, commit: str) -> list[Row]:
-    """Run all parts and write their rows, part by part."""
+def run_parts(
+    device: str, size: Size, minutes: float, folder: Path, commit: str, parts: Iterable[str] = PARTS
+) -> list[Row]:
+    """Run parts and write their rows, part by part."""
     start, everything, missing = time.monotonic(), [], []
     stamp = measure.environment(device) | {"commit": commit}
     columns = [*row("", "", "", ""), *stamp]
     folder.mkdir(parents=True, exist_ok=True)
     measure.check_columns(folder / "gpu.csv", columns)
     print(stamp)
-    for name, (share, part) in PARTS.items():
+    for name in parts:
+        share, part = PARTS[name]
         rows: list[Row] = []
         print(f"\n{name}, after {time.monotonic() - start:.0f} s", flush=True)
         try:
@@ -108,11 +111,13 @@ def show(each: Row) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda")
-    parser.add_argument("--tiny", action="store_true", help="try all parts in seconds")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts; default: 8")
-    parser.add_argument("--folder", type=Path, default=measure.FOLDER, help="of gpu.csv")
-    parser.add_argument("--commit", help="of a copy that is no checkout; default: asks git")
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], help="default: cuda")
+    add("--tiny", action="store_true", help="try all parts in seconds")
+    add("--minutes", type=float, default=8.0, help="for all parts; default: 8")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--folder", type=Path, default=measure.FOLDER, help="of gpu.csv")
+    add("--commit", help="of a copy that is no checkout; default: asks git")
     args = parser.parse_args(arguments)
     found = torch.cuda.is_available()
     device = args.device or ("cuda" if found or not args.tiny else "cpu")
@@ -125,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.minutes >= 0:
         parser.error(f"--minutes must be 0 or more, got {args.minutes:g}")
     commit = measure.commit() if args.commit is None else args.commit
-    rows = run_parts(device, TINY if args.tiny else FULL, args.minutes, args.folder, commit)
+    size = TINY if args.tiny else FULL
+    rows = run_parts(device, size, args.minutes, args.folder, commit, args.parts)
     bad = [each for each in rows if each["verdict"] in ("outside", "failed")]
     wrong = [each for each in bad if each["part"] == "correctness"]
     print(f"{len(wrong)} checks fail, {len(bad) - len(wrong)} measures fail or miss their bounds")

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import masking
 from benchmarks.gpu.rows import Row, Size, row
-from benchmarks.measure import median_ratio, paired, queued_seconds
+from benchmarks.measure import median_ratio, paired, queued_seconds, seconds_of
 from benchmarks.train_step import NaiveTriple, Setting, kept_bytes, share_of_the_rest
 from masksd import DistillConfig, Triple
 from masksd.config import PRESETS
@@ -105,6 +105,9 @@ def _compiled_step(device: str, size: Size, batch: int) -> Iterator[Row]:
         "host compiled": (host, host.host_step),
         "masksd compiled": (own, partial(own.take, sd)),
     }
+    for name, (_, run) in runs.items():
+        line = partial(row, "compiled step", name, described(size, batch, device))
+        yield line("seconds of the first step", seconds_of(run, device))
     yield from _compare("compiled step", size, setting, runs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.pages import few_masks
 from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.published import LEDGER, Published, gain_cell
-from benchmarks.pages.readme import newest, read, render
+from benchmarks.pages.readme import gpu_cost, newest, read, render
 from benchmarks.study.bases import shapes_run, shapes_towers
 from benchmarks.study.figures import draw_best
 from benchmarks.study.names import towers_file
@@ -136,7 +136,7 @@ def refcoco_hours() -> str:
 
 
 PAGES: dict[Path, Mapping[str, Callable[[], str]]] = {
-    FRONT: {"gains": gains},
+    FRONT: {"gains": gains, "gpu_cost": gpu_cost},
     EVIDENCE: {
         **few_masks.TABLES,
         "confirm": confirm,

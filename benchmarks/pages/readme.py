@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -222,13 +223,31 @@ def _by_measure(rows: list[dict[str, str]]) -> str:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         line = lines.setdefault((row["name"], row["setting"]), {})
-        bound = f" ({row['verdict']} {row['bound']})" if row["bound"] else ""
+        bound = row["goal" if row["verdict"] == "goal" else "bound"]
+        bound = f" ({row['verdict']} {bound})" if bound else ""
         line[row["measure"]] = f"{row['value']}{bound}"
         line["note"] = row["note"] or line.get("note", "")
-    head = ["name", "setting", *measures, "note"]
+    notes = ["note"] if any(row["note"] for row in rows) else []
+    head = ["name", "setting", *measures, *notes]
     return markdown_table(
         head, [[*key, *(line.get(n, "") for n in head[2:])] for key, line in lines.items()]
     )
+
+
+def gpu_cost() -> str:
+    """What a step costs on a GPU, for the front page."""
+    rows = newest(read("gpu"), "part", "name", "measure")
+    of_steps = [row for row in rows if row["part"] == "step"]
+    found = {(row["name"], row["measure"]): float(row["value"]) for row in of_steps}
+    time = {name: value for (name, measure), value in found.items() if measure == "time to host"}
+    first = of_steps[0]
+    text = (
+        f"On an {first['device']} ({first['setting']}), a step takes {time['masksd']:.2f} times "
+        f"the model's own, three plain passes {time['naive']:.2f}, `low_memory=True` "
+        f"{time['masksd low_memory']:.2f} with {found['masksd low_memory', 'kept to host']:.2f} "
+        f'times its activations, and one masked pass (`"augment"`) {time["masksd one pass"]:.2f}.'
+    )
+    return textwrap.fill(text, 105)
 
 
 def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
