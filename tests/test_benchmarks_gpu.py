@@ -193,7 +193,7 @@ def test_the_page_says_that_there_are_no_rows(
     assert "No rows" not in page
     assert f"Training steps; 2 + d = 2.4; Some GPU, torch {torch.__version__}, commit abc" in page
     assert "| name | setting | milliseconds | time to host |\n" in page
-    assert "| masksd | batch 2 | 10 | 2.5 (within <= 2.52) |\n" in page
+    assert "| masksd | batch 2 | 10 | 2.5 (within <= 2.52) |" in page
     assert "| a graph | masks |  | needs CUDA |" in page
 
 
