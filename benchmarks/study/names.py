@@ -121,6 +121,10 @@ def _digest(study: Study, fields: Fields, length: int) -> str:
 def _differing_train(config: TrainConfig) -> Fields:
     default = _changed(_json(TrainConfig()), RECORDED["train"])
     fields = _differing(_json(config), default)
+    if config.teacher is not None:  # by its weights, wherever they are
+        weights = find_folder(config.teacher) / MODEL
+        found = _short_digest(weights) if weights.is_file() else ""
+        fields["teacher"] = f"{config.teacher.name}-{found}"
     return {name: value for name, value in fields.items() if name not in _SILENT_TRAIN}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from masksd.config import DistillConfig
+from masksd.cross_modal import CrossModalDistill
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.hosts import lavt
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
@@ -254,6 +255,17 @@ def wrap_model(
     bert = tokenizer is None or tokenizer.kind == "bert"  # whose ids the recipe tells words by
     valid = None if bert or tokenizer is None else WordsBeforeEnd(tokenizer.end_token)
     return CrossModalMaskedSelfDistill.wrap(model, config, valid=valid)
+
+
+def learn_from(
+    sd: CrossModalMaskedSelfDistill, teacher: Any, config: TrainConfig, example: tuple[Tensor, ...]
+) -> None:
+    """Let a wrapped model learn from another of ours, as the run's config says.
+
+    ``example`` is a batch of what both take. The teacher is frozen.
+    """
+    alone = dataclasses.replace(DistillConfig(), image=None, text=None)
+    CrossModalDistill(sd, wrap_model(teacher, alone), config.knowledge, example=example)
 
 
 class WordsBeforeEnd:

@@ -1,8 +1,9 @@
-"""Starting a run from the model of an earlier one."""
+"""Models of earlier runs: one to start from, one to learn from."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from masksd.errors import one_line
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
@@ -25,19 +26,7 @@ def load_start(checkpoint: Checkpoint, folder: Path) -> None:
             f"start_from {folder} is a {theirs}, but the run's model is {ours}; use --model "
             f"{theirs}"
         )
-    if earlier.config.fit != checkpoint.config.fit:
-        raise ValueError(
-            f"start_from {folder} was trained with fit {earlier.config.fit!r}, but the run has "
-            f"{checkpoint.config.fit!r}; use --fit {earlier.config.fit}"
-        )
-    own, other = (
-        (each.tokenizer.kind, each.tokenizer.vocab_size) for each in (checkpoint, earlier)
-    )
-    if own != other:
-        raise ValueError(
-            f"start_from {folder} has a tokenizer of kind {other[0]!r} with {other[1]} tokens, but "
-            f"the run's is {own[0]!r} with {own[1]}; use the same --tokenizer"
-        )
+    _check_reads_alike(f"start_from {folder}", checkpoint, earlier)
     try:
         checkpoint.model.load_state_dict(earlier.model.state_dict())
     except RuntimeError as error:
@@ -45,3 +34,57 @@ def load_start(checkpoint: Checkpoint, folder: Path) -> None:
             f"start_from {folder} does not fit the run's model: {one_line(error)[:300]}; use its "
             "--image-size and --max-length"
         ) from None
+
+
+def load_teacher(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Read the model that another is to learn from; it must take what that takes.
+
+    Raises:
+        ValueError: no checkpoint, or one whose model reads images or sentences in another way.
+
+    Example:
+        >>> from masksd.kit.config import TrainConfig
+        >>> from masksd.kit.sources import build_model
+        >>> load_teacher(build_model(TrainConfig()), Path("runs/nowhere"))
+        Traceback (most recent call last):
+        ValueError: ... runs/nowhere ...
+    """
+    earlier = load_checkpoint(folder)
+    where = f"teacher {folder}"
+    _check_reads_alike(where, checkpoint, earlier)
+    for name in ("image_size", "max_length"):
+        ours, theirs = (getattr(each.config, name) for each in (checkpoint, earlier))
+        if ours != theirs:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"{where} has {name} {theirs}, but the run has {ours}; use --{option} {theirs}"
+            )
+    ours, theirs = (_inputs(each) for each in (checkpoint, earlier))
+    if ours != theirs:
+        raise ValueError(
+            f"{where} is a {earlier.config.model}, which takes other inputs than the run's "
+            f"{checkpoint.config.model}; use a model and a teacher of one family"
+        )
+    return earlier
+
+
+def _check_reads_alike(where: str, checkpoint: Checkpoint, earlier: Checkpoint) -> None:
+    """Refuse a model that was trained on images or tokens of another kind."""
+    if earlier.config.fit != checkpoint.config.fit:
+        raise ValueError(
+            f"{where} was trained with fit {earlier.config.fit!r}, but the run has "
+            f"{checkpoint.config.fit!r}; use --fit {earlier.config.fit}"
+        )
+    own, other = (
+        (each.tokenizer.kind, each.tokenizer.vocab_size) for each in (checkpoint, earlier)
+    )
+    if own != other:
+        raise ValueError(
+            f"{where} has a tokenizer of kind {other[0]!r} with {other[1]} tokens, but "
+            f"the run's is {own[0]!r} with {own[1]}; use the same --tokenizer"
+        )
+
+
+def _inputs(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    config, masked = checkpoint.config, checkpoint.model.takes_attention_mask
+    return tuple(config.mean), tuple(config.std), masked

@@ -13,10 +13,12 @@ from typing import Any, Self
 from masksd.config import DistillConfig
 from masksd.errors import check_choice
 from masksd.kit.data_config import DataConfig
+from masksd.knowledge_config import ChannelDistillConfig
 
 _INFINITE = ("clip_norm", "save_minutes")
 """Fields that may be infinite, which JSON has as null."""
-_PATHS = ("encoder_weights", "start_from", "output")
+_PATHS = ("encoder_weights", "start_from", "teacher", "output")
+_METHODS = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class StoredConfig:
                 values[name] = Path(values[name])
         if "data" in values:
             values["data"] = DataConfig.from_dict(values["data"])
-        if "distill" in values:
-            values["distill"] = DistillConfig.from_json(json.dumps(values["distill"]))
+        for name, kind in _METHODS.items():
+            if name in values:
+                values[name] = kind.from_json(json.dumps(values[name]))
         return cls(**values)
 
 

@@ -15,6 +15,7 @@ from masksd.kit.data.selection import check_labels
 from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
+from masksd.knowledge_config import ChannelDistillConfig
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 STARTS = ("pretrained", "encoder_weights", "start_from")
@@ -88,6 +89,8 @@ class TrainConfig(StoredConfig):
         cpu: stay on the CPU even if there is a GPU.
         timeout: seconds after which several processes give up on one that does not answer.
         distill: the method; see DistillConfig.
+        teacher: also learn from the larger model in this checkpoint, written by masksd train.
+        knowledge: what is learned from that teacher; see ChannelDistillConfig.
         ramp: shares of the run, in [0, 1], between which the weights of the branches rise from 0 to
             their full value: 0 0 has full weights throughout, 0.5 0.5 from the middle on. A branch
             of weight 0 is still computed.
@@ -160,6 +163,8 @@ class TrainConfig(StoredConfig):
     cpu: bool = False
     timeout: float = 600.0
     distill: DistillConfig = field(default_factory=DistillConfig)
+    teacher: Path | None = None
+    knowledge: ChannelDistillConfig = field(default_factory=ChannelDistillConfig)
     ramp: tuple[float, float] = (0.0, 0.0)
     log_every: int = 10
     log_with: str | None = None

@@ -24,9 +24,11 @@ def check_unlabelled(config: Any) -> None:
     distill = config.distill
     branches = [each for each in (distill.image, distill.text) if each is not None]
     if not branches:
+        if config.teacher is not None:
+            return
         raise ValueError(
-            f"{where}, but no branch would learn from it: distill.image and distill.text are None; "
-            "turn a branch on, or leave unlabelled out"
+            f"{where}, but nothing would learn from it: distill.image and distill.text are None; "
+            "turn a branch on, name a teacher, or leave unlabelled out"
         )
     if distill.target == "ground_truth":
         raise ValueError(

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from masksd.config import DistillConfig
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.errors import check_choice
+from masksd.kit.checkpoints import read_config
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.kept import kept_activations
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
@@ -26,6 +27,7 @@ from masksd.kit.data.selection import count_labels
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import (
     find_root,
+    learn_from,
     model_options,
     open_split,
     open_training,
@@ -86,7 +88,7 @@ def measure_budget(config: TrainConfig) -> Budget:
     model, inputs, truth = _on_meta(config)
     batch = config.images_per_pass()
     host = sum(p.numel() for p in model.parameters())
-    sd = wrap_model(model, _countable(config.distill)).to("meta")
+    sd, teacher = _wrapped(model, _countable(config.distill), config, inputs)
     added = sum(p.numel() for p in sd.distill_parameters())
     trainable = sum(p.numel() for p in sd.parameters() if p.requires_grad)
     own = [*sd.parameters(), *sd.buffers()]
@@ -97,7 +99,7 @@ def measure_budget(config: TrainConfig) -> Budget:
             forward = _flops(lambda: sd(*inputs, **truth))
         step = _flops(lambda: _loss(sd, inputs, truth, config).backward())
         sd.unwrap()
-        sd = wrap_model(model, config.distill).to("meta")
+        sd, _ = _wrapped(model, config.distill, config, inputs)
         with kept_activations(own) as kept:
             _loss(sd, inputs, truth, config).backward()
     copies = 2 if config.distill.low_memory else 1  # it sums gradients of its own
@@ -110,7 +112,7 @@ def measure_budget(config: TrainConfig) -> Budget:
         plain=plain // halves,
         forward=forward // halves,
         step=step // halves,
-        weights=sum(tensor.nbytes for tensor in own),
+        weights=sum(tensor.nbytes for tensor in [*own, *teacher]),
         gradients=4 * trainable * copies,
         optimizer=8 * trainable,
         activations=kept.peak,
@@ -126,7 +128,7 @@ def count_step(config: TrainConfig) -> int:
         True
     """
     model, inputs, truth = _on_meta(config)
-    sd = wrap_model(model.train(), _countable(config.distill)).to("meta")
+    sd, _ = _wrapped(model.train(), _countable(config.distill), config, inputs)
     with _Shapes():
         step = _flops(lambda: _loss(sd, inputs, truth, config).backward())
     return step // (2 * config.images_per_pass())
@@ -149,6 +151,21 @@ def _on_meta(config: TrainConfig) -> tuple[Any, list[Tensor], dict[str, Tensor]]
             truth["labelled"] = torch.zeros(batch, dtype=torch.bool)
     freeze(model, config.frozen)
     return model, inputs, truth
+
+
+def _wrapped(
+    model: Any, distill: DistillConfig, config: TrainConfig, inputs: list[Tensor]
+) -> tuple[CrossModalMaskedSelfDistill, list[Tensor]]:
+    """Wrap a run's model, with the teacher of its config; return that one's tensors too."""
+    sd = wrap_model(model, distill).to("meta")
+    if config.teacher is None:
+        return sd, []
+    described = read_config(config.teacher)
+    with torch.device("meta"):
+        teacher = create_model(described.model, **described.model_config)
+    with _Shapes():
+        learn_from(sd, teacher, config, tuple(inputs))
+    return sd, list(teacher.state_dict().values())
 
 
 def _countable(distill: DistillConfig) -> DistillConfig:

@@ -23,7 +23,14 @@ from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import HeldFolder, flush
 from masksd.kit.training.checks import has_checkpoint
-from masksd.kit.training.resuming import CONFIG, LOG, SHEET, check_items, cut_log
+from masksd.kit.training.resuming import (
+    CONFIG,
+    LOG,
+    SHEET,
+    check_items,
+    check_teacher,
+    cut_log,
+)
 from masksd.kit.training.saving import (
     LATEST,
     SavedLoop,
@@ -32,6 +39,7 @@ from masksd.kit.training.saving import (
     drop_later,
     keep_best,
     keep_older,
+    teacher_number,
 )
 from masksd.kit.training.signals import StopRequest
 from masksd.kit.training.trackers import close_tracker, start_tracker, track, track_sheet
@@ -60,6 +68,7 @@ class Lifecycle(SavedLoop):
         """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
         now = data_numbers(self.training, self.unlabelled)
         check_items(state, now, self.config.train_split)
+        check_teacher(state, teacher_number(self.config.teacher))
         self.restore(step, state)
         self.saved = step
 

@@ -109,6 +109,7 @@ def load_run(
     place = find_folder(config.output_folder()) / LATEST
     checkpoint, state = load_checkpoint(place), load_training_state(place)
     numbers = NUMBERS if config.unlabelled is None else (*NUMBERS, *UNLABELLED)
+    numbers = numbers if config.teacher is None else (*numbers, "teacher")
     if any(name not in state or state[name].numel() != 1 for name in numbers):
         raise ValueError(
             f"checkpoint {place} was not written by a run that can be resumed, or by an older "
@@ -162,6 +163,16 @@ def check_items(state: dict[str, Tensor], numbers: dict[str, int], split: str) -
             f"{kind}split {split!r} has {what} when the run was saved; resume it with the data it "
             "had"
         )
+
+
+def check_teacher(state: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    """Raise a ``ValueError`` unless the teacher, if there is one, is the one it was."""
+    for name, now in numbers.items():
+        if int(state[name]) != now:
+            raise ValueError(
+                f"{name} is another checkpoint than when the run was saved; resume it with the one "
+                "it had"
+            )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

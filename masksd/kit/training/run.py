@@ -16,7 +16,8 @@ from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.feeding import model_inputs
 from masksd.kit.randomness import keyed_seed
-from masksd.kit.sources import wrap_model
+from masksd.kit.sources import learn_from, wrap_model
+from masksd.kit.start import load_teacher
 from masksd.kit.storage.places import HeldFolder
 from masksd.kit.training.checks import batch_norm_watched
 from masksd.kit.training.lifecycle import Lifecycle
@@ -60,6 +61,10 @@ class Run(Lifecycle):
         if unlabelled is not None:
             size = config.images_per_pass() - config.batch_size
             batches = JointBatches(batches, self.batches_of(unlabelled, size, unlabelled.seed))
+        if config.teacher is not None:
+            teacher = load_teacher(checkpoint, config.teacher).model
+            example = {n: each.to(accelerator.device) for n, each in batches.first().items()}
+            learn_from(self.sd, teacher.to(accelerator.device), config, self.inputs(example))
         optimizer = build_optimizer(self.sd, model, config)
         self.wrapped, optimizer = accelerator.prepare(self.sd, optimizer)
         batches.prepare(accelerator)

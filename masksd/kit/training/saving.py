@@ -19,6 +19,7 @@ from torch import Tensor
 
 from masksd.errors import one_line
 from masksd.kit.checkpoints import read_config
+from masksd.kit.config import TrainConfig
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.storage.files import MANIFEST, write_folder
 from masksd.kit.storage.places import find_folder, remove_folder
@@ -40,6 +41,7 @@ class SavedLoop(Loop):
     ``evaluated`` is the last step after which the model was scored.
     """
 
+    config: TrainConfig
     accelerator: Accelerator
     sd: CrossModalMaskedSelfDistill
     training: ReferDataset
@@ -68,6 +70,7 @@ class SavedLoop(Loop):
             "processes": self.accelerator.num_processes,
             "evaluated": self.evaluated,
             **data_numbers(self.training, self.unlabelled),
+            **teacher_number(self.config.teacher),
         }
         state |= {name: torch.tensor(number) for name, number in numbers.items()}
         return state | self._gathered_window()
@@ -137,6 +140,13 @@ def data_numbers(training: ReferDataset, unlabelled: ReferDataset | None) -> dic
     items = {f"{kind}items": len(data) for kind, data in found.items()}
     images = {f"{kind}images": keyed_seed(*sorted(d.file_names())) for kind, d in found.items()}
     return items | images
+
+
+def teacher_number(folder: Path | None) -> dict[str, int]:
+    """Return a number that stands for the files of the teacher, if there is one."""
+    if folder is None:
+        return {}
+    return {"teacher": keyed_seed((find_folder(folder) / MANIFEST).read_text(encoding="utf-8"))}
 
 
 def _under(beginning: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
