@@ -61,6 +61,7 @@ def test_every_model_runs_at_its_size(name: str, size: int, logits: int) -> None
 
 def test_names() -> None:
     assert list_models() == [
+        "clip_cris_mini",
         "clip_cris_rn101",
         "clip_cris_rn50",
         "clip_cris_tiny",

@@ -33,9 +33,10 @@ class TrainConfig(StoredConfig):
     The defaults train the small model on generated images, on a CPU, in minutes.
 
     Attributes:
-        model: clip_cris_tiny, clip_cris_vit_s16, clip_cris_vit_b16, clip_cris_vit_l14 (CLIP's
-            transformers), clip_lda_tiny, clip_lda_vit_b16 (the same with a neck of language-driven
-            attention), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or lavt_swin_b (LAVT).
+        model: clip_cris_mini, clip_cris_tiny, clip_cris_vit_s16, clip_cris_vit_b16,
+            clip_cris_vit_l14 (CLIP's transformers), clip_lda_tiny, clip_lda_vit_b16 (a neck of
+            language-driven attention), clip_cris_rn50, clip_cris_rn101 (CRIS), lavt_tiny or
+            lavt_swin_b (LAVT).
         pretrained: start from pretrained towers, where the model has them.
         encoder_weights: start from the two towers in this file, written by masksd pretrain.
         start_from: start from the model in this checkpoint, written by masksd train.
