@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import FOLDER, commit
+from benchmarks.measure import FOLDER
 from benchmarks.study import bases
 from benchmarks.study.few_masks import (
     MASKS,
@@ -25,9 +24,7 @@ from benchmarks.study.few_masks import (
     noise_study,
     trained_start,
 )
-from benchmarks.study.rows import Ledger
-from benchmarks.study.run import run_study
-from masksd.kit.devices import default_device, describe_machine
+from benchmarks.study.run import run_studies
 
 
 def main() -> int:
@@ -51,12 +48,7 @@ def main() -> int:
     ]
     if everything or args.level:
         studies.append(level_study(args.model, args.folder))
-    ledger = Ledger(args.folder / "few_masks.csv", args.folder)
-    here = {**describe_machine(default_device()), "commit": commit()}
-    for study in studies:
-        print(study.name, flush=True)
-        trained_start(study)
-        run_study(study, ledger, here, partial(print, flush=True), args.jobs)
+    run_studies(studies, "few_masks", args.folder, args.jobs, trained_start)
     return 0
 
 

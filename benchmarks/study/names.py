@@ -29,7 +29,7 @@ _SILENT = ("output", "overwrite", "progress", "workers", "cache", "cpu", "log_ev
 _SILENT_TRAIN = (
     *_SILENT,
     *("sheet_rows", "eval_batch_size", "timeout", "save_minutes", "keep", "log_with"),
-    *("encoder_weights", "start_from"),  # these have a name
+    *("encoder_weights", "start_from", "teacher"),  # these have a name
 )
 _SILENT_TOWERS = (*_SILENT, "eval_samples", "eval_split")
 
@@ -96,16 +96,26 @@ def towers_file(towers: PretrainConfig, results: Path) -> Path:
 def towers_name(study: Study) -> str:
     """Return what a study's rows say of its towers, or how that starts while there are no weights.
 
+    A teacher is named there too.
+
     The name ends with a hash of the weights: another machine may pretrain others.
     """
-    start = study.base.start_from
-    if start is not None:
-        weights = find_folder(start) / MODEL
-        return f"{start.name}-{_short_digest(weights)}" if weights.is_file() else start.name
+    own = _start_name(study)
+    return own if study.teacher is None else f"{own}, {_checkpoint_name(study.teacher)}"
+
+
+def _start_name(study: Study) -> str:
+    if study.base.start_from is not None:
+        return _checkpoint_name(study.base.start_from)
     own = study.base.encoder_weights
     if own is not None:
         return f"{own.stem}-{_short_digest(own)}"
     return "scratch" if study.towers is None else towers_file(study.towers, Path()).stem
+
+
+def _checkpoint_name(folder: Path) -> str:
+    weights = find_folder(folder) / MODEL
+    return f"{folder.name}-{_short_digest(weights)}" if weights.is_file() else folder.name
 
 
 def _short_digest(file: Path) -> str:
@@ -121,11 +131,9 @@ def _digest(study: Study, fields: Fields, length: int) -> str:
 def _differing_train(config: TrainConfig) -> Fields:
     default = _changed(_json(TrainConfig()), RECORDED["train"])
     fields = _differing(_json(config), default)
-    if config.teacher is not None:  # by its weights, wherever they are
-        weights = find_folder(config.teacher) / MODEL
-        found = _short_digest(weights) if weights.is_file() else ""
-        fields["teacher"] = f"{config.teacher.name}-{found}"
-    return {name: value for name, value in fields.items() if name not in _SILENT_TRAIN}
+    kept = {name: value for name, value in fields.items() if name not in _SILENT_TRAIN}
+    # which weights it has, only the towers of a row say
+    return kept if config.teacher is None else {**kept, "teacher": config.teacher.name}
 
 
 def _differing(fields: Fields, default: Fields) -> Fields:

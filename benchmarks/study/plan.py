@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from masksd.config import DistillConfig
@@ -107,6 +108,11 @@ class Study:
     towers: PretrainConfig | None = None
     budgets: Sequence[str] = (STEPS, COMPUTE)
     multiples: bool = False
+
+    @property
+    def teacher(self) -> Path | None:
+        """The checkpoint that variants learn from, of which a study has one at most."""
+        return next((v.train["teacher"] for v in self.variants if "teacher" in v.train), None)
 
     @property
     def parts(self) -> int:

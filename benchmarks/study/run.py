@@ -7,12 +7,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.measure import commit
 from benchmarks.study.names import base_hash, config_hash, towers_name
 from benchmarks.study.plan import PlannedRun, Study, plan_runs
 from benchmarks.study.rows import MACHINE, SCORES, Ledger, Row, Samples
@@ -65,6 +67,25 @@ def run_study(
         raise ValueError(f"environment must have {', '.join(MACHINE)}; got {list(environment)}")
     with ledger.writing():
         return _run_missing(study, ledger, environment, report, jobs)
+
+
+def run_studies(
+    studies: Iterable[Study],
+    name: str,
+    folder: Path,
+    jobs: int,
+    prepare: Callable[[Study], object],
+) -> None:
+    """Run studies on this machine into ``NAME.csv`` and archives in a folder, and report.
+
+    ``prepare`` trains what a study starts from, or learns from.
+    """
+    ledger = Ledger(folder / f"{name}.csv", folder)
+    here = {**describe_machine(default_device()), "commit": commit()}
+    for study in studies:
+        print(study.name, flush=True)
+        prepare(study)
+        run_study(study, ledger, here, partial(print, flush=True), jobs)
 
 
 def _run_missing(

@@ -1,0 +1,95 @@
+"""The studies of students: what a small model learns from a large one; and of two necks."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import FOLDER
+from benchmarks.study import bases
+from benchmarks.study.names import recorded_train
+from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
+from masksd import ChannelDistillConfig
+from masksd.kit.config import TrainConfig
+from masksd.kit.recipes import TOWERS
+from masksd.kit.training.trainer import train
+
+STUDENT, TEACHER = "clip_cris_mini", "clip_cris_tiny"
+SEEDS = tuple(range(400, 406))
+SPLITS = ("testA", "testB")
+SAMPLES = 300
+"""Expressions scored on each split."""
+BATCH, PICTURES = 16, 3000
+STUDENT_STEPS, TEACHER_STEPS, NECK_STEPS = 800, 2000, 600
+
+KINDS: dict[str, ChannelDistillConfig] = {
+    "logits": ChannelDistillConfig("logits"),
+    "CWD": ChannelDistillConfig("cwd"),
+    "channel relations": ChannelDistillConfig("icd"),
+    "ours": ChannelDistillConfig("cross-modal"),
+}
+"""By row: what the student is asked to share with its teacher."""
+
+
+def student_study(results: Path = FOLDER, **run: Any) -> Study:
+    """Build the study of a student that starts from scratch, with and without its teacher.
+
+    At equal compute, the student alone trains for whole multiples of the steps: a teacher's forward
+    pass counts. :func:`trained_teacher` trains the teacher.
+    """
+    teacher = results / f"teacher-{TEACHER}"
+    rows = [host()]
+    for name, knowledge in KINDS.items():
+        rows.append(Variant(name, host().distill, {"teacher": teacher, "knowledge": knowledge}))
+    base = _run(STUDENT, lr=1.6e-3, weight_decay=0.1, **{"steps": STUDENT_STEPS, **run})
+    return _study("student", base, tuple(rows), (STEPS, COMPUTE))
+
+
+def neck_study(**run: Any) -> Study:
+    """Build the study of CRIS's neck and that of language-driven attention, all else equal.
+
+    Both have the settings that were found for CRIS's.
+    """
+    base = _run(TEACHER, **{"steps": NECK_STEPS, **bases.HOSTS[TEACHER], **run})
+    rows = (host(), Variant("LDA neck", host().distill, {"model": "clip_lda_tiny"}))
+    return _study("neck", dataclasses.replace(base, encoder_weights=TOWERS), rows, (STEPS,))
+
+
+def trained_teacher(study: Study) -> None:
+    """Train the teacher of a study of students, unless it is there."""
+    folder = study.teacher
+    if folder is None or folder.is_dir():
+        return
+    base = _run(TEACHER, **{"steps": TEACHER_STEPS, **bases.HOSTS[TEACHER]})
+    distill = dataclasses.replace(base.distill, image=None, text=None)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
+        config = dataclasses.replace(
+            base, distill=distill, encoder_weights=TOWERS, output=Path(parent) / "run"
+        )
+        train(config).checkpoint.rename(folder)
+
+
+def _run(model: str, *, steps: int, pictures: int = PICTURES, **changes: Any) -> TrainConfig:
+    dice: dict[str, Any] = {"distill": {"dice_weight": 1.0}}
+    return recorded_train(
+        model=model,
+        data={"level": bases.LEVEL, "pictures": pictures},
+        steps=steps,
+        batch_size=BATCH,
+        warmup=steps // 10,
+        evaluate_every=max(1, steps // 4),
+        eval_samples=150,
+        sheet_rows=1,
+        progress=False,
+        **{**dice, **changes},
+    )
+
+
+def _study(
+    name: str, base: TrainConfig, rows: tuple[Variant, ...], budgets: tuple[str, ...]
+) -> Study:
+    return Study(
+        name, base, rows, SEEDS, SPLITS, SAMPLES, best=True, budgets=budgets, multiples=True
+    )
