@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import few_masks
+from benchmarks.pages import few_masks, students
 from benchmarks.pages.figures import FIGURES
-from benchmarks.pages.published import LEDGER, Published, gain_cell
+from benchmarks.pages.published import LEDGER, Published, comparison, gain_cell
 from benchmarks.pages.readme import gpu_cost, newest, read, render
 from benchmarks.study.bases import shapes_run, shapes_towers
 from benchmarks.study.figures import draw_best
 from benchmarks.study.names import towers_file
 from benchmarks.study.rows import by_seed, choose
-from benchmarks.study.summary import spread_cell, study_rows
+from benchmarks.study.summary import study_rows
 from masksd.kit.text_tables import markdown_table
 
 FRONT = Path(__file__).parents[2] / "README.md"
@@ -40,34 +40,15 @@ def gains() -> str:
 
 def confirm() -> str:
     """The presets against their hosts at equal steps and at equal compute, on both splits."""
-    head = ["host", "split", "variant", "cost", "mIoU", "gain, equal steps", "gain, equal compute"]
     study = Published("confirm").study()
-    found = {
-        (model, split): Published("confirm", model).found(split)
-        for model in STARTS
-        for split in study.splits
-    }
-    lines = []
-    for (model, split), variants in found.items():
-        for each in variants.values():
-            score = spread_cell(each.mean["mIoU"], each.deviation["mIoU"])
-            longer = gain_cell(each.equal_compute.get("mIoU"))
-            lines.append(
-                [
-                    *(f"`{model}`", split, each.variant, f"{each.cost:.2f}", score),
-                    gain_cell(each.equal_steps.get("mIoU")),
-                    f"{longer}, {each.longer} steps" if longer else "",
-                ]
-            )
-    every = [each for variants in found.values() for each in variants.values()]
-    intervals = sum(bool(gain) for each in every for gain in (each.equal_steps, each.equal_compute))
-    seeds = sorted({seed for each in every for seed in each.seeds})
-    devices = sorted({device for each in every for device in each.devices})
-    run = f"{study.base.steps} steps of {study.base.batch_size}"
-    return (
-        f"{markdown_table(head, lines)}\n\n{study.data_name()}; {run}; seeds "
-        f"{', '.join(map(str, seeds))}; {', '.join(devices)}. By luck alone about "
-        f"{intervals / 20:.1f} of the {intervals} intervals would exclude 0."
+    return comparison(
+        study,
+        {
+            (f"`{model}`", split): Published("confirm", model).found(split)
+            for model in STARTS
+            for split in study.splits
+        },
+        first="host",
     )
 
 
@@ -139,6 +120,7 @@ PAGES: dict[Path, Mapping[str, Callable[[], str]]] = {
     FRONT: {"gains": gains, "gpu_cost": gpu_cost},
     EVIDENCE: {
         **few_masks.TABLES,
+        **students.TABLES,
         "confirm": confirm,
         "settings": settings,
         "towers": towers,
