@@ -9,7 +9,7 @@ import pytest
 from benchmarks.study.few_masks import CLEAN, MISSING, few_masks_study, noise_study
 from benchmarks.study.plan import Study, plan_runs
 from benchmarks.study.rows import Ledger, choose
-from benchmarks.study.run import condition, run_study
+from benchmarks.study.run import Scored, run_study
 from benchmarks.study.summary import summarise
 from masksd.kit.config import DataConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
@@ -73,4 +73,4 @@ def test_a_host_from_scratch_has_the_same_rows():
 @pytest.mark.parametrize("split", ["testA hid=0.5", "testA drops=1"])
 def test_an_unknown_condition_is_an_error(split):
     with pytest.raises(ValueError, match="did you mean"):
-        condition(split)
+        Scored.parse(split)

@@ -157,15 +157,15 @@ def run_one(study: Study, run: PlannedRun) -> FinishedRun:
         chosen = result.folder / BEST if study.best else result.checkpoint
         checkpoint = load_checkpoint(chosen, device)
         found = {
-            split: score(
+            name: score(
                 checkpoint,
-                open_scored(config, checkpoint, split),
+                scored.open(config, checkpoint),
                 limit=study.samples,
                 batch_size=config.eval_batch_size,
                 progress=config.progress,
-                **condition(split),
+                **scored.options,
             )
-            for split in study.splits
+            for name, scored in ((each, Scored.parse(each)) for each in study.splits)
         }
     records = [json.loads(line) for line in lines]
     rows = [
@@ -183,34 +183,38 @@ def run_one(study: Study, run: PlannedRun) -> FinishedRun:
     return FinishedRun(rows, {split: each.rows for split, each in found.items()}, curve)
 
 
-def open_scored(config: TrainConfig, checkpoint: Checkpoint, split: str) -> ReferDataset:
-    """Open a split as the checkpoint of a run is scored on it."""
-    size = checkpoint.config.image_size
-    tokenizer, show = checkpoint.tokenizer, config.progress
-    name, *words = split.split(" ")
-    levels = [word.removeprefix("level=") for word in words if word.startswith("level=")]
-    data = dataclasses.replace(config.data, level=levels[0]) if levels else config.data
-    return open_split(data, name, tokenizer, size, fit=config.fit, progress=show)
+class Scored(NamedTuple):
+    """How a study scores: on which split, of which level of shapes, and what is missing there."""
 
+    split: str
+    level: str | None
+    options: dict[str, Any]
 
-def condition(split: str) -> dict[str, Any]:
-    """Return how a split is scored, from its name in a study.
+    @classmethod
+    def parse(cls, name: str) -> Scored:
+        """Read a name such as ``"testA hide=0.25"``.
 
-    Example:
-        >>> condition("testA"), condition("testA hide=0.25"), condition("testA drop=1")
-        ({}, {'hide': 0.25}, {'drop_words': 1})
-    """
-    _, *words = split.split(" ")
-    kinds = {"hide": ("hide", float), "drop": ("drop_words", int)}
-    options = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        if name == "level":
-            continue  # of the data, not of the scoring
-        check_choice("condition", name, [*kinds, "level"])
-        option, kind = kinds[name]
-        options[option] = kind(value)
-    return options
+        Example:
+            >>> Scored.parse("testA level=hard drop=1")
+            Scored(split='testA', level='hard', options={'drop_words': 1})
+        """
+        split, *words = name.split(" ")
+        known = {"level": ("level", str), "hide": ("hide", float), "drop": ("drop_words", int)}
+        options: dict[str, Any] = {}
+        for word in words:
+            kind, _, value = word.partition("=")
+            check_choice("condition", kind, known)
+            option, convert = known[kind]
+            options[option] = convert(value)
+        return cls(split, options.pop("level", None), options)
+
+    def open(self, config: TrainConfig, checkpoint: Checkpoint) -> ReferDataset:
+        """Open the split as the checkpoint of a run is scored on it."""
+        data = dataclasses.replace(config.data, level=self.level or config.data.level)
+        size, tokenizer = checkpoint.config.image_size, checkpoint.tokenizer
+        return open_split(
+            data, self.split, tokenizer, size, fit=config.fit, progress=config.progress
+        )
 
 
 def expected_seconds(study: Study, runs: Sequence[PlannedRun]) -> float:
@@ -256,7 +260,7 @@ def _time(study: Study, config: TrainConfig) -> tuple[float, float, int]:
         speed = [json.loads(line).get("pictures_per_second") for line in lines]
         last = [value for value in speed if value is not None][-1]
         checkpoint = load_checkpoint(result.checkpoint, default_device(cpu=config.cpu))
-        dataset = open_scored(config, checkpoint, study.splits[0])
+        dataset = Scored.parse(study.splits[0]).open(config, checkpoint)
         start = time.perf_counter()
         score(checkpoint, dataset, limit=_TIMED_SAMPLES, batch_size=config.eval_batch_size)
         seconds = (time.perf_counter() - start) / min(_TIMED_SAMPLES, len(dataset))
