@@ -147,6 +147,11 @@ def test_a_teacher_that_reads_in_another_way_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_knowledge_needs_a_teacher() -> None:
+    with pytest.raises(ValueError, match=r"but there is none; name its checkpoint .*--teacher"):
+        TrainConfig(knowledge=ChannelDistillConfig("cwd"))
+
+
 def test_options(teacher: Path) -> None:
     arguments = ["--teacher", str(teacher), "--knowledge.kind", "cwd", "--distill.low-memory"]
     options = tyro.cli(train_command(arguments), args=arguments)

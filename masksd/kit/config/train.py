@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, check_fraction
+from masksd.kit.config.checks import check_class_weights, check_knowledge, check_unlabelled
 from masksd.kit.config.stored import StoredConfig
-from masksd.kit.config.unlabelled import check_unlabelled
 from masksd.kit.data.selection import check_labels
 from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig, check_finite, check_whole
@@ -90,7 +89,8 @@ class TrainConfig(StoredConfig):
         cpu: stay on the CPU even if there is a GPU.
         timeout: seconds after which several processes give up on one that does not answer.
         distill: the method; see DistillConfig.
-        teacher: also learn from the larger model in this checkpoint, written by masksd train.
+        teacher: also learn from the larger model in this checkpoint, written by masksd train. (The
+            teacher of distill.target is another: the average of the run's own weights.)
         knowledge: what is learned from that teacher; see ChannelDistillConfig.
         ramp: shares of the run, in [0, 1], between which the weights of the branches rise from 0 to
             their full value: 0 0 has full weights throughout, 0.5 0.5 from the middle on. A branch
@@ -236,10 +236,11 @@ class TrainConfig(StoredConfig):
         if len(starts) > 1:
             values = " and ".join(f"{name}={str(getattr(self, name))!r}" for name in starts)
             raise ValueError(f"{values} both say where the weights come from; set one of them")
-        self._check_class_weights()
+        check_class_weights(self)
         if self.labels is not None:
             check_labels(self.labels)
         check_unlabelled(self)
+        check_knowledge(self)
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         check_choice("train_items", self.train_items, ("refs", "sentences"))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -247,23 +248,6 @@ class TrainConfig(StoredConfig):
         check_choice("fit", self.fit, FITS)
         if self.log_with is not None:
             check_choice("log_with", self.log_with, TRACKERS)
-
-    def _check_class_weights(self) -> None:
-        weights = self.class_weights
-        if weights is None:
-            return
-        if len(weights) != 2 or not all(0 < weight < math.inf for weight in weights):
-            raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
-        if self.distill.low_memory:
-            raise ValueError(
-                "class_weights put the loss outside the wrapper, but distill.low_memory runs the "
-                "backward inside it; set one of the two"
-            )
-        if self.distill.dice_weight:
-            raise ValueError(
-                "class_weights replace the segmentation loss, which distill.dice_weight belongs "
-                "to; set one of the two"
-            )
 
     def output_folder(self) -> Path:
         """Return the folder of the run."""

@@ -1,13 +1,15 @@
-"""Which configs can learn from images without masks."""
+"""Options of a ``TrainConfig`` that must fit each other."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from masksd.knowledge_config import ChannelDistillConfig
+
 
 def check_unlabelled(config: Any) -> None:
-    """Raise a ``ValueError`` unless the options of a ``TrainConfig`` for unlabelled data fit."""
+    """Raise a ``ValueError`` unless something can learn from images without masks."""
     if config.unlabelled is None:
         if config.unlabelled_batch is not None:
             raise ValueError(
@@ -41,4 +43,32 @@ def check_unlabelled(config: Any) -> None:
         raise ValueError(
             f"{where}, but the branches see only the first {seen} images of a batch, of which "
             f"{config.batch_size} are labelled; raise samples, or unlabelled_batch"
+        )
+
+
+def check_knowledge(config: Any) -> None:
+    """Raise a ``ValueError`` if it is said what to learn from a teacher, and there is none."""
+    if config.teacher is None and config.knowledge != ChannelDistillConfig():
+        raise ValueError(
+            "knowledge says what to learn from a teacher, but there is none; name its checkpoint "
+            "with teacher (--teacher), or leave knowledge out"
+        )
+
+
+def check_class_weights(config: Any) -> None:
+    """Raise a ``ValueError`` unless class weights are valid and can replace the loss."""
+    weights = config.class_weights
+    if weights is None:
+        return
+    if len(weights) != 2 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"class_weights must be two finite numbers above 0, got {weights}")
+    if config.distill.low_memory:
+        raise ValueError(
+            "class_weights put the loss outside the wrapper, but distill.low_memory runs the "
+            "backward inside it; set one of the two"
+        )
+    if config.distill.dice_weight:
+        raise ValueError(
+            "class_weights replace the segmentation loss, which distill.dice_weight belongs "
+            "to; set one of the two"
         )
