@@ -88,13 +88,20 @@ def test_curves_and_sheet_are_pictures_with_something_on_them(tmp_path: Path) ->
     full = draw_sheet(rows, tmp_path / "sheet.png")
     plain = draw_sheet([row("blue square", plain=True)], tmp_path / "plain.png")
     sizes = []
-    for path in (draw_curves(records, tmp_path / "curves.png"), full, plain):
+    scored = [*records, {"step": 25, "scores": {"own": {"mIoU": 0.3}}}]
+    alone = [{**each, "losses": {"seg": each["loss"]}} for each in records]
+    curves = [
+        draw_curves(lines, tmp_path / f"curves-{len(lines)}-{len(lines[0]['losses'])}.png")
+        for lines in (records, scored, alone)
+    ]
+    for path in (curves[0], full, plain, *curves[1:]):
         with Image.open(path) as read:
             pixels = np.asarray(read.convert("L"))
         assert (pixels < 100).mean() > 0.001
         sizes.append(pixels.shape)
     assert sizes[1][0] > 2 * sizes[2][0]  # three rows against one
     assert sizes[1][1] > sizes[2][1]  # two columns more
+    assert sizes[3][0] > sizes[0][0] > sizes[4][0]  # panels of scores and of branches
 
 
 def test_empty_sheet_is_refused(tmp_path: Path) -> None:

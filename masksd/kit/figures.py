@@ -80,32 +80,47 @@ def overlay(
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the losses and the learning rate over steps as PNG.
+    """Draw losses, scores and the learning rate over steps as PNG.
 
-    ``records`` are the training lines of ``metrics.jsonl``: ``step``, ``loss``, ``lr`` and
-    ``losses`` (unweighted, by name); None where a value was not finite.
+    ``records`` are the lines of ``metrics.jsonl``: of training, with ``step``, ``loss``, ``lr`` and
+    ``losses`` (unweighted, by name; None where a value was not finite), and of scoring, with
+    ``step`` and ``scores``. The branches' losses have axes of their own.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    steps = [record["step"] for record in records]
-    curves = {"loss (weighted)": [record["loss"] for record in records]}
-    for name in sorted({name for record in records for name in record["losses"]}):
-        curves[f"{name} (unweighted)"] = [record["losses"].get(name) for record in records]
-    for label, values in curves.items():
-        floats = np.array(values, dtype=np.float64)  # None becomes NaN, a gap
-        above.plot(steps, floats, label=label, color="black" if "(weighted" in label else None)
-    above.set_ylabel("loss")
-    above.set_ylim(bottom=0)
-    above.legend(frameon=False)
-    below.plot(steps, [record["lr"] for record in records], color="black")
-    below.set_ylabel("learning rate")
-    below.set_xlabel("step")
-    below.ticklabel_format(axis="y", scilimits=(0, 0))
-    for axes in (above, below):
+    trained = [record for record in records if "loss" in record]
+    scored = [record for record in records if "scores" in record]
+    steps = [record["step"] for record in trained]
+    names = sorted({name for record in trained for name in record["losses"]})
+    losses = {name: [record["losses"].get(name) for record in trained] for name in names}
+    seg = {"seg": losses.pop("seg")} if "seg" in losses else {}
+    panels: list[tuple[str, dict[str, list[Any]], list[int]]] = [
+        ("loss", {"all, weighted": [record["loss"] for record in trained], **seg}, steps),
+        ("unweighted losses", losses, steps),
+        (
+            "mIoU, %",
+            {"validation": [100 * record["scores"]["own"]["mIoU"] for record in scored]},
+            [record["step"] for record in scored],
+        ),
+        ("learning rate", {"": [record["lr"] for record in trained]}, steps),
+    ]
+    shown = [panel for panel in panels if any(panel[1].values())]
+    figure = Figure(figsize=(8, 1 + 2.2 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, curves, places) in zip(grid, shown, strict=True):
+        for label, values in curves.items():
+            floats = np.array(values, dtype=np.float64)  # None becomes NaN, a gap
+            mark = "o" if len(floats) < 30 else None
+            axes.plot(places, floats, label=label, marker=mark, markersize=4)
+        axes.set_title(title, fontsize=13, loc="left")
+        axes.margins(y=0.08)
+        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=11)
+        if len(curves) > 1 or title == "unweighted losses":
+            axes.legend(frameon=False, fontsize=11)
+    grid[-1].set_xlabel("step", fontsize=12)
     return save_figure(figure, path)
 
 

@@ -18,7 +18,7 @@ from masksd.knowledge_config import ChannelDistillConfig
 _INFINITE = ("clip_norm", "save_minutes")
 """Fields that may be infinite, which JSON has as null."""
 _PATHS = ("encoder_weights", "start_from", "teacher", "output")
-_METHODS = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
+_METHODS: dict[str, Any] = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from masksd.kit.training.resuming import (
     check_items,
     check_teacher,
     cut_log,
+    read_log,
 )
 from masksd.kit.training.saving import (
     LATEST,
@@ -51,15 +52,14 @@ if TYPE_CHECKING:
 class Lifecycle(SavedLoop):
     """:meth:`open_folder`, then :meth:`train`; a subclass says what a step is.
 
-    ``records`` are the training lines of ``metrics.jsonl``. ``place`` is the folder of the run; it
-    takes its place with the first checkpoint at the latest. ``saved`` is the step of the last one.
+    ``place`` is the folder of the run; it takes its place with the first checkpoint at the latest.
+    ``saved`` is the step of the last one.
     """
 
     config: TrainConfig
     checkpoint: Checkpoint
     scoring: ReferDataset
     place: HeldFolder
-    records: list[dict[str, Any]]
     stop: StopRequest
     saved: int
     saved_at: float
@@ -79,7 +79,6 @@ class Lifecycle(SavedLoop):
             folder = self.place.path
             write_files({folder / CONFIG: self.config.to_json().encode()})
             records = cut_log(folder / LOG, self.done)
-            self.records = [record for record in records if "loss" in record]
             drop_later(folder, self.done)
             if not has_checkpoint(self.place.target):
                 self.place.publish()  # there is no older run to lose
@@ -163,6 +162,9 @@ class Lifecycle(SavedLoop):
         self.share_buffers()
         scores = evaluate(self.checkpoint, self.scoring, **self.scoring_options())
         self.write({"step": self.done, "scores": {"own": scores}})
+        if self.scoring_options()["progress"]:
+            split, score = self.config.eval_split, 100 * scores["mIoU"]
+            print(f"step {self.done}: mIoU {score:.1f} on {split}", flush=True)
         self.evaluated = self.done
         self.save()
         if self.accelerator.is_main_process:
@@ -220,7 +222,8 @@ class Lifecycle(SavedLoop):
                 self.keep_if_best(scores["own"]["mIoU"])
             chosen = spread_indices(len(self.scoring), self.config.sheet_rows)
             rows = example_rows(self.sd, self.checkpoint, self.scoring, chosen)
-            draw_curves(self.records, folder / "curves.png")
+            lines = [*read_log(folder / LOG), {"step": self.done, "scores": scores}]
+            draw_curves(lines, folder / "curves.png")
             draw_sheet(rows, folder / SHEET)
         self.write({"step": self.done, "scores": scores})
         track_sheet(self.accelerator, self.place.path / SHEET, self.done)

@@ -77,7 +77,6 @@ class Run(Lifecycle):
             accumulate=config.accumulate,
         )
         self.bad_items: list[str] = []
-        self.records: list[dict[str, Any]] = []
         self.stop = StopRequest()
         self.saved = self.evaluated = -1
         self.saved_at = time.monotonic()
@@ -189,7 +188,6 @@ class Run(Lifecycle):
             "skipped": self.skipped,
             "pictures_per_second": round(images / seconds, 2),
         }
-        self.records.append(record)
         self.write(record)
         return loss
 
