@@ -12,6 +12,7 @@ from benchmarks.pages import few_masks, students
 from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.published import LEDGER, Published, comparison, gain_cell
 from benchmarks.pages.readme import gpu_cost, newest, read, render
+from benchmarks.pages.systems import systems
 from benchmarks.study.bases import shapes_run, shapes_towers
 from benchmarks.study.figures import draw_best
 from benchmarks.study.names import towers_file
@@ -117,7 +118,7 @@ def refcoco_hours() -> str:
 
 
 PAGES: dict[Path, Mapping[str, Callable[[], str]]] = {
-    FRONT: {"gains": gains, "gpu_cost": gpu_cost},
+    FRONT: {"gains": gains, "gpu_cost": gpu_cost, "systems": systems},
     EVIDENCE: {
         **few_masks.TABLES,
         **students.TABLES,

@@ -1,0 +1,93 @@
+"""The table of systems on the front page: whose each is, how to switch it on, cost and gain."""
+
+from __future__ import annotations
+
+from benchmarks.pages import students
+from benchmarks.pages.published import Published, gain_cell
+from benchmarks.pages.readme import read
+from benchmarks.study.plan import multiply_adds
+from benchmarks.study.summary import Summary
+from masksd.kit.text_tables import markdown_table
+
+HEAD = ["system", "from its source", "our reading", "switch it on", "cost", "mIoU on shapes, testA"]
+
+
+def systems() -> str:
+    """One line for each system that is part of this project."""
+    cris, lavt = (Published("confirm", model).found("testA") for model in STARTS)
+    lines = [
+        [
+            "CM-MaskSD",
+            "both passes, Eq. 1 to 9",
+            "where tokens are masked",
+            "`wrap(model)`",
+            f"× {_ratio('clip_cris_vit_b16'):.2f} in training",
+            _gain(cris["cm-masksd"], "over CRIS"),
+        ],
+        [
+            "[CRIS](masksd/models/cris.py)",
+            "neck, decoder, head, weights",
+            "levels of a ViT",
+            '`create_model("clip_cris_rn50")`',
+            "the host",
+            _score(cris["host"]),
+        ],
+        [
+            "[LDA](masksd/models/lda.py)",
+            "an abstract",
+            "every formula",
+            '`create_model("clip_lda_vit_b16")`',
+            _neck_cost(),
+            _found("neck", "LDA neck", "over CRIS's neck"),
+        ],
+        [
+            "[Channel KD](masksd/knowledge_losses.py)",
+            "an abstract",
+            "every formula",
+            "`CrossModalDistill`, `train --teacher`",
+            _student_cost(),
+            _found("student", "ours", "over the student alone"),
+        ],
+        [
+            "LAVT, as a host",
+            "fusion in the tower",
+            "a recipe for its modules",
+            "`wrap(lavt)`",
+            f"× {lavt['cm-masksd'].cost:.2f} in training",
+            _gain(lavt["cm-masksd"], "over LAVT"),
+        ],
+    ]
+    return markdown_table(HEAD, lines)
+
+
+STARTS = ("clip_cris_tiny", "lavt_tiny")
+
+
+def _ratio(model: str) -> float:
+    rows = [row for row in read("step_cost") if row["model"] == model]
+    return float(next(row["step_ratio"] for row in rows if row["provider"] == "masksd"))
+
+
+def _neck_cost() -> str:
+    study = students.STUDIES["neck"]
+    host, lda = (multiply_adds(each.config(study.base, 0)) for each in study.variants)
+    return f"× {lda / host:.2f} of CRIS's"
+
+
+def _student_cost() -> str:
+    summary = students.found("student", "testA").get("ours")
+    return "the teacher's forward" if summary is None else f"× {summary.cost:.2f} in training"
+
+
+def _found(study: str, row: str, over: str) -> str:
+    summary = students.found(study, "testA").get(row)
+    return "not measured yet" if summary is None else _gain(summary, over)
+
+
+def _gain(summary: Summary, over: str) -> str:
+    return f"{gain_cell(summary.equal_steps.get('mIoU'))} {over}, {len(summary.seeds)} seeds"
+
+
+def _score(summary: Summary) -> str:
+    mean, deviation = (100 * each["mIoU"] for each in (summary.mean, summary.deviation))
+    return f"{mean:.1f} ± {deviation:.1f}, {len(summary.seeds)} seeds"
