@@ -282,6 +282,8 @@ def _step_cost(config: TrainConfig, distill: DistillConfig) -> int:
         batch_size=config.images_per_pass(),
         class_weights=config.class_weights,
         frozen=config.frozen,
+        teacher=config.teacher,
+        knowledge=config.knowledge,
         distill=dataclasses.replace(distill, image=image, text=text, **_FREE),
     )
     return _counted(alike)
