@@ -12,6 +12,7 @@ import pytest
 import torch
 import tyro
 
+from benchmarks.study.plan import multiply_adds
 from masksd import ChannelDistillConfig, CrossModalDistill, DistillConfig
 from masksd.kit.checkpoints import load_checkpoint, save_checkpoint
 from masksd.kit.cli.options import checked
@@ -171,4 +172,8 @@ def test_the_cost_counts_the_teacher(teacher: Path) -> None:
     assert taught.forward > alone.forward + large.plain
     assert taught.forward < 1.05 * (alone.forward + large.plain)
     assert taught.weights - alone.weights == pytest.approx(large.weights, rel=0.02)
+    ratio = multiply_adds(with_teacher) / multiply_adds(
+        dataclasses.replace(with_teacher, teacher=None)
+    )
+    assert ratio == pytest.approx(taught.step / alone.step)
     assert taught.added == 64 * 32  # the embedding of the student's channels
