@@ -49,10 +49,10 @@ def test_a_sentence_without_raw_form_can_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_options_of_the_data(command: str) -> None:
     options = _parse([command, "--skip-bad", "--index", "place", "--split-by", "unc"])
-    data = options.data if command == "evaluate" else options.config.data
+    data = options.data if command == "evaluate" else options.settings.data
     assert (data.skip_bad, data.index, data.split_by) == (True, Path("place"), "unc")
     options = _parse([command])
-    data = options.data if command == "evaluate" else options.config.data
+    data = options.data if command == "evaluate" else options.settings.data
     assert (data.skip_bad, data.index, data.split_by) == (False, None, None)
 
 

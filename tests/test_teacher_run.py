@@ -156,7 +156,7 @@ def test_knowledge_needs_a_teacher() -> None:
 def test_options(teacher: Path) -> None:
     arguments = ["--teacher", str(teacher), "--knowledge.kind", "cwd", "--distill.low-memory"]
     options = tyro.cli(train_command(arguments), args=arguments)
-    config = checked(TrainConfig(), options.config)
+    config = checked(TrainConfig(), options.settings)
     assert (config.teacher, config.knowledge.kind) == (teacher, "cwd")
     assert TrainConfig.from_json(config.to_json()) == config
 

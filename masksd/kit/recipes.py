@@ -10,6 +10,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from masksd.config import PRESETS, DistillConfig
 from masksd.errors import unknown_name
 from masksd.kit.config import DataConfig, TrainConfig
 
@@ -124,7 +125,8 @@ def get_recipe(name: str) -> TrainConfig:
     Args:
         name: ``"cm-masksd"`` (the default run), ``"paper-refcoco-vit-b"``,
             ``"paper-refcoco-vit-l"``, ``"paper-ablation-vit-b"`` (all of the CM-MaskSD paper),
-            ``"cris-r50"`` or ``"lavt-swin-b"``.
+            ``"cris-r50"`` or ``"lavt-swin-b"``; or a preset of :class:`DistillConfig`, for the
+            default run with that method.
 
     Returns:
         The config; ``data.data_root`` of those on RefCOCO still has to be set.
@@ -135,10 +137,14 @@ def get_recipe(name: str) -> TrainConfig:
     Example:
         >>> get_recipe("cris-r50").lr
         0.0001
+        >>> get_recipe("augment").distill.one_pass
+        True
         >>> get_recipe("cris-r5")
         Traceback (most recent call last):
         ValueError: unknown preset 'cris-r5'; did you mean 'cris-r50'? Known: ...
     """
-    if name not in RECIPES:
-        raise unknown_name("preset", name, RECIPES)
-    return RECIPES[name]
+    if name in RECIPES:
+        return RECIPES[name]
+    if name in PRESETS:
+        return dataclasses.replace(RECIPES["cm-masksd"], distill=DistillConfig.preset(name))
+    raise unknown_name("preset", name, [*RECIPES, *PRESETS])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from masksd.errors import one_line
 from masksd.kit.cli.options import checked, command, early_option, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import TrainConfig
@@ -42,8 +44,9 @@ def train_command(arguments: list[str]) -> type:
     resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
     return command(
         _train,
-        config=unchecked(_resumed(arguments, resumed) if resumed else _recipe(arguments)),
+        settings=unchecked(_resumed(arguments, resumed) if resumed else _start(arguments)),
         resume=(Path | None, None),
+        config=(Path | None, None),
         allow=(tuple[str, ...], ()),
         preset=(str, early_option(arguments, "--preset", PRESET)),
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
@@ -57,7 +60,7 @@ def _resumed(arguments: list[str], folder: str) -> TrainConfig:
 
     for argument in arguments:
         option = argument.partition("=")[0].replace("_", "-")
-        if option in ("--preset", "--branches", "--output", "--overwrite", "--dry-run"):
+        if option in ("--preset", "--config", "--branches", "--output", "--overwrite", "--dry-run"):
             raise ValueError(f"--resume goes on with the run's own config; leave {option} out")
     try:
         return load_run_config(folder)
@@ -69,12 +72,55 @@ def _has_value(arguments: list[str], option: str) -> bool:
     return not [*arguments, "-"][arguments.index(option) + 1].startswith("-")
 
 
+def load_config(file: Path) -> TrainConfig:
+    """Read the config of a run from JSON, such as the config.json of an earlier one, or YAML.
+
+    Raises:
+        ValueError: no such file, or one that holds no config.
+
+    Example:
+        >>> load_config(Path("runs/nowhere/config.json"))
+        Traceback (most recent call last):
+        ValueError: no config at runs/nowhere/config.json; give the config.json of a run, ...
+    """
+    import yaml  # type: ignore[import-untyped]  # which transformers brings
+
+    if not file.is_file():
+        near = file / "config.json"
+        hint = (
+            f"did you mean {near}?" if near.is_file() else "give the config.json of a run, or YAML"
+        )
+        raise ValueError(f"no config at {file}; {hint}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix in (".yaml", ".yml"):
+            text = json.dumps(yaml.safe_load(text))
+        return TrainConfig.from_json(text)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} holds no config of a run: {one_line(error)}") from None
+
+
+def _start(arguments: list[str]) -> TrainConfig:
+    """Return what the options change: a file's config, or a recipe."""
+    file = early_option(arguments, "--config", "")
+    if not file:
+        return _recipe(arguments)
+    if "--preset" in {argument.partition("=")[0] for argument in arguments}:
+        raise ValueError("--preset and --config both say what the run is; give one of them")
+    return _unruled(load_config(Path(file)), arguments)
+
+
 def _recipe(arguments: list[str]) -> TrainConfig:
     """Return the recipe without the values that given options rule out."""
-    config: Any = get_recipe(early_option(arguments, "--preset", PRESET))
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    config = get_recipe(early_option(arguments, "--preset", PRESET))
     if config.encoder_weights == TOWERS and not _takes_towers(arguments):
-        config = TrainConfig()  # from scratch, which takes more steps
+        config = dataclasses.replace(TrainConfig(), distill=config.distill)  # takes more steps
+    return _unruled(config, arguments)
+
+
+def _unruled(config: Any, arguments: list[str]) -> TrainConfig:
+    """Return a config without the values that given options rule out."""
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
@@ -83,7 +129,8 @@ def _recipe(arguments: list[str]) -> TrainConfig:
             config = dataclasses.replace(config, **{named[0]: 1, other: None})
     if "--schedule" in given and early_option(arguments, "--schedule", "") != "multistep":
         config = dataclasses.replace(config, schedule="cosine", milestones=())
-    return config
+    result: TrainConfig = config
+    return result
 
 
 def _takes_towers(arguments: list[str]) -> bool:
@@ -107,8 +154,10 @@ def _train(options: Any) -> None:
         resume: go on with the run in this folder, where it was saved last; every other option is
             the run's own.
         allow: options of a resumed run that may be given anew, such as steps.
+        config: a run's config.json, or YAML with the same fields, which the other options change.
         preset: a run by name, which the other options change: cm-masksd (the small default),
-            paper-refcoco-vit-b, paper-refcoco-vit-l, paper-ablation-vit-b, cris-r50, lavt-swin-b.
+            paper-refcoco-vit-b, paper-refcoco-vit-l, paper-ablation-vit-b, cris-r50, lavt-swin-b;
+            or masksd, augment, maskris, amlris, amlris-paper: the default run with that method.
         branches: the masked branches that are on; none trains the model alone.
         dry_run: only print every value of the run with its parameters, multiply-adds, memory and
             steps.
@@ -117,10 +166,13 @@ def _train(options: Any) -> None:
     from masksd.kit.training.resuming import load_run_config
     from masksd.kit.training.trainer import train
 
-    if options.resume is None:
-        config = checked(get_recipe(options.preset), options.config)
+    if options.resume is not None:
+        base = load_run_config(options.resume)
+    elif options.config is not None:
+        base = load_config(options.config)
     else:
-        config = checked(load_run_config(options.resume), options.config)
+        base = get_recipe(options.preset)
+    config = checked(base, options.settings)
     off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
     config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
     if options.dry_run:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from masksd.config import DistillConfig
+from masksd.kit.data_config import DataConfig
 from masksd.knowledge_config import ChannelDistillConfig
+
+
+def check_kinds(config: Any) -> None:
+    """Raise a ``ValueError`` if a config inside is anything else, such as a dict from JSON."""
+    inside = {"data": DataConfig, "distill": DistillConfig, "knowledge": ChannelDistillConfig}
+    for name, kind in inside.items():
+        value = getattr(config, name)
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{name} must be a {kind.__name__}, got a {type(value).__name__}; JSON becomes a "
+                "config with TrainConfig.from_json(text)"
+            )
 
 
 def check_unlabelled(config: Any) -> None:

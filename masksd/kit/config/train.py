@@ -8,7 +8,12 @@ from typing import Literal
 
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, check_fraction
-from masksd.kit.config.checks import check_class_weights, check_knowledge, check_unlabelled
+from masksd.kit.config.checks import (
+    check_class_weights,
+    check_kinds,
+    check_knowledge,
+    check_unlabelled,
+)
 from masksd.kit.config.stored import StoredConfig
 from masksd.kit.data.selection import check_labels
 from masksd.kit.data.transforms import FITS
@@ -181,6 +186,7 @@ class TrainConfig(StoredConfig):
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_whole(
             self,
             max_length=3,
