@@ -138,7 +138,7 @@ def test_the_towers_that_come_along_are_small_fit_and_are_what_their_report_says
 
 
 def options(*arguments: str) -> Any:
-    return _parse(["train", *arguments]).config
+    return _parse(["train", *arguments]).settings
 
 
 @pytest.mark.parametrize(
