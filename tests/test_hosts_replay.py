@@ -35,9 +35,13 @@ def as_it_is(maps):
 
 
 class TwoTowers(nn.Module):
-    """As ETRIS and its kind: two towers, then what mixes them; the image tower has two parts."""
+    """Two towers, then what mixes them; the image tower has two parts.
 
-    def __init__(self, tree=as_it_is, bridge=False, dropout=0.0):
+    With a bridge the towers exchange features: ``"early"``, before the image tower, or ``"late"``,
+    between its two parts and in both directions, as in ETRIS.
+    """
+
+    def __init__(self, tree=as_it_is, bridge=None, dropout=0.0):
         super().__init__()
         self.tree = tree
         self.stem = nn.Conv2d(3, C, 8, 8)
@@ -45,6 +49,7 @@ class TwoTowers(nn.Module):
         self.deep = nn.Conv2d(C, C, 3, padding=1)
         self.words = nn.Embedding(30, C)
         self.text = nn.Sequential(nn.Linear(C, C), nn.Tanh(), nn.Dropout(dropout))
+        self.where = bridge
         self.bridge = nn.Linear(C, C) if bridge else None
         self.norm = nn.BatchNorm2d(C)
         self.head = nn.Conv2d(C, 1, 1)
@@ -55,9 +60,12 @@ class TwoTowers(nn.Module):
     def mix(self, patches, words, mask):
         """Go on from the embeddings: the oracle masks these by hand."""
         sentence = (self.text(words) * mask[..., None]).mean(1)[:, :, None, None]
-        if self.bridge is not None:
+        if self.where == "early":
             patches = patches + self.bridge(sentence[..., 0, 0])[:, :, None, None]
         maps = first(self.vision(patches))
+        if self.where == "late":
+            seen = self.bridge(maps.mean((2, 3)))[:, :, None, None]
+            maps, sentence = maps + self.bridge(sentence[..., 0, 0])[:, :, None, None], seen
         return self.head(self.norm(maps + self.deep(maps) * sentence).relu())
 
 
@@ -154,7 +162,9 @@ def oracle(sd, host, inputs, target, masks):
     return loss, found
 
 
+ETRIS = {"image_only": ("stem", "vision"), "text_only": ("text",)}
 ONLY = [
+    ETRIS,
     {},
     {"image_only": ("vision",)},
     {"image_only": ("deep",)},
@@ -169,7 +179,8 @@ ONLY = [
 @pytest.mark.parametrize("joint", [False, True])
 def test_loss_and_every_gradient_equal_three_plain_passes(only, low_memory, joint):
     inputs, target = batch(torch.float64)
-    host = make().double()
+    etris = only == ETRIS
+    host = make(bridge="late" if etris else None).double()
     config = dataclasses.replace(CONFIG, low_memory=low_memory, joint=joint)
     sd = wrap(host, config, taps=dataclasses.replace(PLAIN, **only)).double()
     bare = masksd.release(copy.deepcopy(host))
@@ -289,6 +300,17 @@ def test_a_two_tower_host_costs_two_and_the_share_of_the_rest():
     assert counted(make(), taps, *inputs) == pytest.approx(2 + rest, abs=1e-3)
 
 
+def test_an_etris_like_host_reruns_what_comes_after_the_bridge():
+    inputs, target = batch()
+    rest = 1 - share(make(), ["stem", "vision", "text"], inputs)
+    taps = dataclasses.replace(PLAIN, **ETRIS)
+    assert counted(make(bridge="late"), PLAIN, *inputs) == 3.0
+    assert counted(make(bridge="late"), taps, *inputs) == pytest.approx(2 + rest, abs=5e-3)
+    too_much = dataclasses.replace(PLAIN, image_only=("vision", "deep"))
+    with pytest.raises(RuntimeError, match="image_only: deep sees the words"):
+        wrap(make(bridge="late"), CONFIG, taps=too_much)(*inputs, target=target)
+
+
 def lavt(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -317,13 +339,24 @@ def test_lavt_runs_bert_in_the_plain_pass_and_where_words_are_masked():
     assert counted(lavt(), None, *inputs) == pytest.approx(3 - bert, abs=6e-4)
 
 
+@pytest.mark.filterwarnings("ignore:logits are 16x16:UserWarning")
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_gradients_of_lavt_are_those_of_three_whole_passes(low_memory):
+    images, ids, mask = lavt_batch()
+    inputs, target = (images.double(), ids, mask), torch.zeros(2, 64, 64).double()
+    recipe = wrap(lavt().double(), dataclasses.replace(CONFIG, low_memory=low_memory)).double()
+    taps = dataclasses.replace(recipe.segmenter.where, text_only=())
+    whole = wrap(lavt().double(), CONFIG, taps=taps).double()
+    assert_same(step(recipe, inputs, target)[1], step(whole, inputs, target)[1])
+
+
 # Guards
 
 
 def test_a_module_that_sees_the_other_modality_is_refused_by_name():
     inputs, target = batch()
     for start_at_zero in (False, True):
-        host = make(bridge=True)
+        host = make(bridge="early")
         if start_at_zero:
             nn.init.zeros_(host.bridge.weight)
             nn.init.zeros_(host.bridge.bias)
@@ -389,7 +422,7 @@ class Odd(TwoTowers):
 )
 def test_what_cannot_be_replayed_is_said(tree, path, message):
     inputs, target = batch()
-    host = Odd(tree, bridge=True)
+    host = Odd(tree, bridge="early")
     sd = wrap(host, CONFIG, taps=dataclasses.replace(PLAIN, text_only=(path,)))
     with pytest.raises((ValueError, RuntimeError), match=message):
         sd(*inputs, target=target)
@@ -403,7 +436,7 @@ def test_describe_proposes_what_sees_one_modality():
 
     def proposed(**changes):
         text = wrap(
-            make(bridge="bridge" in changes),
+            make(bridge=changes.get("bridge")),
             CONFIG,
             taps=dataclasses.replace(PLAIN, **{k: v for k, v in changes.items() if k != "bridge"}),
         ).describe(*inputs)
@@ -417,13 +450,13 @@ def test_describe_proposes_what_sees_one_modality():
         "  could be replayed too: image_only=('deep',), text_only=('text',)"
     ]
     # The bridge makes all of the image tower see words.
-    assert proposed(bridge=True) == ["  could be replayed too: text_only=('text', 'bridge')"]
+    assert proposed(bridge="early") == ["  could be replayed too: text_only=('text', 'bridge')"]
     assert "could be replayed" not in wrap(lavt(), CONFIG).describe(*lavt_batch())
 
 
 def test_describe_proposes_no_module_behind_a_bridge_that_starts_at_zero():
     inputs, _ = batch()
-    host = make(bridge=True)
+    host = make(bridge="early")
     nn.init.zeros_(host.bridge.weight)
     nn.init.zeros_(host.bridge.bias)
     text = wrap(host, CONFIG, taps=PLAIN).describe(*inputs)
