@@ -33,7 +33,7 @@ from masksd.tap import EmbeddingTap, TokenMask
 class Taps:
     """Where things happen in a host: dotted module paths and arguments of its ``forward``.
 
-    All paths except the two embeddings' may end in ``:KEY`` where a module returns a tuple, list,
+    Paths of ``logits`` and of features may end in ``:KEY`` where a module returns a tuple, list,
     dictionary or object: the index, key or attribute of the tensor, ``:KEY:KEY`` where they are
     nested. ``":KEY"`` alone is a part of the host's own output.
 
