@@ -16,12 +16,14 @@ from masksd.modules import (
     evaluating,
     frozen_statistics,
     in_compiled,
+    is_compiled,
     modules_by_path,
     without_gradients,
 )
 from masksd.segmenter import Pass, Segmenter
 from masksd.step import Passes
 from masksd.tap import EmbeddingTap, TokenMask
+from masksd.towers import Sight
 from masksd.trial import Trial, difference
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -35,7 +37,8 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     For each modality that is masked: an empty mask must give the plain logits; a mask over the
     whole first sample must leave the other samples alone, and must leave nothing of that sample in
-    the embedding, whatever the embedding module is given.
+    the embedding, whatever the embedding module is given. What is replayed must not depend on the
+    modality that is masked.
 
     A host that cannot be judged is let through: with a warning, where it gives other logits each
     time; without "other samples", where it mixes the samples of a batch by itself.
@@ -59,6 +62,9 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
                     found[f"{modality}: {name}"] = size
             if len(passes.maskers) > 1:  # one alone may reuse all that the other one changes
                 _check_left_out(trial, ran_plain)
+            for modality in passes.maskers:
+                for name, size in _check_replayed(trial, modality):
+                    found[f"{modality}: {name}"] = size
         except _Differs as error:
             differs = trial.differs_from_itself(plain)
             if differs <= tolerance(segmenter, plain.logits):
@@ -180,6 +186,27 @@ def _check_left_out(trial: Trial, ran_plain: set[nn.Module]) -> None:
             f"the plain logits depend on {', '.join(sorted(set(names)))}, which no masked pass "
             f"runs. {_remedy(trial.segmenter)}"
         )
+
+
+def _check_replayed(trial: Trial, modality: str) -> Iterator[tuple[str, float]]:
+    """Refuse to replay a module that sees the modality which is masked then."""
+    segmenter, what = trial.segmenter, _WHAT[modality]
+    replayed = {module: hook for hook, module in segmenter.replayed() if hook.modality != modality}
+    if not replayed or any(map(is_compiled, segmenter.modules())):  # it would keep the hooks
+        return
+    sight = Sight(trial, modality, replayed)
+    for module, hook in replayed.items():
+        change = sight.change(module)
+        if change is None:
+            continue
+        yield f"replayed {hook.path}", change
+        if not sight.alone(module):
+            leads = " and its gradient leads to them" if sight.follows(module) else ""
+            raise _Differs(
+                f"{hook.modality}_only: {hook.path} sees the {what}: with others in their place "
+                f"its output differs by {change:.3g} of its size{leads}, so it cannot be replayed "
+                f"where {what} are masked. Leave it out, or name modules inside it that run before"
+            )
 
 
 class _Spy:

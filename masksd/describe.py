@@ -14,6 +14,7 @@ from masksd.hosts.taps import TapSegmenter
 from masksd.masker import TokenMasker
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
+from masksd.towers import replayable
 from masksd.triple import Triple
 from masksd.truth import Truth
 
@@ -59,7 +60,7 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
     lines.append(f"  parameters: {host:,} of the host, {added:,} added in training, 0 in inference")
     lines += [f"  note: {note}" for note in [*segmenter.notes, *frozen_token_notes(passes)]]
     if example is not None:
-        lines.append(_costs(passes, *example))
+        lines += [*_replayable(passes, *example), _costs(passes, *example)]
     return "\n".join(lines)
 
 
@@ -136,6 +137,23 @@ def _place(tap: EmbeddingTap, masker: TokenMasker) -> str:
     path = f"the output of layer {layer} of the image tower" if layer else tap.path
     others = ", 10 % by another word, 10 % stay" if masker.masking.token == "vocabulary" else ""
     return f"{path} (width {tap.width}{others})"
+
+
+def _replayable(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Propose what a user's taps could name beside."""
+    if type(passes.segmenter) is not TapSegmenter or passes.config.one_pass:
+        return []
+    found = replayable(passes.segmenter, passes.maskers, args, kwargs)
+    named = [
+        f"{modality}_only={tuple(found[modality][:_FEW])}"
+        + (f" and {len(found[modality]) - _FEW} smaller ones" if found[modality][_FEW:] else "")
+        for modality in ("image", "text")
+        if found.get(modality)
+    ]
+    return [f"  could be replayed too: {', '.join(named)}"] if named else []
+
+
+_FEW = 4
 
 
 def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

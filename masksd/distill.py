@@ -128,9 +128,9 @@ class CrossModalMaskedSelfDistill(Wrapper):
         """Wrap a whole model, unmodified.
 
         Args:
-            host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg), or any other with
-                ``taps``, or a :class:`masksd.Segmenter` of your own. The model is not changed:
-                hooks are registered once, and nothing else.
+            host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg, SAM 3), or any other
+                with ``taps``, or a :class:`masksd.Segmenter` of your own. Hooks are registered
+                once; nothing else of it is changed.
             config: the method's choices; None takes the paper's.
             taps: where in the host things happen; None looks for a recipe that knows it.
             text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -58,6 +58,7 @@ class Pass(NamedTuple):
         size: height and width of the images; ``MaskingConfig.cell`` alone asks.
         neck: how much the model's neck attends to each place, ``(B, 1, h, w)`` of any size, where
             it says; relevance ``"neck"`` alone asks.
+        also: further logits that the truth teaches, by the name of their loss.
     """
 
     logits: Tensor
@@ -69,6 +70,7 @@ class Pass(NamedTuple):
     target: Tensor | None = None
     size: tuple[int, int] | None = None
     neck: Tensor | None = None
+    also: Mapping[str, Tensor] | None = None
 
 
 class Given(NamedTuple):

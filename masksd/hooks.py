@@ -109,7 +109,7 @@ class Recorder(Hook):
         """Return arguments and output, or raise where there are none or they are stale."""
         if self._call is None:
             raise RuntimeError(not_run(self.path))
-        if _writes(self._call[1]) != self._writes:
+        if self._writes and _writes(self._call[1]) != self._writes:
             raise ValueError(
                 f"the output of {self.path} was modified in place after it ran: let the model work "
                 "on a copy (x = x + y, not x += y), or name the module that writes"
@@ -118,8 +118,10 @@ class Recorder(Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
         """Record the call."""
-        if not self.acts():
-            return
+        if self.acts():
+            self._record(args, output)
+
+    def _record(self, args: tuple[Any, ...], output: Any) -> None:
         if self._call is not None:
             raise RuntimeError(
                 f"{self.path} ran twice in one pass; name a module that runs once, or the one "
@@ -132,6 +134,11 @@ class Recorder(Hook):
 def not_run(path: str) -> str:
     """Word the error for a tapped module that a pass never called."""
     return f"{path} exists, but did not run in this pass; name a module that does"
+
+
+def in_backward() -> bool:
+    """Whether a backward runs now, and with it a forward that gradient checkpointing repeats."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _writes(output: Any) -> list[int]:
@@ -225,4 +232,7 @@ def release(model: nn.Module) -> nn.Module:
             for key, hook in list(hooks.items()):
                 if hook is released or isinstance(hook, Hook):
                     del hooks[key]
+        stands = module.__dict__.get("forward")
+        if isinstance(stands, Hook):
+            stands.remove(module)
     return model

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from masksd.masking.fused import without_autocast
 from masksd.segmenter import check_containers
 from masksd.step import DistillOutput, Passes
+from masksd.towers import made_from
 from masksd.truth import Truth
 
 
@@ -109,32 +111,39 @@ class Cut:
     """Features cut off from the graph that made them: a leaf in place of each."""
 
     def __init__(self) -> None:
-        self._pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "text": []}
+        # In each list, no tensor was made from a leaf of the same list.
+        self._pairs: dict[str, list[list[tuple[Tensor, Tensor]]]] = {"image": [], "text": []}
 
     def __call__(self, modality: str, features: Any) -> Any:
         """Replace every tensor that has a graph by a leaf; the same tensor by the same leaf."""
         check_containers(features, "low_memory=True")
-        pairs = self._pairs[modality]
+        before = self._pairs[modality]
+        pairs: list[tuple[Tensor, Tensor]] = []
 
         def leaf(value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.requires_grad:
                 return value
-            for made, replaced in pairs:
+            for made, replaced in [*chain(*before), *pairs]:
                 if made is value or replaced is value:
                     return replaced
             pairs.append((value, value.detach().requires_grad_()))
             return pairs[-1][1]
 
-        return tree_map(leaf, features)
+        cut = tree_map(leaf, features)
+        if before and not made_from([made for made, _ in pairs], [x for _, x in before[-1]]):
+            before[-1] += pairs
+        else:
+            before.append(pairs)
+        return cut
 
     def leaves(self, *modalities: str) -> list[Tensor]:
         """Return the leaves of these modalities that are still needed."""
-        return [leaf for modality in modalities for _, leaf in self._pairs[modality]]
+        return [leaf for modality in modalities for _, leaf in chain(*self._pairs[modality])]
 
-    def take(self, modality: str) -> list[tuple[Tensor, Tensor]]:
-        """Return the tensors that were cut, each with its gradient, and forget them."""
-        pairs, self._pairs[modality] = self._pairs[modality], []
-        return [(made, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
+    def take(self, modality: str) -> list[tuple[Tensor, Tensor]] | None:
+        """Return the tensors that were cut last, each with its gradient, and forget them."""
+        pairs = self._pairs[modality].pop() if self._pairs[modality] else None
+        return pairs and [(made, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
 
 
 class Gradients:
@@ -153,20 +162,34 @@ class Gradients:
     def finish(self, cut: Cut, modalities: set[str]) -> None:
         """Run what made these features backward, and free it."""
         for modality in sorted(modalities):
-            pairs = cut.take(modality)
-            if pairs:
-                made, gradients = zip(*pairs, strict=True)
-                self._backward(list(made), list(gradients), [])
+            while (pairs := cut.take(modality)) is not None:
+                earlier = cut.leaves(modality)
+                if pairs:
+                    made, gradients = zip(*pairs, strict=True)
+                    # parts before both may be shared
+                    self._backward(list(made), list(gradients), earlier, keep=bool(earlier))
 
     def _backward(
-        self, outputs: list[Tensor], gradients: list[Tensor] | None, leaves: list[Tensor]
+        self,
+        outputs: list[Tensor],
+        gradients: list[Tensor] | None,
+        leaves: list[Tensor],
+        keep: bool = False,
     ) -> None:
         inputs = [*self.parameters, *leaves]
         # backward runs in the dtype of forward, whatever autocast says here
         with without_autocast(outputs[0].device), _without_hooks(self.parameters):
             try:
-                found = torch.autograd.grad(outputs, inputs, gradients, allow_unused=True)
+                found = torch.autograd.grad(
+                    outputs, inputs, gradients, retain_graph=keep, allow_unused=True
+                )
             except RuntimeError as error:
+                if "second time" in str(error):
+                    raise RuntimeError(
+                        "low_memory=True runs each part backward once, but what comes before a "
+                        "module of image_only or text_only is used by others too: name the "
+                        "modules before it as well, or the one around them"
+                    ) from error
                 if "use_reentrant" not in str(error):
                     raise
                 raise RuntimeError(

@@ -114,6 +114,15 @@ def in_compiled(root: nn.Module, module: nn.Module) -> bool:
     )
 
 
+def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
+    """Refuse to tap a module inside a part of the host that is compiled already."""
+    if in_compiled(host, module):
+        raise ValueError(
+            f"{path} lies in a part of the host that is compiled, and hooks added now would be "
+            "ignored: wrap the bare model first, then torch.compile(sd)"
+        )
+
+
 def find_module(root: nn.Module, path: str, argument: str) -> nn.Module:
     """Return the submodule at a dotted path, or raise with the nearest name where it goes wrong."""
     if not isinstance(path, str):

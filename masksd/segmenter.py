@@ -24,6 +24,7 @@ from masksd.features import ImageFeatures as ImageFeatures
 from masksd.features import Pass as Pass
 from masksd.features import TextFeatures as TextFeatures
 from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
+from masksd.replay import Replay
 from masksd.tap import EmbeddingTap, LateMask, TokenMask
 
 T = TypeVar("T")
@@ -142,6 +143,10 @@ class Segmenter(nn.Module):
         """Return every tap with the module that it was attached to."""
         return [(hook, module) for hook, module in self._hooks if isinstance(hook, EmbeddingTap)]
 
+    def replayed(self) -> list[tuple[Replay, nn.Module]]:
+        """Return what replays modules that see one modality, each with its module."""
+        return [(hook, module) for hook, module in self._hooks if isinstance(hook, Replay)]
+
     @contextlib.contextmanager
     def watching_buffers(self) -> Iterator[None]:
         """Find out which buffers the pass inside changes, in place or by another tensor."""
@@ -201,7 +206,8 @@ class Segmenter(nn.Module):
 
         A segmenter that reuses no features between passes does nothing.
         """
-        return self._entered(hook.cutting(cut) for hook in self._of_kind(CutPoint))
+        hooks: list[CutPoint | Replay] = [*self._of_kind(CutPoint), *self._of_kind(Replay)]
+        return self._entered(hook.cutting(cut) for hook in hooks)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Segmenter:
         """Copy the model together with its hooks; a copy of the model alone gets inert ones."""

@@ -50,8 +50,8 @@ class DistillOutput(NamedTuple):
             host has no loss of its own: add ``distill_loss`` to yours.
         losses: the terms of Eq. 9, unweighted and 0-d: ``"seg"``, ``"lmvsd"``, ``"vmlsd"``, those
             that this step has; ``"joint"`` instead of the two with ``joint=True``; and ``"align"``
-            with relevance ``"projection"``. A :class:`masksd.CrossModalDistill` adds
-            ``"relation"``, ``"channel"`` or ``"logits"``.
+            with relevance ``"projection"``; ``"union"`` where a SAM 3's queries are taught too. A
+            :class:`masksd.CrossModalDistill` adds ``"relation"``, ``"channel"`` or ``"logits"``.
         distill_loss: all but ``seg``, each with its weight, 0-d: ``λ1 · lmvsd + λ2 · vmlsd``, and
             what else there is.
         logits: the main branch, ``(B, 1 or 2, H, W)``; with ``one_pass`` the masked pass.
@@ -125,6 +125,10 @@ class Passes(NamedTuple):
             )
         if seg is not None:
             losses["seg"] = seg
+        for name, logits in (plain.also or {}).items():
+            loss = truth.loss(logits, self.config.dice_weight)
+            if loss is not None:
+                losses[name] = loss
         if self.projection is not None:
             ranking = self.projection(plain)
             losses["align"] = self.projection.loss(ranking, truth)

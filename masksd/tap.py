@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.hooks import Hook, not_run
+from masksd.hooks import Hook, in_backward, not_run
 from masksd.masking import apply_mask
 from masksd.modules import frozen_statistics
 
@@ -127,8 +127,7 @@ class EmbeddingTap(Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
         """Take note of the layout and, in a masked pass, replace tokens."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Gradient checkpointing runs it again, and the mask of that pass is gone.
+        if in_backward():  # and the mask of that pass is gone
             raise RuntimeError(
                 f"{self.path} ran during backward, inside a gradient-checkpointed region, where "
                 "its mask is gone and gradients would be wrong: checkpoint the layers after it"

@@ -183,7 +183,8 @@ class Wrapper(nn.Module):
 
         In evaluation mode and without gradients: an empty mask must give the plain logits; a mask
         over all tokens of the first sample must leave other samples alone and nothing of that
-        sample in the embedding. Costs one plain pass and three masked passes for each modality.
+        sample in the embedding. Costs one plain pass and three masked passes for each modality, and
+        two more where something is replayed, which must not see what is masked.
         Every pass starts from the same random state and buffers; these and the modes are kept. A
         compiled wrapper does not check by itself: call this before its first step.
 

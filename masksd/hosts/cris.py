@@ -18,8 +18,7 @@ from masksd.hosts.layout import (
     describe_words,
     pick,
 )
-from masksd.hosts.taps import check_not_compiled
-from masksd.modules import check_wrappable
+from masksd.modules import check_not_compiled, check_wrappable
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 

@@ -1,8 +1,8 @@
 """LAVT: language fused inside a Swin backbone, with BERT inside the model or beside it.
 
 Recognised by its parts: ``backbone.patch_embed``, ``classifier``, and ``text_encoder`` where BERT
-is inside. Another sentence changes the image's features at every stage, so a masked pass runs the
-whole model again.
+is inside. Another sentence changes the image's features at every stage, so a masked sentence runs
+the whole model again; a masked image runs all but BERT.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def taps(host: nn.Module, prefix: str = "") -> Taps:
         text_embedding="text_encoder.embeddings.word_embeddings",
         logits=f"{prefix}classifier",
         valid=bert_words,
+        text_only=("text_encoder",),
         image_width=projection.out_channels,  # type: ignore[arg-type]
         channels_first=layout != "NHWC",
     )

@@ -80,17 +80,17 @@ def _by_recipe(
     valid: Callable[[Tensor], Tensor] | None,
     attends: bool,
 ) -> Segmenter:
-    from masksd.hosts import clipseg, cris, lavt
+    from masksd.hosts import clipseg, cris, lavt, sam3
 
     if lavt.recognise(host):  # the others always have the features of patches and words
         return lavt.segmenter(host, text_encoder, valid, features=attends)
-    for recipe in (cris, clipseg):
+    for recipe in (cris, clipseg, sam3):
         if recipe.recognise(host):
             return recipe.segmenter(host, text_encoder, valid)
     parts = ", ".join(name for name, _ in host.named_children()) or "none"
     raise ValueError(
-        f"no recipe knows {type(host).__name__} (they know CRIS, LAVT and CLIPSeg); its parts are "
-        f"{parts}. Name its modules: wrap(host, taps=masksd.Taps(image_embedding=..., "
+        f"no recipe knows {type(host).__name__} (they know CRIS, LAVT, CLIPSeg and SAM 3); its "
+        f"parts are {parts}. Name its modules: wrap(host, taps=masksd.Taps(image_embedding=..., "
         "text_embedding=..., valid=...))"
     )
 

@@ -1,4 +1,7 @@
-"""Any model as a segmenter: named modules are tapped, and a masked pass runs it all again."""
+"""Any model as a segmenter: named modules are tapped, and a masked pass runs it again.
+
+Modules that are known to see one modality are replayed instead where only the other is masked.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from masksd.hosts.layout import (
     describe_words,
     pick,
 )
-from masksd.modules import check_wrappable, find_module, in_compiled
+from masksd.hosts.one_sided import replays
+from masksd.modules import check_not_compiled, check_wrappable, find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap, TokenMask
 
@@ -29,7 +33,7 @@ from masksd.tap import EmbeddingTap, TokenMask
 class Taps:
     """Where things happen in a host: dotted module paths and arguments of its ``forward``.
 
-    All paths except the two embeddings' may end in ``:KEY`` where a module returns a tuple, list,
+    Paths of ``logits`` and of features may end in ``:KEY`` where a module returns a tuple, list,
     dictionary or object: the index, key or attribute of the tensor, ``:KEY:KEY`` where they are
     nested. ``":KEY"`` alone is a part of the host's own output.
 
@@ -63,6 +67,11 @@ class Taps:
         channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``; needed
             only where neither the type of the module nor ``image_width`` decides it.
         prefix: tokens of the image embedding before the patches, such as a class token.
+        image_only: modules that see no words, such as an image tower. They run in the plain pass;
+            where only words are masked, their outputs are replayed, with their graph. Each runs
+            once a pass and does not write into what it gave. ``sd.describe(*inputs)`` proposes
+            them, and the first step checks them.
+        text_only: modules that see no image, such as BERT; replayed where only patches are masked.
 
     Example:
         >>> Taps("backbone.patch_embed", "bert.embeddings.word_embeddings", valid="mask").cell
@@ -86,6 +95,8 @@ class Taps:
     text_width: int | None = None
     channels_first: bool | None = None
     prefix: int = 0
+    image_only: tuple[str, ...] = ()
+    text_only: tuple[str, ...] = ()
 
 
 RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
@@ -155,13 +166,21 @@ class TapSegmenter(Segmenter):
         }
         self.where, self.cell = taps, taps.cell
         self.shared_space = taps.shared_space
-        self.sources = {"logits": taps.logits or "what the host returns"}
+        self.sources, self.reruns = {"logits": taps.logits or "what the host returns"}, {}
         if taps.loss is not None:
             self.sources["loss"] = f"the host's own, {taps.loss or 'what it returns'}"
         if taps.valid is not None:
             self.sources["words"] = describe_words(taps.valid)
-        # What depends on what is not known.
-        self.reruns = dict.fromkeys(self.taps, "runs the whole host again; reuses nothing")
+        named = {"image": taps.image_only, "text": taps.text_only}
+        replayed = replays(host, named, modules)
+        for modality in self.taps:
+            reused = ", ".join(hook.path for hook, _ in replayed if hook.modality != modality)
+            self.reruns[modality] = (
+                f"runs the host again; replays {reused}"
+                if reused
+                else "runs the whole host again; reuses nothing"  # what depends on what is unknown
+            )
+        self.attach(replayed)
         self.attach([(recorder, modules[name]) for name, recorder in self._recorders.items()])
         self.attach([(tap, modules[f"{name}_embedding"]) for name, tap in self.taps.items()])
 
@@ -175,6 +194,7 @@ class TapSegmenter(Segmenter):
                 field: pick(recorder.taken()[1], getattr(taps, field), field)
                 for field, recorder in self._recorders.items()
             }
+            towers = [hook.taken()[1] for hook, _ in self.replayed()]
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
@@ -198,7 +218,7 @@ class TapSegmenter(Segmenter):
             ImageFeatures(local, grid, found.get("image_vector")),
             TextFeatures(found.get("words"), found.get("sentence"), valid),
             host_output=output,
-            inputs=(args, kwargs, embedded),
+            inputs=(args, kwargs, embedded, towers),
             loss=self._own_loss(output),
             target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
             size=size,
@@ -220,11 +240,17 @@ class TapSegmenter(Segmenter):
         text: TokenMask | None = None,
         **parts: nn.Module,
     ) -> Tensor:
-        """Run the whole host again, with tokens masked."""
-        args, kwargs, grid = plain.inputs
+        """Run the host again, with tokens masked; replay what sees only the other modality."""
+        args, kwargs, grid, towers = plain.inputs
         recorder = self._recorders.get("logits")
         recording = recorder.recording() if recorder else contextlib.nullcontext()
-        with self.masking(image, text, grid), recording:
+        unmasked = {"image": image is None, "text": text is None}
+        replaying = self._entered(
+            hook.replaying(output)
+            for (hook, _), output in zip(self.replayed(), towers, strict=True)
+            if unmasked[hook.modality]
+        )
+        with replaying, self.masking(image, text, grid), recording:
             output = self.wrapped(*args, **kwargs)
             output = recorder.taken()[1] if recorder else output
         logits = as_logits(pick(output, self.where.logits, "logits"))
@@ -259,12 +285,3 @@ class TapSegmenter(Segmenter):
                 f"valid must be bool (B, L) with B={len(logits)}, True for real words, got "
                 f"{valid.dtype} {tuple(valid.shape)}"
             )
-
-
-def check_not_compiled(host: nn.Module, module: nn.Module, path: str) -> None:
-    """Refuse to tap a module inside a part of the host that is compiled already."""
-    if in_compiled(host, module):
-        raise ValueError(
-            f"{path} lies in a part of the host that is compiled, and hooks added now would be "
-            "ignored: wrap the bare model first, then torch.compile(sd)"
-        )

@@ -1,0 +1,157 @@
+"""Which parts of a model see one modality: what they give stays when the other is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from masksd.modules import is_compiled
+from masksd.segmenter import Segmenter
+from masksd.tap import EmbeddingTap
+from masksd.trial import Trial, difference
+
+NOISE = 1e-4
+"""Change of an output, as a share of its size, that kernels of a GPU may give by themselves."""
+
+
+class Sight:
+    """What parts of a model give, plainly and with all embeddings of a modality replaced."""
+
+    def __init__(self, trial: Trial, modality: str, parts: Iterable[nn.Module]) -> None:
+        parts, tap = list(parts), trial.segmenter.taps[modality]
+        module = next(module for other, module in trial.segmenter.tapped() if other is tap)
+        replaced = _Replaced(tap)
+        self._plain = _outputs(parts, trial.plain)
+        handle = module.register_forward_hook(replaced)
+        try:
+            with torch.enable_grad():
+                self._other = _outputs(parts, trial.plain)
+        finally:
+            handle.remove()
+        self._leaf = replaced.leaf
+
+    def change(self, part: nn.Module) -> float | None:
+        """Return how much the output changed, as a share of its size; None unless it ran once."""
+        plain, other = self._plain[part], self._other[part]
+        if len(plain) != 1 or len(other) != 1:
+            return None
+        if len(plain[0]) != len(other[0]):
+            return float("inf")
+        return max((_apart(*pair) for pair in zip(other[0], plain[0], strict=True)), default=0.0)
+
+    def follows(self, part: nn.Module) -> bool:
+        """Whether the graph of the output leads to what was replaced.
+
+        A bridge that starts at zero changes nothing yet.
+        """
+        given = [tensor for call in self._other[part] for tensor in call]
+        return self._leaf is not None and made_from(given, [self._leaf])
+
+    def alone(self, part: nn.Module) -> bool:
+        """Whether the part ran once and sees nothing of what was replaced."""
+        change = self.change(part)
+        return change is not None and change <= NOISE and not self.follows(part)
+
+
+class _Replaced:
+    """A hook on a tapped embedding that puts other embeddings in the place of its output."""
+
+    def __init__(self, tap: EmbeddingTap) -> None:
+        self.tap = tap
+        self.leaf: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self.tap.acts():
+            return None
+        other = 1 - output.detach()
+        if self.tap.prefix:  # is never masked
+            other[:, : self.tap.prefix] = output[:, : self.tap.prefix].detach()
+        self.leaf = other.requires_grad_()
+        return self.leaf
+
+
+def _outputs(
+    parts: list[nn.Module], run: Callable[[], object]
+) -> dict[nn.Module, list[list[Tensor]]]:
+    """Run a pass, and return the tensors that each call of the parts gave."""
+    found: dict[nn.Module, list[list[Tensor]]] = {part: [] for part in parts}
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found[module].append(list(_tensors(output)))
+
+    handles = [part.register_forward_hook(keep) for part in parts]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """List the tensors of an output, and of objects in it that pytrees cannot look into."""
+    for leaf in tree_leaves(output):
+        for value in [leaf] if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values():
+            if isinstance(value, Tensor):
+                yield value
+
+
+def _apart(got: Tensor, wanted: Tensor) -> float:
+    if got.is_floating_point() and got.numel():
+        return difference(got.detach(), wanted)
+    return 0.0 if torch.equal(got, wanted) else float("inf")
+
+
+def made_from(tensors: list[Tensor], leaves: list[Tensor]) -> bool:
+    """Whether the graph of any of the tensors leads to any of the leaves."""
+    wanted = set(map(id, leaves))
+    nodes, seen = [tensor.grad_fn for tensor in tensors], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        nodes += [following for following, _ in node.next_functions]
+    return False
+
+
+def replayable(
+    segmenter: Segmenter, modalities: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Name, by modality, the outermost modules that see it alone, the largest first.
+
+    ``modalities`` are those that are masked. What is named already, or has no parameters, or sees
+    neither modality, is left out.
+    """
+    root, trial = segmenter.root, Trial(segmenter, args, kwargs)
+    if any(map(is_compiled, root.modules())):  # they would keep the hooks
+        return {}
+    known = {module for _, module in [*segmenter.replayed(), *segmenter.tapped()]}
+
+    def size(path: str) -> int:
+        return -sum(p.numel() for p in root.get_submodule(path).parameters())
+
+    found = {}
+    for masked in modalities:
+        sight = Sight(trial, masked, root.modules())
+        paths = sorted(_unchanged(sight, root, "", known), key=size)
+        found["text" if masked == "image" else "image"] = paths
+    both = set.intersection(*map(set, found.values())) if len(found) > 1 else set()
+    return {modality: [p for p in paths if p not in both] for modality, paths in found.items()}
+
+
+def _unchanged(sight: Sight, module: nn.Module, path: str, known: set[nn.Module]) -> Iterator[str]:
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if child in known or next(child.parameters(), None) is None:
+            continue
+        if sight.alone(child):
+            yield inner
+        else:
+            yield from _unchanged(sight, child, inner, known)
