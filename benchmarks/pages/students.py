@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache, partial
 
 from benchmarks.measure import FOLDER
-from benchmarks.pages.published import comparison
-from benchmarks.study.plan import Study
-from benchmarks.study.rows import Ledger
-from benchmarks.study.students import neck_study, student_study
-from benchmarks.study.summary import Summary, summarise
+from benchmarks.pages.published import comparison, gain_cell
+from benchmarks.study.paired import SeedDifference
+from benchmarks.study.plan import STEPS, Study
+from benchmarks.study.rows import Ledger, by_seed, choose
+from benchmarks.study.students import SPLITS, neck_study, student_study
+from benchmarks.study.summary import Summary, compare_rows, study_rows, summarise
 
 LEDGER = Ledger(FOLDER / "students.csv", FOLDER)
 STUDIES: dict[str, Study] = {each.name: each for each in (student_study(), neck_study())}
@@ -30,5 +32,26 @@ def table(name: str) -> str:
     return comparison(study, splits, first="host")
 
 
-TABLES = {name: partial(table, name) for name in STUDIES}
+def student() -> str:
+    """The table of students, with their teacher's scores, and ours against the mask itself."""
+    study = STUDIES["student"]
+    if study.teacher is None or not found("student", SPLITS[0]):
+        return table("student")
+    file = study.teacher.with_name(f"{study.teacher.name}.json")
+    scores = json.loads(file.read_text(encoding="utf-8"))
+    teacher = ", ".join(f"{100 * each['mIoU']:.2f} on {split}" for split, each in scores.items())
+    apart = ", ".join(f"{gain_cell(_apart('logits', 'ours', each))} on {each}" for each in SPLITS)
+    return (
+        f"{table('student')}\n\nThe teacher's mIoU is {teacher}. *ours* against *logits*, at equal "
+        f"steps: {apart}."
+    )
+
+
+def _apart(first: str, second: str, split: str) -> SeedDifference:
+    rows = choose(study_rows(STUDIES["student"], LEDGER, split), budget=STEPS)
+    one, other = (by_seed(choose(rows, variant=name)) for name in (first, second))
+    return compare_rows(LEDGER, one, other, {}, 2000)["mIoU"]
+
+
+TABLES = {"student": student, "neck": partial(table, "neck")}
 """By the name of the block on the page."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from benchmarks.measure import FOLDER
 from benchmarks.study import bases
 from benchmarks.study.names import recorded_train
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
+from benchmarks.study.run import Scored
 from masksd import ChannelDistillConfig
+from masksd.kit.checkpoints import load_checkpoint
 from masksd.kit.config import TrainConfig
+from masksd.kit.evaluation.scoring import score
 from masksd.kit.recipes import TOWERS
 from masksd.kit.training.trainer import train
 
@@ -61,10 +65,28 @@ def neck_study(**run: Any) -> Study:
 
 
 def trained_teacher(study: Study) -> None:
-    """Train the teacher of a study of students, unless it is there."""
+    """Train the teacher of a study of students, unless it is there, and write down its scores."""
     folder = study.teacher
     if folder is None or folder.is_dir():
         return
+    train_teacher(folder)
+    score_teacher(folder)
+
+
+def score_teacher(folder: Path) -> None:
+    """Score the teacher as students are scored, into a JSON file beside it."""
+    config, checkpoint = _run(TEACHER, steps=TEACHER_STEPS), load_checkpoint(folder)
+    found = {}
+    for name in SPLITS:
+        data = Scored.parse(name).open(config, checkpoint)
+        scores = score(checkpoint, data, limit=SAMPLES, progress=False).scores["all"]
+        found[name] = {"mIoU": round(scores["mIoU"], 6), "samples": int(scores["samples"])}
+    text = json.dumps(found, indent=2) + "\n"
+    folder.with_name(f"{folder.name}.json").write_text(text, encoding="utf-8")
+
+
+def train_teacher(folder: Path) -> None:
+    """Train the teacher into a folder, which must not be there."""
     base = _run(TEACHER, **{"steps": TEACHER_STEPS, **bases.HOSTS[TEACHER]})
     distill = dataclasses.replace(base.distill, image=None, text=None)
     with tempfile.TemporaryDirectory(dir=folder.parent) as parent:

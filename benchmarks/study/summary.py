@@ -111,15 +111,15 @@ def summarise(
                 for name, each in values.items()
             },
             cost=cost,
-            equal_steps=_compare(ledger, plain, own, references, resamples),
-            equal_compute=_compare(ledger, longer, own, references, resamples),
+            equal_steps=compare_rows(ledger, plain, own, references, resamples),
+            equal_compute=compare_rows(ledger, longer, own, references, resamples),
             longer=longer_steps if longer else 0,
             devices=tuple(sorted({row["device"] for row in involved})),
         )
     return found
 
 
-def _compare(
+def compare_rows(
     ledger: Ledger,
     a: dict[int, Row],
     b: dict[int, Row],
