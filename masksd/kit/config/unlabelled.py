@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from masksd.kit.data.selection import check_labels
+
 
 def check_unlabelled(config: Any) -> None:
     """Raise a ``ValueError`` unless the options of a ``TrainConfig`` for unlabelled data fit."""
+    if config.labels is not None:
+        check_labels(config.labels)
     if config.unlabelled is None:
         if config.unlabelled_batch is not None:
             raise ValueError(
