@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -19,6 +21,11 @@ from masksd.kit.cli import main
 from masksd.kit.data.index import Index
 from masksd.kit.data.layout import data_sets, find_files, find_split_by
 from masksd.kit.data.prepare import find_index, prepare_data
+from masksd.kit.data.readers.labelme import read_labelme
+from masksd.kit.data.readers.parquet import _CocoRows, _picture
+from masksd.kit.data.readers.refer import Records
+from masksd.kit.data.readers.reviewed import drop_errors
+from masksd.kit.data.readers.rows import Rows
 from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from tests.refer_folders import annotation, image, ref, write_refer
@@ -621,3 +628,86 @@ def test_an_index_belongs_to_all_of_its_files(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("n2", "other"))
     with pytest.raises(DataError, match=r"does not belong to .*2\.json as it is now"):
         truths(tmp_path, "val")
+
+
+# -- anything at all -------------------------------------------------------------------------------
+
+NUMBERS = st.one_of(st.integers(-3, 20), st.floats(), st.sampled_from([2**70, True]))
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        NUMBERS,
+        st.text(max_size=4),
+        st.sampled_from(["a.png", "[1]", "1.png", "target"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(NUMBERS, min_size=6, max_size=8),
+        st.dictionaries(st.sampled_from(["size", "counts", "label", "points", "id"]), inner),
+    ),
+    max_leaves=12,
+)
+ANYTHING = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+COCO_FIELDS = ["ref_id", "ann_id", "image_id", "category_id", "split", "sentences", "bbox"]
+
+
+def survive(read: Callable[[], object]) -> None:
+    """Records, or a DataError."""
+    try:
+        found = read()
+    except DataError:
+        found = None
+    if isinstance(found, Records):
+        assert all(type(key) is int for key in found.images | found.annotations)
+
+
+@ANYTHING
+@given(cells=st.dictionaries(st.sampled_from(["picture", "mask", "sentence", "split"]), VALUES))
+def test_any_row(tmp_path: Path, cells: dict[str, Any]) -> None:
+    picture().save(tmp_path / "a.png")
+    for row in (cells, ROW | cells):
+        rows = Rows(tmp_path, None)
+
+        def read(rows: Rows = rows, row: dict[str, Any] = row) -> Records:
+            rows.add(row, "row 1", "train")
+            return rows.records()
+
+        survive(read)
+
+
+@pytest.mark.filterwarnings("ignore:. areas labelled")
+@ANYTHING
+@given(text=VALUES, shapes=VALUES, points=VALUES, label=VALUES)
+def test_any_labelme(tmp_path: Path, text: Any, shapes: Any, points: Any, label: Any) -> None:
+    path = tmp_path / "1.json"
+    for found in (shapes, [{"label": label, "points": points}, shape("ignore", CORNER_POLYGON)]):
+        write_labelme(path, found, text=text)
+        survive(lambda: read_labelme([path], tmp_path, None))
+
+
+@ANYTHING
+@given(raw=VALUES, info=VALUES, changes=st.dictionaries(st.sampled_from(COCO_FIELDS), VALUES))
+def test_any_row_of_parquet(raw: Any, info: Any, changes: dict[str, Any]) -> None:
+    plain = coco_rows()[0]
+    texts = {"raw_anns": json.dumps(raw), "raw_image_info": json.dumps(info)}
+    for row in (plain | changes, plain | texts):
+        coco = _CocoRows(None)
+
+        def read(coco: _CocoRows = coco, row: dict[str, Any] = row) -> Records:
+            coco.add(row, "row 1")
+            return coco.records()
+
+        survive(read)
+    for cell in (raw, {"bytes": raw, "path": info}):
+        survive(lambda cell=cell: _picture({"image": cell}, "row 1"))  # type: ignore[misc]
+
+
+@ANYTHING
+@given(images=VALUES, marks=VALUES, one=VALUES)
+def test_any_review(tmp_path: Path, images: Any, marks: Any, one: Any) -> None:
+    path = tmp_path / "a_reviewed.json"
+    for content in ({"images": images, "annotations": marks}, {"images": [one]}, one):
+        path.write_text(json.dumps(content))
+        survive(lambda: drop_errors([], {}, [path]))

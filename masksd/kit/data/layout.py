@@ -158,7 +158,8 @@ def find_files(
     if missing or not files:
         advice = where_to_find(name)
         raise DataError(
-            f"{'; '.join(missing)}. Wanted: {folder / 'instances.json'}, one of "
+            f"{'; '.join(missing)}. Wanted: {', '.join(KINDS)} (see masksd/kit/README.md), or "
+            f"{folder / 'instances.json'}, one of "
             f"{', '.join(refs_names)} beside it, and the images in {image_folder}"
             + (f". {advice}" if advice else "")
         )

@@ -91,7 +91,7 @@ def _rows(path: Path, columns: set[str]) -> Iterator[tuple[str, dict[str, Any]]]
         ) from None
     number = 0
     try:
-        with ParquetFile(path, memory_map=True) as file:
+        with ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).total_byte_size
                 if size > _LARGEST_GROUP:
