@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.images import check_stays_inside, size_of_bytes
-from masksd.kit.data.readers.refer import Records, check_annotations, check_images, check_refs
+from masksd.kit.data.readers.refer import Records, check_records
 from masksd.kit.data.readers.rows import MASK, PICTURE, SENTENCE, Rows, split_of
 from masksd.kit.data.records import BadRecords, DataError, attempt, typed
 
@@ -141,7 +141,5 @@ class _CocoRows:
         self.refs.append((where, row))
 
     def records(self) -> Records:
-        images = check_images(self.images.values(), self.bad, deep=True)
-        annotations = check_annotations(self.objects.values(), images, self.bad)
-        refs = check_refs(self.refs, annotations, self.bad, images)
-        return Records(images, annotations, refs)
+        found = self.images.values(), self.objects.values(), self.refs
+        return check_records(*found, self.bad)

@@ -136,6 +136,15 @@ def check_refs(
     return list(refs.values())
 
 
+def check_records(
+    images: Entries, annotations: Entries, refs: Entries, bad: BadRecords | None
+) -> Records:
+    """Check records that a reader made; their images may lie in folders."""
+    known = check_images(images, bad, deep=True)
+    objects = check_annotations(annotations, known, bad)
+    return Records(known, objects, check_refs(refs, objects, bad, known))
+
+
 class _Objects:
     """Objects by id; a union gets an id of its own below all others, the same for all its refs."""
 

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.images import read_mask, read_size
-from masksd.kit.data.readers.refer import (
-    Records,
-    check_annotations,
-    check_images,
-    check_refs,
-)
+from masksd.kit.data.readers.refer import Records, check_records
 from masksd.kit.data.records import BadRecords, DataError, attempt, check_file_name
 from masksd.kit.data.segmentation import encode_runs
 
@@ -54,10 +49,8 @@ class Rows:
 
     def records(self) -> Records:
         """Check all rows as records of the refer format."""
-        images = check_images(self.images.values(), self.bad, deep=True)
-        annotations = check_annotations(self.objects.values(), images, self.bad)
-        refs = check_refs(self.refs.values(), annotations, self.bad, images)
-        return Records(images, annotations, refs)
+        found = self.images.values(), self.objects.values(), self.refs.values()
+        return check_records(*found, self.bad)
 
     def _add(
         self, row: Mapping[str, Any], where: str, split: str, size: tuple[int, int] | None
