@@ -98,12 +98,5 @@ def test_which_split_is_taken(tmp_path: Path) -> None:
     small(tmp_path, split_by="first")
     assert find_split_by(tmp_path, "mine") == "first"
     small(tmp_path, split_by="second")
-    with pytest.raises(DataError, match="refs of several splits: first, second; name one"):
+    with pytest.raises(DataError, match="several refs or splits: first, second; name one"):
         find_split_by(tmp_path, "mine")
-
-
-def test_refs_of_several_objects_are_named(tmp_path: Path) -> None:
-    root = small(tmp_path)
-    (root / "mine" / "refs(unc).p").rename(root / "mine" / "grefs(unc).json")
-    with pytest.raises(DataError, match=r"grefs\(...\) holds refs of several objects"):
-        find_files(root, "mine", "unc")

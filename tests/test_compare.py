@@ -61,6 +61,8 @@ def plain_scores(rows: list[Row], name: str) -> dict[str, float]:
     found = {
         "mIoU": sum(row["iou"] for row in rows) / n,
         "oIoU": sum(row["intersection"] for row in rows) / union,
+        "gIoU": sum(row["intersection"] / row["union"] for row in rows) / n,
+        "cIoU": sum(row["intersection"] for row in rows) / union,
         "mOver": sum((r["predicted_area"] - r["intersection"]) / r["predicted_area"] for r in rows)
         / n,
         "mUnder": sum((r["truth_area"] - r["intersection"]) / r["truth_area"] for r in rows) / n,

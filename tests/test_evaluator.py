@@ -72,7 +72,9 @@ def plain_scores(checkpoint: Checkpoint, dataset: ReferDataset, kind: str) -> di
         ious.append(both / either)
         intersection, union = intersection + both, union + either
     shares = {f"Pr@{t / 10}": np.mean([iou > t / 10 for iou in ious]) for t in range(5, 10)}
-    return {"mIoU": np.mean(ious), "oIoU": intersection / union, **shares, "samples": len(ious)}
+    means = {"mIoU": np.mean(ious), "gIoU": np.mean(ious)}  # no truth is empty
+    overall = {"oIoU": intersection / union, "cIoU": intersection / union}
+    return {**means, **overall, **shares, "samples": len(ious)}
 
 
 @pytest.mark.parametrize("kind", ["own", "other", "none"])

@@ -32,7 +32,8 @@ import pytest
 import torch
 
 from masksd.kit.data.pickles import PickleError, loads, read_pickle
-from masksd.kit.data.records import Annotation, BadRecords, DataError, Ref, read_refs
+from masksd.kit.data.readers.refer import read_refs
+from masksd.kit.data.records import Annotation, BadRecords, DataError, Ref
 
 SHARED = ["left", "one"]
 REFS = [

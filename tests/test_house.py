@@ -42,7 +42,7 @@ FLOORS = [
     ["kit.data"],
     ["kit.config", "kit.scores"],
     ["kit.checkpoints"],
-    ["kit.encoder_weights", "kit.start"],
+    ["kit.encoder_weights", "kit.start", "kit.mixing"],
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
     ["kit.training", "kit.recipes", "kit.export"],

@@ -27,7 +27,9 @@ Sample = tuple[list[bool], list[bool], int, int]
 
 def group_names(area: int, words: int) -> set[str]:
     """The groups of a sample, from the words of the documentation."""
-    if area < 32 * 32:
+    if area == 0:
+        names = {"all"}
+    elif area < 32 * 32:
         names = {"all", "small object"}
     elif area < 96 * 96:
         names = {"all", "medium object"}
@@ -50,12 +52,14 @@ def share(part: int, whole: int, empty: Fraction) -> Fraction:
 
 def oracle(samples: list[Sample], empty: Fraction = Fraction(1)) -> dict[str, Fraction]:
     """Score lists of pixels with exact fractions."""
-    ious, over, under = [], [], []
+    ious, plain, over, under, none_right, some_right = [], [], [], [], [], []
     total = [0, 0, 0, 0]
     for prediction, truth, _, _ in samples:
         both = sum(p and t for p, t in zip(prediction, truth, strict=True))
         either = sum(p or t for p, t in zip(prediction, truth, strict=True))
         ious.append(share(both, either, empty))
+        plain.append(share(both, either, Fraction(1)))
+        (some_right if any(truth) else none_right).append(any(prediction) == any(truth))
         over.append(share(sum(prediction) - both, sum(prediction), Fraction(0)))
         under.append(share(sum(truth) - both, sum(truth), Fraction(0)))
         new = (both, either, sum(prediction), sum(truth))
@@ -64,12 +68,18 @@ def oracle(samples: list[Sample], empty: Fraction = Fraction(1)) -> dict[str, Fr
     scores = {
         "mIoU": sum(ious, zero) / count,
         "oIoU": share(total[0], total[1], empty),
+        "gIoU": sum(plain, zero) / count,
+        "cIoU": share(total[0], total[1], Fraction(1)),
         "mOver": sum(over, zero) / count,
         "oOver": share(total[2] - total[0], total[2], zero),
         "mUnder": sum(under, zero) / count,
         "oUnder": share(total[3] - total[0], total[3], zero),
         "samples": Fraction(count),
     }
+    if none_right:
+        scores["N-acc"] = Fraction(sum(none_right), len(none_right))
+    if none_right and some_right:
+        scores["T-acc"] = Fraction(sum(some_right), len(some_right))
     for threshold, exact in TENTHS.items():
         scores[f"Pr@{threshold}"] = Fraction(sum(iou > exact for iou in ious), count)
         scores[f"Pr@{threshold} (>=)"] = Fraction(sum(iou >= exact for iou in ious), count)
@@ -162,9 +172,32 @@ def test_what_empty_masks_score() -> None:
     assert found["truth"] == [0, 0, 1, 1, 0, 0]
 
 
+def test_empty_truths_are_scored_as_in_grefcoco() -> None:
+    """Four samples by hand: both empty; truth empty; prediction empty; half of the truth found."""
+    counts = torch.tensor([[0, 0, 0, 5], [0, 4, 6, 10], [0, 4, 0, 5], [0, 0, 6, 10]])
+    found = scores_of(counts, rules(0.0))
+    assert found["all"]["N-acc"] == 1 / 2
+    assert found["all"]["T-acc"] == 1 / 2
+    assert found["all"]["gIoU"] == (1 + 0 + 0 + 0.5) / 4
+    assert found["all"]["cIoU"] == found["all"]["oIoU"] == 5 / 20
+    assert found["all"]["mIoU"] == 0.5 / 4  # by this protocol an empty pair counts 0
+    assert found["small object"]["samples"] == 2  # an empty truth is no object
+    assert "N-acc" not in found["small object"]
+    alone = scores_of(counts[:, :1], rules(0.0))["all"]
+    assert (alone["gIoU"], alone["cIoU"], alone["oIoU"], alone["N-acc"]) == (1, 1, 0, 1)
+    assert "T-acc" not in alone
+
+
 def test_headline_is_the_short_table() -> None:
     short = headline(scores_of(torch.tensor([[5], [10], [5], [10]]), rules())["all"])
-    assert list(short) == ["mIoU", "oIoU", *(f"Pr@{t}" for t in PRECISION_THRESHOLDS), "samples"]
+    assert list(short) == [
+        "mIoU",
+        "oIoU",
+        "gIoU",
+        "cIoU",
+        *(f"Pr@{t}" for t in PRECISION_THRESHOLDS),
+        "samples",
+    ]
 
 
 def test_wrong_masks_and_counts_are_refused() -> None:

@@ -238,7 +238,7 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
     assert out[0].split() == ["split", "images", "objects", "refs", "sentences"]
     assert out[1].split() == ["val", "3", "3", "3", "3"]
     assert out[2].endswith("dropped from objects that have others: 1")
-    assert out[3] == f"refs of {root / 'mine' / 'refs(unc).p'}"
+    assert out[3] == f"refer format: {root / 'mine' / 'refs(unc).p'} and 1 more"
     assert out[4] == f"3 images decoded in {root / 'images'}"
     assert out[5].startswith(f"{root / 'mine' / 'index(unc).safetensors'} (")
 

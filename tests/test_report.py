@@ -170,7 +170,7 @@ def test_the_command_prints_and_writes_a_report_and_compares_two(
     assert run("--compare", tmp_path / "one", tmp_path / "two") == 0
     header, *lines = capsys.readouterr().out.splitlines()[3:]
     assert header.split() == ["A", "B", "B", "-", "A", "95", "%", "interval", "verdict"]
-    assert [line.split()[0] for line in lines[:3]] == ["mIoU", "oIoU", "Pr@0.5"]
+    assert [line.split()[0] for line in lines[:5]] == ["mIoU", "oIoU", "gIoU", "cIoU", "Pr@0.5"]
     for line in lines:
         low, high = re.search(r"\[(.+), (.+)\]", line).groups()  # type: ignore[union-attr]
         shown = line.endswith("no difference could be shown")
@@ -181,7 +181,14 @@ def test_the_default_is_the_short_table(place: Path, capsys: pytest.CaptureFixtu
     assert run("--checkpoint", place / "one") == 0
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title.endswith("val, per cent, at the original size")
-    assert header.split() == ["mIoU", "oIoU", *(f"Pr@0.{n}" for n in range(5, 10)), "samples"]
+    assert header.split() == [
+        "mIoU",
+        "oIoU",
+        "gIoU",
+        "cIoU",
+        *(f"Pr@0.{n}" for n in range(5, 10)),
+        "samples",
+    ]
     assert len(rows) == 3
 
 

@@ -31,12 +31,14 @@ class DataConfig:
     """Where images and expressions come from: a folder in refer format, or generated shapes.
 
     Attributes:
-        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p; None generates the
-            shapes data set in the cache folder ($MASKSD_CACHE, else the user's cache).
-        images: folder of the images; None takes DATA_ROOT/images.
+        data_root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or with other files
+            in NAME (parquet, labelme, table); None generates the shapes data set in the cache
+            folder ($MASKSD_CACHE, else the user's cache).
+        images: folder of the images; None takes DATA_ROOT/images, or DATA_ROOT/NAME for other
+            files.
         name: of the data set inside the root: shapes, refcoco, refcoco+, refcocog.
-        split_by: who made the splits, as in the refs file's name: masksd, unc, google, umd; None
-            takes the one that papers use, or the only one.
+        split_by: who made the splits, as in the refs file's name: masksd, unc, google, umd; for
+            other files their kind; None takes the one that papers use, or the only one.
         index: file that masksd data prepare wrote; None takes the one beside the refs file, or the
             source files if there is none.
         text: which form of an expression: sent (cleaned, as CRIS) or raw (as LAVT).

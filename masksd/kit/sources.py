@@ -16,6 +16,7 @@ from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.hosts import lavt
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
 from masksd.kit.config import DataConfig, TrainConfig, cache_folder
+from masksd.kit.config.mixing import parse_share
 from masksd.kit.data.layout import data_sets, find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
 from masksd.kit.data.selection import choose_refs
@@ -23,6 +24,7 @@ from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
+from masksd.kit.mixing import MixedDataset
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.start import load_start
 from masksd.models import create_model
@@ -96,7 +98,7 @@ def open_split(
 
 def open_training(
     config: TrainConfig, tokenizer: Encoder, image_size: int, **options: Any
-) -> tuple[ReferDataset, ReferDataset | None]:
+) -> tuple[ReferDataset | MixedDataset, ReferDataset | None]:
     """Open what a run is trained on: the refs whose masks are used, and those without, if any.
 
     ``options`` are others of :func:`open_split`. The expressions of unlabelled refs are drawn from
@@ -105,6 +107,14 @@ def open_training(
     common = {"train_items": config.train_items, **options}
     split = config.train_split
     whole = open_split(config.data, split, tokenizer, image_size, seed=config.seed, **common)
+    if config.mix:
+        shares = [parse_share(share) for share in config.mix]
+        others = [
+            open_split(_beside(config.data, folder), split, tokenizer, image_size, **common)
+            for folder, _ in shares
+        ]
+        weights = [1.0, *(weight for _, weight in shares)]
+        return MixedDataset([whole, *others], weights, config.seed), None
     training, left = whole, np.arange(0)
     if config.label_noise:
         training = whole.mislabelled(config.label_noise, config.seed)
@@ -119,6 +129,15 @@ def open_training(
         left = np.arange(whole.refs)
     own = keyed_seed(config.seed, "unlabelled")
     return training, whole.part(left, masks=False, seed=own)
+
+
+def _beside(data: DataConfig, folder: Path) -> DataConfig:
+    """Return where a data set lies that is mixed in; in the same root it has the same images."""
+    root = data.data_root
+    images = data.images if root is not None and root.resolve() == folder.resolve().parent else None
+    return dataclasses.replace(
+        data, data_root=folder.parent, name=folder.name, images=images, split_by=None, index=None
+    )
 
 
 def unlabelled_data(config: TrainConfig) -> DataConfig:

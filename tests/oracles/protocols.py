@@ -132,7 +132,7 @@ def scores(
 ) -> dict[str, float]:
     """Score (logits, truth) pairs."""
     iou_of, thresholds, comparisons = RULES[name]
-    ious, over, under = [], [], []
+    ious, plain, over, under = [], [], [], []
     total = {"i": 0, "u": 0, "p": 0, "t": 0}
     for logits, drawn in samples:
         found, truth = MASKS[name](logits, drawn, size, threshold)
@@ -141,6 +141,7 @@ def scores(
         u = sum(1 for p, t in pairs if p or t)
         p, t = sum(1 for p, _ in pairs if p), sum(1 for _, t in pairs if t)
         ious.append(iou_of(i, u))
+        plain.append(i / u if u else 1.0)
         over.append((p - i) / p if p else 0.0)
         under.append((t - i) / t if t else 0.0)
         for key, value in zip("iupt", (i, u, p, t), strict=True):
@@ -149,6 +150,8 @@ def scores(
     result = {
         "mIoU": sum(ious) / count,
         "oIoU": total["i"] / total["u"],
+        "gIoU": sum(plain) / count,
+        "cIoU": total["i"] / total["u"],
         "mOver": sum(over) / count,
         "oOver": (total["p"] - total["i"]) / total["p"],
         "mUnder": sum(under) / count,

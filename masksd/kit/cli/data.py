@@ -36,17 +36,19 @@ def _shapes(options: Any) -> None:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Check a data set in refer format and write the index with which it opens at once.
+    """Check a data set and write the index with which it opens at once; say what was found.
 
-    If files are missing, the error says which and, for refcoco, refcoco+ and refcocog, where to get
-    them.
+    It may be in refer format, parquet files of the Hugging Face Hub, JSON of labelme (as
+    ReasonSeg), or a table of picture, sentence and mask. If files are missing, the error says
+    which and, for refcoco, refcoco+ and refcocog, where to get them.
 
     Attributes:
         name: of the data set, the folder in ROOT: refcoco, refcoco+, refcocog or your own.
-        root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p.
-        split_by: whose split: unc, google, umd; None takes the one that papers use, or the only
-            one.
-        images: folder of the images; None takes ROOT/images.
+        root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or other files in NAME.
+        split_by: whose split: unc, google, umd; unc-reviewed leaves out what files
+            *_reviewed.json call wrong; None takes the one that papers use, or the only one.
+        images: folder of the images; None takes ROOT/images, or ROOT/NAME where the files are not
+            in refer format.
         output: file of the index; None takes ROOT/NAME/index(SPLIT_BY).safetensors, where training
             looks.
         skip_bad: leave out, and count, bad records and refs of bad images.
@@ -77,6 +79,8 @@ class Prepare:
         )
         counts = {split: count_split(index, split) for split in index.splits}
         print(format_counts(layout.name, layout.split_by, counts))
+        if index.no_object.any():
+            print(f"refs of no object, an empty truth: {int(index.no_object.sum())}")
         dropped = int(index.objects["dropped"].sum())
         if dropped:
             print(
@@ -84,7 +88,8 @@ class Prepare:
             )
         size = layout.index.stat().st_size
         images = "decoded" if self.check_pictures else "found"
-        print(f"refs of {layout.refs}")
+        more = f" and {len(layout.files) - 1} more" if len(layout.files) > 1 else ""
+        print(f"{layout.kind.title}: {layout.refs}{more}")
         print(f"{len(index.images)} images {images} in {layout.images}")
         print(f"{layout.index} ({size / 1e6:.1f} MB)")
 

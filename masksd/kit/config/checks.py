@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from masksd.config import DistillConfig
+from masksd.kit.data.selection import check_labels
 from masksd.kit.data_config import DataConfig
 from masksd.knowledge_config import ChannelDistillConfig
 
@@ -24,6 +25,8 @@ def check_kinds(config: Any) -> None:
 
 def check_unlabelled(config: Any) -> None:
     """Raise a ``ValueError`` unless something can learn from images without masks."""
+    if config.labels is not None:
+        check_labels(config.labels)
     if config.unlabelled is None:
         if config.unlabelled_batch is not None:
             raise ValueError(

@@ -14,8 +14,8 @@ from masksd.kit.config.checks import (
     check_knowledge,
     check_unlabelled,
 )
+from masksd.kit.config.mixing import check_mix
 from masksd.kit.config.stored import StoredConfig
-from masksd.kit.data.selection import check_labels
 from masksd.kit.data.transforms import FITS
 from masksd.kit.data_config import DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
@@ -55,6 +55,8 @@ class TrainConfig(StoredConfig):
         unlabelled: where images and expressions without masks come from, for the branches: the
             data's own name (the refs that labels leaves out), another data set in the same root, or
             a folder that holds one of the same name; their train_split.
+        mix: folders of data sets (ROOT/NAME, or ROOT/NAME=WEIGHT) whose train_split is trained on,
+            too. Pictures in another split of any set are left out of training.
         label_noise: share of the training masks, in [0, 1], that lie on another object of the
             image: for study.
         tokenizer: shapes (its words), clip (byte pairs) or bert (word pieces; both from the Hugging
@@ -139,6 +141,7 @@ class TrainConfig(StoredConfig):
     labels: int | float | None = None
     label_noise: float = 0.0
     unlabelled: str | None = None
+    mix: tuple[str, ...] = ()
     tokenizer: str | None = None
     max_length: int = 17
     image_size: int | None = None
@@ -243,9 +246,8 @@ class TrainConfig(StoredConfig):
             values = " and ".join(f"{name}={str(getattr(self, name))!r}" for name in starts)
             raise ValueError(f"{values} both say where the weights come from; set one of them")
         check_class_weights(self)
-        if self.labels is not None:
-            check_labels(self.labels)
         check_unlabelled(self)
+        check_mix(self)
         check_knowledge(self)
         check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
         check_choice("train_items", self.train_items, ("refs", "sentences"))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from masksd.kit.data.records import DataError, ImageRecord
@@ -47,20 +52,76 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
             a channel.
     """
     check_image_file(path)
+    with _opened(path, str(path)) as image:
+        return _to_rgb(image, upright, str(path))
+
+
+def read_size(folder: Path, name: str, where: str) -> tuple[int, int]:
+    """Return width and height of an image of a folder, as its first bytes say.
+
+    The name is a checked one. Errors begin with ``where``.
+    """
+    with _inside(folder, name, where) as image:
+        return image.size
+
+
+def read_mask(folder: Path, name: str, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Read a mask ``(H, W)`` from an image of this width and height: what is not 0 belongs to it.
+
+    A palette counts by its numbers, colours by any channel; with transparency it is a DataError.
+    """
+    with _inside(folder, name, where) as image:
+        if image.size != size:
+            raise DataError(
+                f"{where}: {name}: {image.width}x{image.height} pixels, but the picture has "
+                f"{size[0]}x{size[1]}"
+            )
+        if image.format not in ("PNG", "BMP"):
+            raise DataError(f"{where}: {name}: {image.format}, expected a mask in PNG or BMP")
+        if image.mode in ("LA", "PA", "RGBA", "RGBa", "La"):
+            raise DataError(f"{where}: {name}: a mask with transparency; save it without")
+        image.load()
+        values = np.asarray(image)
+        return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)
+
+
+def size_of_bytes(data: bytes, where: str) -> tuple[int, int, str]:
+    """Return width, height and format of an image that is in memory, as its first bytes say."""
+    with _opened(io.BytesIO(data), where) as image:
+        return *image.size, str(image.format)
+
+
+@contextlib.contextmanager
+def _inside(folder: Path, name: str, where: str) -> Iterator[Image.Image]:
+    path = folder / name
+    try:
+        check_image_file(path)
+        check_stays_inside(folder, path)
+        with _opened(path, str(path)) as image:
+            yield image
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """Open an image of a known format and of no more pixels than are read."""
     try:
         with warnings.catch_warnings():
             # Pillow warns between one and two times its own limit, where ours is an error, and of
             # odd EXIF data, which are read as far as they go
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                return _to_rgb(image, upright, str(path))
+            with Image.open(source, formats=FORMATS) as image:
+                _check_pixels(image, name)
+                yield image
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
-        raise DataError(f"{path}: not a readable {known} image{_looks_like(path)}") from None
+        seen = "" if isinstance(source, io.BytesIO) else _looks_like(source)
+        raise DataError(f"{name}: not a readable {known} image{seen}") from None
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(f"{path}: cannot be decoded: {error}") from None
+        raise DataError(f"{name}: cannot be decoded: {error}") from None
 
 
 def read_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
@@ -105,7 +166,7 @@ def check_stays_inside(folder: Path, path: Path) -> None:
     The folder itself, and all above it, may be links: those are made by the user. A link among the
     images came with them, and can show any file of the machine that is an image.
     """
-    if not os.path.islink(path):
+    if path.parent == folder and not os.path.islink(path):
         return
     target = os.path.realpath(path)
     if not Path(target).is_relative_to(os.path.realpath(folder)):
@@ -141,11 +202,15 @@ def to_rgb(image: Image.Image, upright: bool = False, name: str = "image") -> Im
         return _to_rgb(image, upright, name)
 
 
-def _to_rgb(image: Image.Image, upright: bool, name: str) -> Image.Image:
+def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{name}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} in all are read"
         )
+
+
+def _to_rgb(image: Image.Image, upright: bool, name: str) -> Image.Image:
+    _check_pixels(image, name)
     # Pillow reads colours of 16 bits as 8 bits: what a camera or satellite wrote turns black
     deep = any(str(part[3]).endswith(";16B") for part in getattr(image, "tile", ()))
     try:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksd.errors import one_line, unknown_name
-from masksd.kit.data.layout import Layout
+from masksd.kit.data.layout import Layout, digest, stamp
 from masksd.kit.data.records import BadRecords, DataError, ImageRecord, check_file_name
 from masksd.kit.data.segmentation import decode_mask
 from masksd.kit.storage.files import write_files
@@ -98,6 +98,12 @@ class Index:
             raise unknown_name("split", split, self.splits)
         return np.flatnonzero(self.refs["split"] == self.splits.index(split))
 
+    @property
+    def no_object(self) -> NDArray[np.bool_]:
+        """Whether each ref speaks of no object, so that its truth is empty."""
+        objects = self.objects[self.refs["object"]]
+        return np.asarray(objects["is_runs"] & (np.diff(objects["parts"])[:, 0] == 1))
+
     def sentence(self, row: int, text: str) -> str:
         """Return an expression by its row of ``sentences``; ``text`` is ``"sent"`` or ``"raw"``."""
         return self._text(self.sentences[text][row])
@@ -105,7 +111,7 @@ class Index:
     def image(self, row: int) -> ImageRecord:
         """Return the record of an image by its row of ``images``."""
         entry = self.images[row]
-        name = check_file_name(self._text(entry["name"]), f"{self.path}: images[{row}]")
+        name = check_file_name(self._text(entry["name"]), f"{self.path}: images[{row}]", deep=True)
         return ImageRecord(int(entry["image_id"]), name, int(entry["width"]), int(entry["height"]))
 
     def file_names(self, refs: NDArray[np.int64]) -> set[str]:
@@ -131,10 +137,10 @@ class Index:
         """Write ``layout.index``; ``sources`` is from before they were read."""
         from safetensors.numpy import save
 
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         tensors = {}
         for name, array in self._arrays.items():
-            digest.update(np.ascontiguousarray(array).tobytes())
+            whole.update(np.ascontiguousarray(array).tobytes())
             tensors[name] = array
             if array.dtype.names is not None:
                 tensors[name] = array.view("u1").reshape(len(array), array.dtype.itemsize)
@@ -146,7 +152,7 @@ class Index:
             "sources": sources,
             "left_out": {"count": self.bad.count, "reasons": self.bad.reasons},
             # not compared when it is opened: it gives other arrays another fingerprint
-            "sha256": digest.hexdigest(),
+            "sha256": whole.hexdigest(),
         }
         write_files({layout.index: save(tensors, metadata={METADATA: json.dumps(metadata)})})
 
@@ -158,14 +164,6 @@ class Index:
             raise DataError(f"{self.path}: array 'text' is damaged: {error}") from None
 
 
-def describe_sources(layout: Layout) -> dict[str, Any]:
-    """Return size in bytes, time of change (ns) and SHA-256 of refs and instances, by role."""
-    return {
-        role: {**_stamp(path), "sha256": _digest(path)}
-        for role, path in (("refs", layout.refs), ("instances", layout.instances))
-    }
-
-
 def open_index(layout: Layout) -> Index:
     """Open the index of a data set; a DataError unless it belongs to the sources as they are now.
 
@@ -173,13 +171,14 @@ def open_index(layout: Layout) -> Index:
     (after copying, say) the SHA-256.
     """
     index, sources = _read(layout.index)
-    for role, path in (("refs", layout.refs), ("instances", layout.instances)):
-        known, found = sources[role], _stamp(path)
+    for role, paths in layout.sources.items():
+        known, found = sources[role], stamp(paths)
         if found == {key: known[key] for key in found}:
             continue
-        if found["bytes"] != known["bytes"] or _digest(path) != known["sha256"]:
+        if found["bytes"] != known["bytes"] or digest(paths) != known["sha256"]:
+            where = paths[0] if paths else layout.refs.parent
             raise DataError(
-                f"{layout.index} does not belong to {path} as it is now; run `masksd data prepare "
+                f"{layout.index} does not belong to {where} as it is now; run `masksd data prepare "
                 f"{layout.name} ROOT --split-by {layout.split_by}` again, or name another index "
                 "(--index)"
             )
@@ -239,22 +238,6 @@ def _as_rows(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
     if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != kind.itemsize:
         raise DataError(f"its rows are not of {kind.itemsize} bytes")
     return array.view(kind)[:, 0]
-
-
-def _stamp(path: Path) -> dict[str, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _contradiction(arrays: Mapping[str, NDArray[Any]], splits: int) -> str | None:

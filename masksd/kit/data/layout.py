@@ -1,11 +1,15 @@
-"""Where the files of a data set in refer format lie, and what is known of the published ones.
+"""Where the files of a data set lie, and what is known of the published ones.
 
-Layout::
+Layout of the refer format::
 
     <root>/<name>/instances.json                    images and objects, COCO's layout
-    <root>/<name>/refs(<split_by>).p                refs (or .json, or refs.json alone)
+    <root>/<name>/refs(<split_by>).p                refs (or .json, or refs.json alone, or grefs)
     <root>/<name>/index(<split_by>).safetensors     from ``masksd data prepare``; may be missing
     <images>/<file_name>                            images, by default in <root>/images
+
+Other kinds are told by their files (:data:`masksd.kit.data.readers.KINDS`); the name of the kind
+stands for ``<split_by>``, and their images lie in <root>/<name> by default. With files
+``*_reviewed.json`` beside the refs, ``<split_by>-reviewed`` leaves out what they call wrong.
 
 The published counts of expressions are those that CM-MaskSD prints (Section IV-A) and, for the test
 of G-Ref (umd), that the paper of the split prints. None is where no source was found, or where
@@ -16,12 +20,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any, TypeVar
 
 from masksd.errors import unknown_name
+from masksd.kit.data.readers import KINDS, REFER, Kind, kinds_in
 from masksd.kit.data.records import DataError
+
+T = TypeVar("T")
 
 _ROOT = "ROOT, --data-root"  # as commands name it
 _PAGE = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
@@ -31,6 +40,7 @@ _ARCHIVES = {  # the server is gone, the web archive's copies work
     "refcocog": f"https://web.archive.org/web/20220413012904/{_PAGE}/refcocog.zip",
 }
 _TARS = {"refcoco": "184 MB", "refcoco+": "152 MB", "refcocog": "192 MB"}
+_REVIEWED = "-reviewed"
 _IMAGES = "http://images.cocodataset.org/zips/train2014.zip"
 
 
@@ -74,14 +84,31 @@ PUBLISHED: Mapping[tuple[str, str], Mapping[str, SplitSize]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The places of one data set; ``index`` need not exist, the others were found."""
+    """The places of one data set; ``index`` need not exist, the others were found.
+
+    ``files`` are what the index is made from: refs and instances in the refer format.
+    """
 
     name: str
     split_by: str
     images: Path
-    refs: Path
-    instances: Path
+    files: tuple[Path, ...]
     index: Path
+
+    @property
+    def kind(self) -> Kind:
+        """How the files are read."""
+        return KINDS.get(self.split_by, REFER)
+
+    @property
+    def refs(self) -> Path:
+        """The first of the files."""
+        return self.files[0]
+
+    @property
+    def sources(self) -> Mapping[str, tuple[Path, ...]]:
+        """The files by role: refs, or the first of another kind, and all others."""
+        return {"refs": self.files[:1], "instances": self.files[1:]}
 
 
 def find_files(
@@ -93,28 +120,32 @@ def find_files(
 ) -> Layout:
     """Find refs, instances and image folder, or say in one DataError all that is missing.
 
-    ``images`` is None for ``<root>/images``. An ``index`` that is named must exist; None takes
-    ``<root>/<name>/index(<split_by>).safetensors``, which need not.
+    ``images`` is None for ``<root>/images``, or ``<root>/<name>`` for other kinds of files. An
+    ``index`` that is named must exist; None takes ``<root>/<name>/index(<split_by>).safetensors``,
+    which need not.
     """
     root = Path(root)
     folder = root / name
-    image_folder = root / "images" if images is None else Path(images)
+    files = KINDS[split_by].find(folder) if split_by in KINDS else []
+    image_folder = Path(images or (folder if files else root / "images"))
     for each, option in ((root, _ROOT), (folder, "NAME, --name"), (image_folder, "--images")):
         _check_readable(each, option)
     known = _split_names(folder)
-    refs_names = [f"refs({split_by}).p", f"refs({split_by}).json"]
+    author = split_by.removesuffix(_REVIEWED)
+    reviewed = sorted(folder.glob("*_reviewed.json")) if author != split_by else []
+    refs_names = [f"{kind}refs({author}).{end}" for kind in ("", "g") for end in ("p", "json")]
     if not known:  # then refs.json can only be of this split
         refs_names.append("refs.json")
     refs = next((folder / each for each in refs_names if (folder / each).is_file()), None)
     missing = []
     if not folder.is_dir():
         missing.append(f"no folder {folder}{_known('data set', name, data_sets(root), 'name')}")
-    elif refs is None:
+    elif refs is None and not files:
         missing.append(f"no refs in {folder}{_known('split_by', split_by, known, 'split_by')}")
-        if any(folder.glob("grefs(*")):
-            missing.append("grefs(...) holds refs of several objects, which are not supported")
-    if folder.is_dir() and not (folder / "instances.json").is_file():
+    if folder.is_dir() and not files and not (folder / "instances.json").is_file():
         missing.append(f"no instances.json in {folder}")
+    if author != split_by and not reviewed:
+        missing.append(f"no *_reviewed.json in {folder}, which {split_by!r} stands for")
     if not image_folder.is_dir():
         missing.append(f"no image folder {image_folder} (if it is elsewhere, set images, --images)")
     if index is not None and not Path(index).is_file():
@@ -122,37 +153,79 @@ def find_files(
         if Path(index).is_dir():
             fix = "it is a folder, as older versions wrote; run `masksd data prepare` again"
         missing.append(f"no index {index} ({fix})")
-    if missing or refs is None:
+    if refs is not None and not files:
+        files = [refs, folder / "instances.json", *reviewed]
+    if missing or not files:
         advice = where_to_find(name)
         raise DataError(
-            f"{'; '.join(missing)}. Wanted: {folder / 'instances.json'}, one of "
+            f"{'; '.join(missing)}. Wanted: {', '.join(KINDS)} (see masksd/kit/README.md), or "
+            f"{folder / 'instances.json'}, one of "
             f"{', '.join(refs_names)} beside it, and the images in {image_folder}"
             + (f". {advice}" if advice else "")
         )
     place = folder / f"index({split_by}).safetensors" if index is None else Path(index)
-    return Layout(name, split_by, image_folder, refs, folder / "instances.json", place)
+    return Layout(name, split_by, image_folder, tuple(files), place)
+
+
+def describe_sources(layout: Layout) -> dict[str, Any]:
+    """Return size in bytes, time of change (ns) and SHA-256 of the sources, by role."""
+    return {
+        role: {**stamp(paths), "sha256": digest(paths)} for role, paths in layout.sources.items()
+    }
+
+
+def stamp(paths: Sequence[Path]) -> dict[str, int]:
+    """Return the size of all files, and the latest time of change."""
+    found = [_unless_unreadable(path, Path.stat) for path in paths]
+    return {
+        "bytes": sum(each.st_size for each in found),
+        "mtime_ns": max((each.st_mtime_ns for each in found), default=0),
+    }
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of a file, or that of the ones of several files."""
+    digests = [_unless_unreadable(path, _digest) for path in paths]
+    return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _unless_unreadable(path: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def find_split_by(root: str | Path, name: str) -> str:
-    """Choose the refs file where the user names none: the one papers use, or the only one there."""
+    """Choose refs where the user names none: those that papers use, or the only ones there."""
     found = _split_names(Path(root) / name)
     preferred = preferred_split(name)
     if preferred in found or (preferred and not found):
         return preferred
     if len(found) > 1:
         raise DataError(
-            f"{Path(root) / name} has the refs of several splits: {', '.join(found)}; name one "
+            f"{Path(root) / name} has several refs or splits: {', '.join(found)}; name one "
             "with split_by (--split-by)"
         )
     return found[0] if found else "unc"
 
 
 def data_sets(root: str | Path) -> list[str]:
-    """List the folders of a root that hold an ``instances.json``, or all where none does."""
+    """List the folders of a root that hold a data set, or all where none does."""
     root = Path(root)
     _check_readable(root, _ROOT)
     folders = sorted(each for each in root.iterdir() if each.is_dir()) if root.is_dir() else []
-    whole = [each.name for each in folders if os.path.isfile(each / "instances.json")]
+    whole = [
+        each.name
+        for each in folders
+        if os.path.isfile(each / "instances.json")
+        or (os.access(each, os.R_OK | os.X_OK) and kinds_in(each))
+    ]
     return whole or [each.name for each in folders]
 
 
@@ -213,8 +286,11 @@ def where_to_find(name: str) -> str:
 
 
 def _split_names(folder: Path) -> list[str]:
-    paths = (path for path in folder.glob("refs(*).*") if path.suffix in (".p", ".json"))
-    return sorted({path.name[5:].split(")")[0] for path in paths})
+    """List whose refs a folder holds or, where it holds none, of which kinds its files are."""
+    found = [*folder.glob("refs(*).*"), *folder.glob("grefs(*).*")]
+    paths = (path for path in found if path.suffix in (".p", ".json"))
+    names = sorted({path.name.split("(")[1].split(")")[0] for path in paths})
+    return names or ([] if (folder / "instances.json").is_file() else kinds_in(folder))
 
 
 def _check_readable(folder: Path, option: str) -> None:

@@ -19,13 +19,13 @@ from masksd.kit.data.index import (
     ARRAYS,
     METADATA,
     Index,
-    describe_sources,
     load_index,
     open_index,
 )
 from masksd.kit.data.layout import (
     Layout,
     count_difference,
+    describe_sources,
     find_files,
     find_split_by,
     warn_of_shared_images,
@@ -37,8 +37,6 @@ from masksd.kit.data.records import (
     ImageRecord,
     Ref,
     attempt,
-    read_instances,
-    read_refs,
 )
 from masksd.kit.data.segmentation import check_segmentation
 
@@ -91,6 +89,13 @@ def prepare_data(
 
     _check_output(output, output == default)
     sources = describe_sources(layout)
+    try:
+        layout.kind.unpack(layout.files, layout.images)
+    except OSError as error:
+        raise ValueError(
+            f"pictures cannot be unpacked into {layout.images} ({error.strerror}); name another "
+            "folder with --images"
+        ) from None
     gathered = gather_index(layout, BadRecords() if skip_bad else None, check_image, progress)
     try:
         gathered.save(layout, sources)
@@ -141,9 +146,9 @@ def find_index(layout: Layout, bad: BadRecords | None = None) -> Index:
     """
     if layout.index.exists():
         return open_index(layout)
-    if bad is not None or not (layout.refs.is_file() and layout.instances.is_file()):
+    if bad is not None or not all(path.is_file() for path in layout.files):
         return gather_index(layout, bad)
-    found = (path.stat() for path in (layout.refs, layout.instances))
+    found = (path.stat() for path in layout.files)
     return _gather_once(
         layout, *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
     )
@@ -160,13 +165,12 @@ def gather_index(
     check_image: Callable[[ImageRecord], object] | None = None,
     progress: bool = False,
 ) -> Index:
-    """Read refs and instances, check what the refs speak of, and put it into arrays.
+    """Read the sources, check what the refs speak of, and put it into arrays.
 
     Bad records, and images for which ``check_image`` raises a DataError, go to ``bad`` and are left
     out; without it the first one is raised. It is always an error if no ref is left.
     """
-    images, annotations = read_instances(layout.instances, bad)
-    refs = read_refs(layout.refs, annotations, bad)
+    images, annotations, refs = layout.kind.read(layout.files, layout.images, bad)
     gathered = _Gathered()
     usable: dict[int, bool] = {}  # images by id
     objects: dict[int, int | None] = {}  # rows by id; None for what was left out
@@ -182,7 +186,7 @@ def gather_index(
             usable[image.image_id] = bool(attempt(bad, is_usable, image))
         if usable[image.image_id] and ref.ann_id not in objects:
             annotation = annotations[ref.ann_id]
-            checked = attempt(bad, _check_object, annotation, image, layout.instances)
+            checked = attempt(bad, _check_object, annotation, image)
             objects[ref.ann_id] = checked and gathered.add_object(annotation, image, *checked)
         row = objects.get(ref.ann_id)
         if row is not None:
@@ -262,8 +266,8 @@ class _Gathered:
         return self.texts[text]
 
 
-def _check_object(annotation: Annotation, image: ImageRecord, path: Path) -> tuple[Any, int]:
+def _check_object(annotation: Annotation, image: ImageRecord) -> tuple[Any, int]:
     try:
         return check_segmentation(annotation.segmentation, image.height, image.width)
     except DataError as error:
-        raise DataError(f"{path}: annotation {annotation.ann_id}: {error}") from None
+        raise DataError(f"{annotation.where}: {error}") from None

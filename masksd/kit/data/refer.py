@@ -246,6 +246,17 @@ class ReferDataset(Dataset[dict[str, Any]]):
         """Return the names of the image files."""
         return self._index.file_names(self._rows)
 
+    def paths(self) -> list[Path]:
+        """Return the image file of every ref."""
+        names = {row: self._index.image(row).file_name for row in set(self._images.tolist())}
+        return [self.layout.images / names[row] for row in self._images.tolist()]
+
+    def held_out(self) -> set[Path]:
+        """Return the image files of all other splits."""
+        splits = self._index.refs["split"]
+        others = np.flatnonzero(splits != splits[self._rows[0]])
+        return {self.layout.images / name for name in self._index.file_names(others)}
+
     def record(self, index: int) -> dict[str, int | None]:
         """Return what identifies an item.
 

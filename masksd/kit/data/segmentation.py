@@ -19,9 +19,9 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
 
     It is a list of polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, or a run-length code
     ``{"size": [height, width], "counts": str | list[int]}`` (column-major, starting with zeros).
-    Returns the list of polygons or of runs, and how many polygons were dropped because they have
-    fewer than 6 or an odd count of numbers. What cannot be drawn safely, or draws no pixel, is a
-    DataError.
+    A tuple of them is their union, an empty one no object. Returns the list of polygons or of runs,
+    and how many polygons were dropped because they have fewer than 6 or an odd count of numbers.
+    What cannot be drawn safely, or draws no pixel, is a DataError.
 
     Example:
         >>> check_segmentation([[0, 0, 4, 0, 4, 4], [1, 1]], height=6, width=8)
@@ -31,6 +31,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
     """
     if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
         raise DataError(f"an image of {width}x{height} pixels; a side must have 1 to {_MAX_SIDE}")
+    if isinstance(segmentation, tuple):
+        return _check_union(segmentation, height, width)
     if isinstance(segmentation, dict):
         return _check_runs(segmentation, height, width), 0
     if not isinstance(segmentation, list):
@@ -45,6 +47,19 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
             "segmentation: its polygons draw no pixel; they have no area or lie outside the image"
         )
     return kept, len(segmentation) - len(kept)
+
+
+def _check_union(parts: tuple[Any, ...], height: int, width: int) -> tuple[Any, int]:
+    if len(parts) > _MAX_POLYGONS:
+        raise DataError(f"a union of {len(parts)} objects; at most {_MAX_POLYGONS} are read")
+    if parts and all(isinstance(part, list) for part in parts):
+        return check_segmentation([polygon for part in parts for polygon in part], height, width)
+    mask, dropped = np.zeros((height, width), dtype=np.uint8), 0
+    for part in parts:
+        checked, left_out = check_segmentation(part, height, width)
+        mask |= decode_mask(checked, height, width)
+        dropped += left_out
+    return encode_runs(mask), dropped
 
 
 def decode_mask(checked: Any, height: int, width: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from masksd.kit.text_tables import align_columns
 if TYPE_CHECKING:
     from PIL import Image
 
-    from masksd.kit.data.refer import ReferDataset
     from masksd.kit.data.text.tokenizers import Tokenizer
 
 _CHECKED = 2_000  # expressions that check_words reads, which takes a fraction of a second
@@ -41,6 +40,16 @@ class SplitCounts:
     objects: int
     refs: int
     sentences: int
+
+
+class Sentences(Protocol):
+    """What :func:`check_words` reads of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def sentence(self, index: int) -> str:
+        """Return the expression of an item."""
+        ...
 
 
 class Spread(NamedTuple):
@@ -263,7 +272,7 @@ def spread_indices(total: int, limit: int) -> list[int]:
     return [index * total // limit for index in range(limit)]
 
 
-def check_words(dataset: ReferDataset, tokenizer: Tokenizer, name: str) -> str | None:
+def check_words(dataset: Sentences, tokenizer: Tokenizer, name: str) -> str | None:
     """Say how many expressions hold unknown words or are cut, in an even sample; None if none.
 
     A ValueError where not one expression has a word that the tokenizer knows.

@@ -123,10 +123,12 @@ def picture_draws(images: int, resamples: int, seed: int) -> Iterator[Floats]:
 # The formulas of metrics._scores over an axis of resamples: change both.
 def scores_of_sums(sums: Floats, protocol: Protocol) -> dict[str, Floats]:
     """Turn sums over samples ``(n, columns)`` into scores ``(n,)`` by name."""
-    count, inter, union, iou, over, under, *hits = sums.T
+    count, inter, union, iou, plain, over, under, *hits = sums.T
     return {
         "mIoU": iou / count,
         "oIoU": np.where(union > 0, inter / np.maximum(union, 1), protocol.empty_iou),
+        "gIoU": plain / count,
+        "cIoU": np.where(union > 0, inter / np.maximum(union, 1), 1.0),
         **{name: hit / count for name, hit in zip(protocol.precisions, hits, strict=False)},
         "mOver": over / count,
         "mUnder": under / count,

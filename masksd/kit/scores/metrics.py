@@ -4,6 +4,10 @@ With ``I``, ``U``, ``P`` and ``T`` the pixels of intersection, union, prediction
 
 - ``mIoU``: the mean of ``I / U`` over samples; the protocol's ``empty_iou`` where ``U`` is 0;
 - ``oIoU``: the sum of ``I`` over the sum of ``U`` (``empty_iou`` where that is 0);
+- ``gIoU`` and ``cIoU``: the same by the names and rules of LISA, gRefCOCO and SAM 3, whatever the
+  protocol: the mean of ``I / U`` and the share of the sums, 1 where ``U`` is 0;
+- ``N-acc`` and ``T-acc``, of gRefCOCO, only where there are empty truths: the share of these whose
+  prediction is empty, and the share of the others whose prediction is not;
 - ``Pr@X``: the share of samples with ``I / U > X``, or ``>=``; where a protocol has both, the
   second is ``Pr@X (>=)``;
 - ``mOver``: over-segmentation, the mean of ``(P - I) / P``: the share of the predicted area outside
@@ -31,7 +35,7 @@ Rows = Sequence[Mapping[str, Any]]
 Floats = NDArray[np.float64]
 COUNTS = ("intersection", "union", "predicted_area", "truth_area")
 SIZES = {
-    "small object": (0, 32**2),
+    "small object": (1, 32**2),  # an empty truth is no object
     "medium object": (32**2, 96**2),
     "large object": (96**2, math.inf),
 }
@@ -48,10 +52,10 @@ _ONE = 2**40  # shares are summed in units of 2**-40, so that no order of adding
 
 
 class SampleColumns(NamedTuple):
-    """Samples as columns: ``counts`` (N, 4), ``shares`` (N, 3) and ``hits`` of Pr@X (N, H)."""
+    """Samples as columns: ``counts`` (N, 4), ``shares`` (N, 4) and ``hits`` of Pr@X (N, H)."""
 
     counts: NDArray[np.int64]
-    shares: Floats  # IoU, over- and under-segmentation
+    shares: Floats  # IoU by the protocol and of gIoU, over- and under-segmentation
     hits: NDArray[np.bool_]  # by threshold, of the first comparison first
 
 
@@ -88,13 +92,16 @@ def sample_iou(intersection: int, union: int, protocol: Protocol) -> float:
 def sample_columns(rows: Rows, protocol: Protocol) -> SampleColumns:
     """Turn rows with :data:`COUNTS` and ``iou`` into columns."""
     counts = np.array([[row[field] for field in COUNTS] for row in rows], dtype=np.int64)
-    inter, _, predicted, truth = counts.T
+    inter, union, predicted, truth = counts.T
     iou = np.array([row["iou"] for row in rows], dtype=np.float64)
+    plain = np.where(union > 0, inter / np.maximum(union, 1), 1.0)
     over = (predicted - inter) / np.maximum(predicted, 1)
     under = (truth - inter) / np.maximum(truth, 1)
     compare = {">": np.greater, ">=": np.greater_equal}
     hits = [compare[sign](iou, x) for sign in protocol.comparisons for x in protocol.thresholds]
-    return SampleColumns(counts, np.stack([iou, over, under], axis=1), np.stack(hits, axis=1))
+    return SampleColumns(
+        counts, np.stack([iou, plain, over, under], axis=1), np.stack(hits, axis=1)
+    )
 
 
 def group_scores(
@@ -118,7 +125,9 @@ def group_scores(
     counts, shares, hits = sample_columns(rows, protocol)
     ones = np.ones(len(rows), dtype=np.int64)
     exact = np.rint(shares * _ONE).astype(np.int64)
-    columns = np.column_stack([ones, counts, exact, hits])
+    predicted, truth = counts[:, 2] > 0, counts[:, 3] > 0
+    found = np.column_stack([truth, ~truth & ~predicted, truth & predicted])
+    columns = np.column_stack([ones, counts, found, exact, hits])
     areas = np.array([row["object_area"] for row in rows])
     members = {"all": ones > 0}
     for values, groups in ((areas, SIZES), (np.array(words), LENGTHS)):
@@ -132,7 +141,7 @@ def group_scores(
 
 
 def headline(scores: Mapping[str, float]) -> dict[str, float]:
-    """Keep what a short table shows: mIoU, oIoU, Pr@X and the number of samples.
+    """Keep what a short table shows: all kinds of IoU, N-acc, Pr@X and the number of samples.
 
     Example:
         >>> headline({"mIoU": 0.5, "Pr@0.5": 0.2, "Pr@0.5 (>=)": 0.4, "mOver": 0.1, "samples": 5})
@@ -144,10 +153,16 @@ def headline(scores: Mapping[str, float]) -> dict[str, float]:
 
 # bootstrap.scores_of_sums has the same formulas for intervals: change both.
 def _scores(sums: list[int], protocol: Protocol) -> dict[str, float]:
-    count, inter, union, predicted, truth, iou, over, under, *hits = sums
+    count, inter, union, predicted, truth, objects, none_right, some_right, *shares = sums
+    iou, plain, over, under, *hits = shares
+    empty = count - objects
     return {
         "mIoU": iou / _ONE / count,
         "oIoU": inter / union if union else protocol.empty_iou,
+        "gIoU": plain / _ONE / count,
+        "cIoU": inter / union if union else 1.0,
+        **({"N-acc": none_right / empty} if empty else {}),
+        **({"T-acc": some_right / objects} if empty and objects else {}),
         **{name: hit / count for name, hit in zip(protocol.precisions, hits, strict=True)},
         "mOver": over / _ONE / count,
         "oOver": (predicted - inter) / predicted if predicted else 0.0,

@@ -87,8 +87,10 @@ class Report:
         parts += [f"{line}." for line in left_out(self.scores, self.drop_words)]
         parts.append(
             "mIoU and the other m are means over samples; oIoU and the other o are shares of all "
-            "pixels. Over: predicted area outside the truth. Under: truth that is missed. Sizes "
-            "are COCO's, in pixels of the original image: below 32², below 96², and above."
+            "pixels. gIoU and cIoU are mIoU and oIoU as LISA and SAM 3 score, with 1 for an empty "
+            "prediction of an empty truth; N-acc is the share of empty truths that are so. Over: "
+            "predicted area outside the truth. Under: truth that is missed. Sizes are COCO's, in "
+            "pixels of the original image: below 32², below 96², and above."
         )
         if self.relevance is not None:
             shares = {name: f"{100 * value:.2f}" for name, value in self.relevance.items()}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from masksd.kit.data.refer import ReferDataset
+    from masksd.kit.mixing import MixedDataset
 
 
 class Run(Lifecycle):
@@ -43,7 +44,7 @@ class Run(Lifecycle):
         config: TrainConfig,
         accelerator: Accelerator,
         checkpoint: Checkpoint,
-        training: ReferDataset,
+        training: ReferDataset | MixedDataset,
         unlabelled: ReferDataset | None,
         scoring: ReferDataset,
         place: HeldFolder,
@@ -81,7 +82,7 @@ class Run(Lifecycle):
         self.saved = self.evaluated = -1
         self.saved_at = time.monotonic()
 
-    def batches_of(self, items: ReferDataset, size: int, seed: int) -> Any:
+    def batches_of(self, items: ReferDataset | MixedDataset, size: int, seed: int) -> Any:
         """Return the batches of one kind of items."""
         return Batches(
             items,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from masksd.distill import CrossModalMaskedSelfDistill
     from masksd.kit.data.refer import ReferDataset
+    from masksd.kit.mixing import MixedDataset
 
 LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 
@@ -44,7 +45,7 @@ class SavedLoop(Loop):
     config: TrainConfig
     accelerator: Accelerator
     sd: CrossModalMaskedSelfDistill
-    training: ReferDataset
+    training: ReferDataset | MixedDataset
     unlabelled: ReferDataset | None
     bad_items: list[str]
     evaluated: int
@@ -131,7 +132,9 @@ class SavedLoop(Loop):
             self.window[int(index)][name] = own.to(self.accelerator.device)
 
 
-def data_numbers(training: ReferDataset, unlabelled: ReferDataset | None) -> dict[str, int]:
+def data_numbers(
+    training: ReferDataset | MixedDataset, unlabelled: ReferDataset | None
+) -> dict[str, int]:
     """Return how many items a run has, and numbers that stand for the names of their images.
 
     They are the same in every process.

@@ -50,8 +50,9 @@ class RunResult:
     Attributes:
         folder: of the run.
         checkpoint: its folder, inside ``folder``.
-        scores: mIoU, oIoU, Pr@0.5 to Pr@0.9 in [0, 1] and ``samples``, given the right expression
-            (``"own"``), another object's (``"other"``, where there is one) and none (``"none"``).
+        scores: mIoU, oIoU, gIoU, cIoU, Pr@0.5 to Pr@0.9 in [0, 1] and ``samples``, given the right
+            expression (``"own"``), another object's (``"other"``, where there is one) and none
+            (``"none"``).
         steps: of the whole run.
         skipped: steps whose gradient was not finite.
         seconds: wall time, of the part since it was resumed where it was.

@@ -1,0 +1,76 @@
+"""Expressions that people reviewed and found wrong, left out: the files of Ref-L4's authors.
+
+``refcoco_val_reviewed.json`` and its like have COCO's layout, an image an expression:
+``images`` of ``id``, ``file_name`` and ``caption``, and ``annotations`` of ``image_id`` and
+``caption_quality``, 0 where the expression is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from masksd.kit.data.records import DataError, ImageRecord, Ref, entries, integer, read_json, typed
+
+Wrong = set[tuple[str, str]]  # file names with expressions
+
+
+def drop_errors(
+    refs: list[Ref], images: Mapping[int, ImageRecord], files: Sequence[Path]
+) -> list[Ref]:
+    """Leave out the expressions that files call wrong, and refs that have no other.
+
+    A file that speaks of no expression of the refs is a DataError: it belongs to another data set.
+    """
+    for path in files:
+        wrong, known = _read(path)
+        named = {id(ref): images[ref.image_id].file_name for ref in refs if ref.image_id in images}
+        kept, met = [], False
+        for ref in refs:
+            left = []
+            for sentence in ref.sentences:
+                name = named.get(id(ref), "")
+                keys = {(name, _plain(text)) for text in (sentence.sent, sentence.raw)}
+                met = met or not keys.isdisjoint(known)
+                if keys.isdisjoint(wrong):
+                    left.append(sentence)
+            if left:
+                kept.append(dataclasses.replace(ref, sentences=tuple(left)))
+        if refs and not met:
+            raise DataError(
+                f"{path}: none of its expressions is one of the refs; it belongs to another data "
+                "set, or its 'file_name' and 'caption' are written otherwise"
+            )
+        refs = kept
+    return refs
+
+
+def _read(path: Path) -> tuple[Wrong, Wrong]:
+    """Return what a file calls wrong, and all that it speaks of."""
+    content: dict[str, Any] = typed(read_json(path), dict, f"{path}: the file")
+    told: dict[int, tuple[str, str]] = {}
+    for where, entry in _dicts(content, "images", path):
+        name, caption = (
+            typed(entry.get(field), str, f"{where}: field {field!r}")
+            for field in ("file_name", "caption")
+        )
+        told[integer(entry, "id", where)] = name, _plain(caption)
+    wrong: Wrong = set()
+    for where, entry in _dicts(content, "annotations", path):
+        image_id = integer(entry, "image_id", where)
+        if image_id not in told:
+            raise DataError(f"{where}: field 'image_id' is {image_id}, which no image has")
+        if not integer(entry, "caption_quality", where):
+            wrong.add(told[image_id])
+    return wrong, set(told.values())
+
+
+def _dicts(content: dict[str, Any], field: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, entry in entries(content, field, "id", str(path)):
+        yield where, typed(entry, dict, where)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
