@@ -225,7 +225,7 @@ ERRORS = {
     ),
     "dry run of a wrong split": ((*TRAIN, "--dry-run", "--eval-split", "vall"), "mean 'val'?"),
     "preset without a name": ((*TRAIN, "--preset", "--help"), "takes one of cm-masksd, paper-ref"),
-    "model without a name": ((*TRAIN, "--model"), "--model takes one of clip_cris_rn101, "),
+    "model without a name": ((*TRAIN, "--model"), "--model takes one of clip_cris_mini, "),
     "weights that do not exist": ((*TRAIN, "--pretrained"), "no pretrained weights for 'clip_cris"),
     "two lengths": ((*TRAIN, "--epochs", "3"), "exactly one of steps and epochs"),
     "recipe without data": (

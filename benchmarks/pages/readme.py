@@ -245,7 +245,8 @@ def gpu_cost() -> str:
         f"On an {first['device']} ({first['setting']}), a step takes {time['masksd']:.2f} times "
         f"the model's own, three plain passes {time['naive']:.2f}, `low_memory=True` "
         f"{time['masksd low_memory']:.2f} with {found['masksd low_memory', 'kept to host']:.2f} "
-        f'times its activations, and one masked pass (`"augment"`) {time["masksd one pass"]:.2f}.'
+        f'times its activations, and one masked pass (`"augment"`) {time["masksd one pass"]:.2f} '
+        "([benchmarks](benchmarks/README.md#on-a-gpu))."
     )
     return textwrap.fill(text, 105)
 
