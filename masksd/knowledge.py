@@ -177,5 +177,5 @@ def _without_features(who: str, what: str) -> ValueError:
     return ValueError(
         f"the {who} names no features of {what} to compare: wrap it with "
         "taps=masksd.Taps(patches=..., words=..., ...), the modules that describe patches and "
-        "words, or use kind='logits'"
+        "words, or use kind='logits' (--knowledge.kind logits)"
     )

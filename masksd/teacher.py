@@ -36,7 +36,9 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
-        """Run a plain pass on what the host is given."""
+        """Run a plain pass on what the host is given, in evaluation mode whatever others set."""
+        if not torch.compiler.is_compiling() and any(m.training for m in self.segmenter.modules()):
+            self.train(False)
         quietly = torch.no_grad() if torch.compiler.is_compiling() else without_gradients()
         with quietly:
             return self.segmenter.plain(*args, **kwargs)

@@ -20,6 +20,7 @@ from masksd.kit.cli.train import train_command
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.budget import measure_budget
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.feeding import model_inputs
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_training, wrap_model
@@ -146,6 +147,28 @@ def test_a_teacher_that_reads_in_another_way_is_refused(
     with pytest.raises(ValueError, match=f"teacher .*other {message}"):
         train(student(data, tmp_path / "run", other))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_replace_its_teacher(data: DataConfig, tmp_path: Path) -> None:
+    teacher = saved(tmp_path / "run/checkpoint")
+    with pytest.raises(ValueError, match=r"teacher .* lies in .*run, which this run would replace"):
+        train(student(data, tmp_path / "run", teacher, overwrite=True))
+    assert teacher.is_dir()
+
+
+def test_other_ids_are_refused(data: DataConfig, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    other = build_model(TrainConfig())
+    other.tokenizer.save(tmp_path / "words")
+    file = tmp_path / "words/tokenizer.json"
+    stored = json.loads(file.read_text())
+    ids = stored["model"]["vocab"]
+    ids["red"], ids["circle"] = ids["circle"], ids["red"]
+    file.write_text(json.dumps(stored))
+    swapped = other._replace(tokenizer=load_tokenizer(tmp_path / "words"))
+    saved_there = save_checkpoint(tmp_path / "other", swapped)
+    with pytest.raises(ValueError, match="same kind and size whose tokens have other ids"):
+        train(student(data, tmp_path / "run", saved_there))
 
 
 def test_knowledge_needs_a_teacher() -> None:

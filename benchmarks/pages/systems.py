@@ -9,7 +9,14 @@ from benchmarks.study.plan import multiply_adds
 from benchmarks.study.summary import Summary
 from masksd.kit.text_tables import markdown_table
 
-HEAD = ["system", "from its source", "our reading", "switch it on", "cost", "mIoU on shapes, testA"]
+HEAD = [
+    "system",
+    "from its source",
+    "our reading",
+    "switch it on",
+    "cost",
+    "tiny models on shapes, mIoU, testA",
+]
 
 
 def systems() -> str:
@@ -38,7 +45,7 @@ def systems() -> str:
             "every formula",
             '`create_model("clip_lda_vit_b16")`',
             _neck_cost(),
-            _found("neck", "LDA neck", "over CRIS's neck"),
+            _found("neck", "LDA neck", "over CRIS's neck, with CRIS's settings"),
         ],
         [
             "[Channel KD](masksd/knowledge_losses.py)",
@@ -85,9 +92,13 @@ def _found(study: str, row: str, over: str) -> str:
 
 
 def _gain(summary: Summary, over: str) -> str:
-    return f"{gain_cell(summary.equal_steps.get('mIoU'))} {over}, {len(summary.seeds)} seeds"
+    steps, compute = (
+        gain_cell(each.get("mIoU")) for each in (summary.equal_steps, summary.equal_compute)
+    )
+    longer = f"; {compute} at equal compute" if compute else ""
+    return f"{steps} {over}{longer}; {len(summary.seeds)} seeds"
 
 
 def _score(summary: Summary) -> str:
     mean, deviation = (100 * each["mIoU"] for each in (summary.mean, summary.deviation))
-    return f"{mean:.1f} ± {deviation:.1f}, {len(summary.seeds)} seeds"
+    return f"{mean:.1f} ± {deviation:.1f}; {len(summary.seeds)} seeds"

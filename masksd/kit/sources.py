@@ -277,14 +277,18 @@ def wrap_model(
 
 
 def learn_from(
-    sd: CrossModalMaskedSelfDistill, teacher: Any, config: TrainConfig, example: tuple[Tensor, ...]
+    sd: CrossModalMaskedSelfDistill,
+    teacher: Any,
+    config: TrainConfig,
+    example: tuple[Tensor, ...],
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Let a wrapped model learn from another of ours, as the run's config says.
 
-    ``example`` is a batch of what both take. The teacher is frozen.
+    ``example`` is a batch of what both take; the tokenizer is that of both. The teacher is frozen.
     """
-    alone = dataclasses.replace(DistillConfig(), image=None, text=None)
-    CrossModalDistill(sd, wrap_model(teacher, alone), config.knowledge, example=example)
+    teaching = wrap_model(teacher, DistillConfig(image=None, text=None), tokenizer)
+    CrossModalDistill(sd, teaching, config.knowledge, example=example)
 
 
 class WordsBeforeEnd:

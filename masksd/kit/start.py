@@ -83,6 +83,11 @@ def _check_reads_alike(where: str, checkpoint: Checkpoint, earlier: Checkpoint) 
             f"{where} has a tokenizer of kind {other[0]!r} with {other[1]} tokens, but "
             f"the run's is {own[0]!r} with {own[1]}; use the same --tokenizer"
         )
+    if checkpoint.tokenizer.ids() != earlier.tokenizer.ids():
+        raise ValueError(
+            f"{where} has a tokenizer of the same kind and size whose tokens have other ids; use "
+            "the same --tokenizer"
+        )
 
 
 def _inputs(checkpoint: Checkpoint) -> tuple[Any, ...]:

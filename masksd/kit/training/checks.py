@@ -36,6 +36,16 @@ def check_output(folder: Path, overwrite: bool) -> None:
     check_place(folder, FILES, kind="run", strange="no run writes", over=over)
 
 
+def check_teacher_stays(config: TrainConfig) -> None:
+    """Raise a ``ValueError`` if the run would replace its own teacher."""
+    folder = config.output_folder()
+    if config.teacher is not None and folder.resolve() in config.teacher.resolve().parents:
+        raise ValueError(
+            f"teacher {config.teacher} lies in {folder}, which this run would replace; choose "
+            "another --output"
+        )
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run in this folder, if there is one, got to a checkpoint."""
     names = ("checkpoint", ".checkpoint.previous", "best", "checkpoints")

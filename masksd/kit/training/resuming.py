@@ -171,7 +171,7 @@ def check_teacher(state: dict[str, Tensor], numbers: dict[str, int]) -> None:
         if int(state[name]) != now:
             raise ValueError(
                 f"{name} is another checkpoint than when the run was saved; resume it with the one "
-                "it had"
+                "it had (--allow teacher is for one that was moved)"
             )
 
 

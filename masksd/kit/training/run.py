@@ -65,7 +65,8 @@ class Run(Lifecycle):
         if config.teacher is not None:
             teacher = load_teacher(checkpoint, config.teacher).model
             example = {n: each.to(accelerator.device) for n, each in batches.first().items()}
-            learn_from(self.sd, teacher.to(accelerator.device), config, self.inputs(example))
+            teacher.to(accelerator.device)
+            learn_from(self.sd, teacher, config, self.inputs(example), checkpoint.tokenizer)
         optimizer = build_optimizer(self.sd, model, config)
         self.wrapped, optimizer = accelerator.prepare(self.sd, optimizer)
         batches.prepare(accelerator)

@@ -31,7 +31,12 @@ from masksd.kit.processes import (
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_split, open_training, tokenizer_name
 from masksd.kit.storage.places import HeldFolder, StagedFolder
-from masksd.kit.training.checks import check_output, check_sizes, warn_of_long_warmup
+from masksd.kit.training.checks import (
+    check_output,
+    check_sizes,
+    check_teacher_stays,
+    warn_of_long_warmup,
+)
 from masksd.kit.training.resuming import (
     check_changes,
     check_unfinished,
@@ -116,6 +121,7 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
     if resume:
         check_changes(load_run_config(folder), config, allow)
     else:
+        check_teacher_stays(config)
         check_output(folder, config.overwrite)
     accelerator = start_processes(
         config.cpu, config.mixed_precision, config.timeout, **tracker_options(config)

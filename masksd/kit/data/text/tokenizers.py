@@ -127,6 +127,16 @@ class Tokenizer:
         """
         return self._backend.decode(tokens.tolist(), skip_special_tokens=False)
 
+    def ids(self) -> dict[str, int]:
+        """Return the id of every piece of text, special tokens included.
+
+        Example:
+            >>> load_tokenizer("shapes").ids()["circle"] == load_tokenizer("shapes").ids()["red"]
+            False
+        """
+        found: dict[str, int] = self._backend.get_vocab()
+        return found
+
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer into a folder, for :func:`load_tokenizer`."""
         folder = Path(folder)
