@@ -466,6 +466,9 @@ def test_describe_proposes_no_module_behind_a_bridge_that_starts_at_zero():
 # The rest of the house
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.7."), reason="torch 2.7 does not compile tapped models"
+)
 def test_it_compiles_to_one_graph():
     inputs, target = batch()
     torch._dynamo.reset()

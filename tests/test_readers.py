@@ -647,7 +647,10 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-ANYTHING = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANYTHING = settings(
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 COCO_FIELDS = ["ref_id", "ann_id", "image_id", "category_id", "split", "sentences", "bbox"]

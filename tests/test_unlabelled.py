@@ -284,7 +284,7 @@ def test_without_unlabelled_data_the_wrapper_is_told_nothing(
 @pytest.mark.parametrize(("text", "value"), [("25", 25), ("1", 1), ("0.1", 0.1), ("None", None)])
 def test_labels_are_a_number_or_a_share_on_the_command_line(text: str, value: object) -> None:
     arguments = ["train", "--labels", text, "--unlabelled", "more", "--unlabelled-batch", "3"]
-    config = tyro.cli(train_command(arguments), args=arguments[1:]).config
+    config = tyro.cli(train_command(arguments), args=arguments[1:]).settings
     assert (config.labels, config.unlabelled, config.unlabelled_batch) == (value, "more", 3)
     assert type(config.labels) is type(value)
 
@@ -320,7 +320,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a batch of nothing": ({"unlabelled_batch": 4}, "but there are no unlabelled data"),
     "an empty batch": ({**BOTH, "unlabelled_batch": 0}, "unlabelled_batch must be a whole number"),
     "all labelled": ({"unlabelled": "shapes"}, "labels is None and leaves none out; set labels"),
-    "no branch": ({**BOTH, "distill": NONE}, "no branch would learn from it"),
+    "no branch": ({**BOTH, "distill": NONE}, "nothing would learn from it"),
     "truth": ({**BOTH, "distill": DistillConfig(target="ground_truth")}, "needs masks, which"),
     "first half": (
         {**BOTH, "batch_size": 3, "distill": DistillConfig(image=HALF, text=HALF)},

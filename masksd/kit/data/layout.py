@@ -157,9 +157,9 @@ def find_files(
         files = [refs, folder / "instances.json", *reviewed]
     if missing or not files:
         advice = where_to_find(name)
+        others = "" if advice else f"{', '.join(KINDS)} (see masksd/kit/README.md), or "
         raise DataError(
-            f"{'; '.join(missing)}. Wanted: {', '.join(KINDS)} (see masksd/kit/README.md), or "
-            f"{folder / 'instances.json'}, one of "
+            f"{'; '.join(missing)}. Wanted: {others}{folder / 'instances.json'}, one of "
             f"{', '.join(refs_names)} beside it, and the images in {image_folder}"
             + (f". {advice}" if advice else "")
         )
