@@ -15,6 +15,8 @@ from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.text.tokenizers import load_tokenizer
 
 SIZE = 32
+SHORT_TABLE = ["mIoU", "oIoU", "gIoU", "cIoU", *(f"Pr@0.{n}" for n in range(5, 10)), "samples"]
+"""The columns that commands print."""
 SENTENCES = [
     "red",
     "the blue one",

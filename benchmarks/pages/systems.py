@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.pages import students
 from benchmarks.pages.published import Published, gain_cell
 from benchmarks.pages.readme import read
-from benchmarks.study.plan import multiply_adds
 from benchmarks.study.summary import Summary
 from masksd.kit.text_tables import markdown_table
 
@@ -21,7 +20,13 @@ HEAD = [
 
 def systems() -> str:
     """One line for each system that is part of this project."""
-    cris, lavt = (Published("confirm", model).found("testA") for model in STARTS)
+    cris, lavt = (
+        Published("confirm", model).found("testA") for model in ("clip_cris_tiny", "lavt_tiny")
+    )
+    lda, ours = (
+        students.found(name, "testA")[row]
+        for name, row in (("neck", "LDA neck"), ("student", "ours"))
+    )
     lines = [
         [
             "CM-MaskSD",
@@ -44,16 +49,16 @@ def systems() -> str:
             "an abstract",
             "every formula",
             '`create_model("clip_lda_vit_b16")`',
-            _neck_cost(),
-            _found("neck", "LDA neck", "over CRIS's neck, with CRIS's settings"),
+            f"× {lda.cost:.2f} of CRIS's",
+            _gain(lda, "over CRIS's neck, with CRIS's settings"),
         ],
         [
             "[Channel KD](masksd/knowledge_losses.py)",
             "an abstract",
             "every formula",
             "`CrossModalDistill`, `train --teacher`",
-            _student_cost(),
-            _found("student", "ours", "over the student alone"),
+            f"× {ours.cost:.2f} in training",
+            _gain(ours, "over the student alone"),
         ],
         [
             "LAVT, as a host",
@@ -67,28 +72,9 @@ def systems() -> str:
     return markdown_table(HEAD, lines)
 
 
-STARTS = ("clip_cris_tiny", "lavt_tiny")
-
-
 def _ratio(model: str) -> float:
     rows = [row for row in read("step_cost") if row["model"] == model]
     return float(next(row["step_ratio"] for row in rows if row["provider"] == "masksd"))
-
-
-def _neck_cost() -> str:
-    study = students.STUDIES["neck"]
-    host, lda = (multiply_adds(each.config(study.base, 0)) for each in study.variants)
-    return f"× {lda / host:.2f} of CRIS's"
-
-
-def _student_cost() -> str:
-    summary = students.found("student", "testA").get("ours")
-    return "the teacher's forward" if summary is None else f"× {summary.cost:.2f} in training"
-
-
-def _found(study: str, row: str, over: str) -> str:
-    summary = students.found(study, "testA").get(row)
-    return "not measured yet" if summary is None else _gain(summary, over)
 
 
 def _gain(summary: Summary, over: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
 from masksd.kit.training.pretrain import PretrainConfig
+from masksd.kit.training.trainer import train
 
 LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 100, 1000, 8, 3000
 """Of the committed studies: few images, each seen several times."""
@@ -48,6 +50,31 @@ def shapes_run(
         progress=False,
         **(HOSTS.get(model, {}) if tuned else {}),
     )
+
+
+def short_run(
+    model: str, *, steps: int, pictures: int, batch_size: int = BATCH, **changes: Any
+) -> TrainConfig:
+    """Return a run on shapes whose best of four checkpoints is scored; ``changes`` are recorded."""
+    return recorded_train(
+        model=model,
+        data={"level": LEVEL, "pictures": pictures},
+        steps=steps,
+        batch_size=batch_size,
+        warmup=steps // 10,
+        evaluate_every=max(1, steps // 4),
+        eval_samples=150,
+        sheet_rows=1,
+        progress=False,
+        **changes,
+    )
+
+
+def train_into(folder: Path, config: TrainConfig) -> None:
+    """Train a model and leave its checkpoint in a folder, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
+        result = train(dataclasses.replace(config, output=Path(parent) / "run"))
+        result.checkpoint.rename(folder)
 
 
 def shapes_towers(

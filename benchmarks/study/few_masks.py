@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import FOLDER
 from benchmarks.study import bases
-from benchmarks.study.names import recorded_train
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import TOWERS
-from masksd.kit.training.trainer import train
 
 MASKS = (100, 200, 400, 800, 1600)
 """Of 11,510 in 3,000 training images; 200 lie in about 190 of them, 1,600 in about 1,300."""
@@ -55,18 +52,7 @@ def few_masks_run(model: str, *, steps: int = 800, pictures: int = 3000) -> Trai
     Its settings are those that the study ``baseline`` found best for the host on 100 images. Towers
     have seen crops around the objects of the easy level.
     """
-    run = recorded_train(
-        model=model,
-        data={"level": bases.LEVEL, "pictures": pictures},
-        steps=steps,
-        batch_size=bases.BATCH,
-        warmup=steps // 10,
-        evaluate_every=max(1, steps // 4),
-        eval_samples=150,
-        sheet_rows=1,
-        progress=False,
-        **bases.HOSTS[model],
-    )
+    run = bases.short_run(model, steps=steps, pictures=pictures, **bases.HOSTS[model])
     towers = TOWERS if bases.has_towers(model) else None
     return dataclasses.replace(run, encoder_weights=towers)
 
@@ -130,9 +116,7 @@ def trained_start(study: Study) -> None:
         return
     run = few_masks_run(study.base.model, steps=START_STEPS)
     data = dataclasses.replace(run.data, level="easy")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
-        result = train(dataclasses.replace(run, data=data, output=Path(parent) / "run"))
-        result.checkpoint.rename(folder)
+    bases.train_into(folder, dataclasses.replace(run, data=data))
 
 
 def _study(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import FOLDER
 from benchmarks.study import bases
-from benchmarks.study.names import recorded_train
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
 from benchmarks.study.run import Scored
 from masksd import ChannelDistillConfig
@@ -18,7 +16,6 @@ from masksd.kit.checkpoints import load_checkpoint
 from masksd.kit.config import TrainConfig
 from masksd.kit.evaluation.scoring import score
 from masksd.kit.recipes import TOWERS
-from masksd.kit.training.trainer import train
 
 STUDENT, TEACHER = "clip_cris_mini", "clip_cris_tiny"
 SEEDS = tuple(range(400, 406))
@@ -89,27 +86,12 @@ def train_teacher(folder: Path) -> None:
     """Train the teacher into a folder, which must not be there."""
     base = _run(TEACHER, **{"steps": TEACHER_STEPS, **bases.HOSTS[TEACHER]})
     distill = dataclasses.replace(base.distill, image=None, text=None)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
-        config = dataclasses.replace(
-            base, distill=distill, encoder_weights=TOWERS, output=Path(parent) / "run"
-        )
-        train(config).checkpoint.rename(folder)
+    bases.train_into(folder, dataclasses.replace(base, distill=distill, encoder_weights=TOWERS))
 
 
-def _run(model: str, *, steps: int, pictures: int = PICTURES, **changes: Any) -> TrainConfig:
-    dice: dict[str, Any] = {"distill": {"dice_weight": 1.0}}
-    return recorded_train(
-        model=model,
-        data={"level": bases.LEVEL, "pictures": pictures},
-        steps=steps,
-        batch_size=BATCH,
-        warmup=steps // 10,
-        evaluate_every=max(1, steps // 4),
-        eval_samples=150,
-        sheet_rows=1,
-        progress=False,
-        **{**dice, **changes},
-    )
+def _run(model: str, **changes: Any) -> TrainConfig:
+    common: dict[str, Any] = {"pictures": PICTURES, "distill": {"dice_weight": 1.0}}
+    return bases.short_run(model, batch_size=BATCH, **{**common, **changes})
 
 
 def _study(

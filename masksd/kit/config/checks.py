@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from masksd.config import DistillConfig
+from masksd.kit.config.stored import METHODS
 from masksd.kit.data.selection import check_labels
 from masksd.kit.data_config import DataConfig
 from masksd.knowledge_config import ChannelDistillConfig
@@ -13,8 +13,7 @@ from masksd.knowledge_config import ChannelDistillConfig
 
 def check_kinds(config: Any) -> None:
     """Raise a ``ValueError`` if a config inside is anything else, such as a dict from JSON."""
-    inside = {"data": DataConfig, "distill": DistillConfig, "knowledge": ChannelDistillConfig}
-    for name, kind in inside.items():
+    for name, kind in {"data": DataConfig, **METHODS}.items():
         value = getattr(config, name)
         if not isinstance(value, kind):
             raise ValueError(

@@ -18,7 +18,7 @@ from masksd.knowledge_config import ChannelDistillConfig
 _INFINITE = ("clip_norm", "save_minutes")
 """Fields that may be infinite, which JSON has as null."""
 _PATHS = ("encoder_weights", "start_from", "teacher", "output")
-_METHODS: dict[str, Any] = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
+METHODS: dict[str, Any] = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class StoredConfig:
                 values[name] = Path(values[name])
         if "data" in values:
             values["data"] = DataConfig.from_dict(values["data"])
-        for name, kind in _METHODS.items():
+        for name, kind in METHODS.items():
             if name in values:
                 values[name] = kind.from_json(json.dumps(values[name]))
         return cls(**values)

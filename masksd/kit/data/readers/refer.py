@@ -5,9 +5,9 @@ In gRefCOCO a ref speaks of several objects, whose union is its truth, or of non
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from masksd.kit.data.pickles import PickleError, read_pickle
 from masksd.kit.data.readers.reviewed import drop_errors
@@ -29,6 +29,7 @@ from masksd.kit.data.records import (
     unicode_text,
 )
 
+T = TypeVar("T")
 Entries = Iterable[tuple[str, object]]
 """Records as a file has them, each after the words that name it in an error."""
 
@@ -97,24 +98,30 @@ def check_images(
     found: Entries, bad: BadRecords | None, deep: bool = False
 ) -> dict[int, ImageRecord]:
     """Check records of images; return them by id. ``deep`` ones may lie in folders."""
-    images: dict[int, ImageRecord] = {}
-    for where, entry in found:
-        image = attempt(bad, _image, entry, where, deep)
-        if image is not None:
-            add_once(images, image.image_id, image, where, "id")
-    return images
+    return _by_id(found, bad, lambda image: image.image_id, _image, deep)
 
 
 def check_annotations(
     found: Entries, images: Container[int], bad: BadRecords | None
 ) -> dict[int, Annotation]:
     """Check records of objects; return them by id."""
-    annotations: dict[int, Annotation] = {}
+    return _by_id(found, bad, lambda annotation: annotation.ann_id, _annotation, images)
+
+
+def _by_id(
+    found: Entries,
+    bad: BadRecords | None,
+    id_of: Callable[[T], int],
+    check: Callable[..., T],
+    *more: object,
+) -> dict[int, T]:
+    """Check records one by one, with ``check(entry, where, *more)``; return them by id."""
+    records: dict[int, T] = {}
     for where, entry in found:
-        annotation = attempt(bad, _annotation, entry, where, images)
-        if annotation is not None:
-            add_once(annotations, annotation.ann_id, annotation, where, "id")
-    return annotations
+        record = attempt(bad, check, entry, where, *more)
+        if record is not None:
+            add_once(records, id_of(record), record, where, "id")
+    return records
 
 
 def check_refs(
