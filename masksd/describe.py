@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.branches import MainPass, MaskedBranch
-from masksd.hosts.taps import TapSegmenter
+from masksd.hosts.tapped import TapSegmenter
 from masksd.masker import TokenMasker
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap

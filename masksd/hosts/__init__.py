@@ -2,6 +2,7 @@
 
 from masksd.hosts.layout import bert_words, clip_words
 from masksd.hosts.recipes import segmenter_for
-from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.hosts.tapped import TapSegmenter
+from masksd.hosts.taps import Taps
 
 __all__ = ["TapSegmenter", "Taps", "bert_words", "clip_words", "segmenter_for"]

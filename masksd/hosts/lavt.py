@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.hosts.layout import bert_words
-from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.hosts.tapped import TapSegmenter
+from masksd.hosts.taps import Taps
 from masksd.modules import check_wrappable, find_module
 
 

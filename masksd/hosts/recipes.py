@@ -12,7 +12,8 @@ from masksd.config import DistillConfig
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
-from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.hosts.tapped import TapSegmenter
+from masksd.hosts.taps import Taps
 from masksd.modules import check_wrappable, find_module, try_out
 from masksd.segmenter import Segmenter
 from masksd.tap import known_layout, not_embeddings

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from masksd.hosts.layout import clip_words
-from masksd.hosts.taps import Taps, TapSegmenter
+from masksd.hosts.tapped import TapSegmenter
+from masksd.hosts.taps import Taps
 from masksd.segmenter import Pass
 
 _PATCHES = "vision_encoder.backbone.embeddings.patch_embeddings"
