@@ -38,9 +38,9 @@ from benchmarks import step_cost
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
+from masksd.embeddings import TokenMask
 from masksd.kit.costs.kept import kept_activations
 from masksd.models import create_model
-from masksd.tap import TokenMask
 from masksd.truth import Truth
 
 EVAL = ("host eval", "masksd eval")

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from masksd.config import DistillConfig
+from masksd.embeddings import TokenMask
+from masksd.features import first_of_picture
 from masksd.losses import consistency_loss
 from masksd.masker import TokenMasker, first_position
 from masksd.masking_config import MaskingConfig
 from masksd.modules import frozen_statistics
 from masksd.segmenter import Pass, Segmenter, check_containers
-from masksd.tap import TokenMask
 from masksd.truth import Truth
 
 NAMES = {"image": "lmvsd", "text": "vmlsd"}
@@ -126,6 +127,9 @@ class MaskedBranch(nn.Module):
             projected = masker.relevance == "projection"
             ranking = first_samples(main.ranking, rows) if projected else plain
             mask, scores = masker.draw(ranking, truth.target, main.step, first)
+            if modality == "image" and plain.pictures is not None:
+                shared = first_of_picture(plain.pictures)
+                mask, scores = mask[shared], scores[shared]
             masks[NAMES[modality]], relevance[NAMES[modality]] = mask, scores
             replaced[modality] = masker.token_mask(mask, masker.grid(plain), main.step, first)
         with frozen_statistics(segmenter), segmenter.keeping_buffers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from masksd.branches import first_samples
+from masksd.embeddings import TokenMask
 from masksd.masker import TokenMasker
 from masksd.modules import (
     evaluating,
@@ -22,7 +24,8 @@ from masksd.modules import (
 )
 from masksd.segmenter import Pass, Segmenter
 from masksd.step import Passes
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap
+from masksd.tap_kinds import TableTap
 from masksd.towers import Sight
 from masksd.trial import Trial, difference
 
@@ -83,8 +86,9 @@ def check_tapped(segmenter: Segmenter) -> None:
     """Refuse to mask a module that the model no longer uses under its name."""
     now = modules_by_path(segmenter.root)
     for tap, module in segmenter.tapped():
-        if now.get(tap.path) is not module:
-            became = f"a {type(now[tap.path]).__name__}" if tap.path in now else "gone"
+        path = tap.path.rpartition(".")[0] if isinstance(tap, TableTap) else tap.path
+        if now.get(path) is not module:
+            became = f"a {type(now[path]).__name__}" if path in now else "gone"
             raise RuntimeError(
                 f"{tap.path} was a {type(module).__name__} when it was wrapped and is {became} "
                 "now, which is not masked: make the change (LoRA, SyncBatchNorm, a resized "
@@ -116,7 +120,6 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
     """Check a modality; ``rows`` is the number of samples that its branch sees."""
     trial, plain, masker, allowed = case
     segmenter, what = trial.segmenter, _WHAT[masker.modality]
-    tap = segmenter.taps[masker.modality]
     batch = len(plain.logits)
     rows = batch if rows is None else rows
     grid = masker.grid(plain)
@@ -132,25 +135,32 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
             f"a masked pass with no {what} masked does not give the plain logits: they "
             f"differ by {found:.3g} of their size. {_remedy(segmenter)}"
         )
-    tapped = next(module for other, module in segmenter.tapped() if other is tap)
-    with _Spy(tap, tapped, in_compiled(segmenter, tapped)) as spy:
+    taps = segmenter.tapped(masker.modality)
+    with contextlib.ExitStack() as stack:
+        spies = [stack.enter_context(_Spy(tap, module, segmenter)) for tap, module in taps]
         logits = case.masked(plain, first)
-        seen = spy.output
-        spy.change_input = True
+        seen = [spy.found() for spy in spies]
         case.masked(plain, first)
-        changed = spy.output
-    if batch > 1:
-        found = difference(logits[1:], plain.logits[1:])
+        changed = [spy.found() for spy in spies]
+    others = _others(plain, masker.modality)
+    if len(others):
+        found = difference(logits[others], plain.logits[others])
         if found <= allowed:
             yield "other samples", found
-        elif trial.mixes_samples(plain) <= allowed:
+        elif trial.mixes_samples(plain, others) <= allowed:
+            path = segmenter.taps[masker.modality].path
             raise _Differs(
                 f"masking all {what} of the first sample changes the others' logits by "
-                f"{found:.3g} of their size: {tap.path} may not have the batch in its first "
+                f"{found:.3g} of their size: {path} may not have the batch in its first "
                 "dimension, as in (L, B, C); name a module that gives (B, N, C)"
             )
-    if seen is not None and changed is not None:
-        found = difference(changed[:1], seen[:1])
+    row = 0
+    if masker.modality == "image" and plain.pictures is not None:
+        row = int(plain.pictures[0])
+    for (tap, _), one, other in zip(taps, seen, changed, strict=True):
+        if one is None or other is None:
+            continue
+        found = difference(other[row], one[row])
         yield "left over", found
         if found > allowed:
             raise _Differs(
@@ -158,6 +168,14 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
                 "input: something is left unmasked, or an adapter adds to it after the mask. Add "
                 "adapters before wrapping, or name the module around both"
             )
+
+
+def _others(plain: Pass, modality: str) -> Tensor:
+    """Return the samples that a mask of the first one must leave alone."""
+    pictures = plain.pictures if modality == "image" else None
+    if pictures is None:
+        return torch.arange(1, len(plain.logits), device=plain.logits.device)
+    return (pictures != pictures[0]).nonzero()[:, 0]
 
 
 def _check_left_out(trial: Trial, ran_plain: set[nn.Module]) -> None:
@@ -210,21 +228,29 @@ def _check_replayed(trial: Trial, modality: str) -> Iterator[tuple[str, float]]:
 
 
 class _Spy:
-    """Watches the masked tokens of an embedding module, and may change its input."""
+    """Watches the masked tokens of an embedding, and from the second pass on changes its input."""
 
-    def __init__(self, tap: EmbeddingTap, module: nn.Module, compiled: bool) -> None:
-        self.tap, self.module, self.compiled = tap, module, compiled
+    def __init__(self, tap: EmbeddingTap, module: nn.Module, segmenter: Segmenter) -> None:
+        self.tap, self.module = tap, module
+        # Compiled code would keep the hooks, and of a table nothing can be left over.
+        self.blind = in_compiled(segmenter, module) or isinstance(tap, TableTap)
         self.output: Tensor | None = None
         self.change_input = False
 
+    def found(self) -> Tensor | None:
+        """Return what the first call in the last pass gave."""
+        found, self.output, self.change_input = self.output, None, True
+        return found
+
     def __enter__(self) -> _Spy:
-        if self.compiled:  # it would keep the hooks
-            self._handles = []
-            return self
-        self._handles = [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.register_forward_hook(self._after),
-        ]
+        self._handles = (
+            []
+            if self.blind
+            else [
+                self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+                self.module.register_forward_hook(self._after),
+            ]
+        )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -245,7 +271,8 @@ class _Spy:
         return tuple(map(changed, args)), {name: changed(x) for name, x in kwargs.items()}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.tap.acts():  # tokens of a prefix are never masked, and may depend on anything
+        if self.tap.acts() and self.output is None:
+            # tokens of a prefix are never masked, and may depend on anything
             self.output = output[:, self.tap.prefix :] if self.tap.prefix else output
 
 

@@ -14,6 +14,7 @@ from masksd.hosts.tapped import TapSegmenter
 from masksd.masker import TokenMasker
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
+from masksd.tap_kinds import TapGroup
 from masksd.towers import replayable
 from masksd.triple import Triple
 from masksd.truth import Truth
@@ -130,7 +131,7 @@ def _weight(branch: MaskedBranch) -> str:
     return "unknown" if branch.weight.is_meta else f"{branch.weight.item():.3g}"
 
 
-def _place(tap: EmbeddingTap, masker: TokenMasker) -> str:
+def _place(tap: EmbeddingTap | TapGroup, masker: TokenMasker) -> str:
     layer = masker.masking.layer
     if masker.token is None:
         return f"{tap.path}, where what it is given is set to 0"

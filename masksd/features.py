@@ -59,6 +59,8 @@ class Pass(NamedTuple):
         neck: how much the model's neck attends to each place, ``(B, 1, h, w)`` of any size, where
             it says; relevance ``"neck"`` alone asks.
         also: further logits that the truth teaches, by the name of their loss.
+        pictures: where sentences share pictures, the number of the picture of each, int64
+            ``(B,)``: they share its mask too.
     """
 
     logits: Tensor
@@ -71,18 +73,35 @@ class Pass(NamedTuple):
     size: tuple[int, int] | None = None
     neck: Tensor | None = None
     also: Mapping[str, Tensor] | None = None
+    pictures: Tensor | None = None
 
 
 class Given(NamedTuple):
     """What a call brings, known without running the model.
 
     Attributes:
-        images: ``(B, 3, H, W)``.
+        size: height and width of the images; None where they are what the tapped module is given.
         valid: gives bool ``(B, L)``, True for real words.
     """
 
-    images: Tensor
+    size: tuple[int, int] | None
     valid: Callable[[], Tensor]
+
+
+def first_of_picture(pictures: Tensor) -> Tensor:
+    """Return for each sentence the first one of the same picture, both ``(B,)``.
+
+    Example:
+        >>> import torch
+        >>> first_of_picture(torch.tensor([1, 1, 0, 1])).tolist()
+        [0, 0, 2, 0]
+    """
+    return (pictures[:, None] == pictures).int().argmax(1)
+
+
+def height_and_width(images: Tensor) -> tuple[int, int]:
+    """Return the size of images ``(B, 3, H, W)``."""
+    return images.shape[-2], images.shape[-1]
 
 
 FeatureCut = Callable[[str, Any], Any]

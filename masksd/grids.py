@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 
-
-def embedding_grid(positions: tuple[int, ...] | None, images: Tensor) -> tuple[int, int]:
+def embedding_grid(positions: tuple[int, ...] | None, size: tuple[int, int]) -> tuple[int, int]:
     """Return rows and columns of an image embedding whose positions are ``(h, w)`` or ``(N,)``.
 
+    ``size`` is the height and width of the images.
+
     Example:
-        >>> import torch
-        >>> embedding_grid((600,), torch.zeros(1, 3, 320, 480))  # patches of 16
+        >>> embedding_grid((600,), (320, 480))  # patches of 16
         (20, 30)
     """
     if positions is None:
         raise ValueError("the image embedding exists, but did not run in this pass")
     if len(positions) == 2:
         return positions[0], positions[1]
-    height, width = images.shape[-2:]
+    height, width = size
     rows = round((positions[0] * height / width) ** 0.5)
     if rows < 1 or positions[0] % rows or rows * width != positions[0] // rows * height:
         raise ValueError(
@@ -41,22 +40,21 @@ def square_cells(size: tuple[int, int], cell: int) -> tuple[int, int]:
     return size[0] // side, size[1] // side
 
 
-def cells(grid: tuple[int, int], images: Tensor, cell: int | None) -> tuple[int, int]:
+def cells(grid: tuple[int, int], size: tuple[int, int], cell: int | None) -> tuple[int, int]:
     """Return rows and columns of the cells that patches are ranked and drawn in.
 
     Args:
         grid: of the image embedding.
-        images: ``(B, 3, H, W)``.
+        size: height and width of the images.
         cell: side of a cell in pixels; see :class:`Taps`.
 
     Example:
-        >>> import torch
-        >>> cells((120, 120), torch.zeros(1, 3, 480, 480), None)  # stride 4
+        >>> cells((120, 120), (480, 480), None)  # stride 4
         (15, 15)
-        >>> cells((16, 16), torch.zeros(1, 3, 64, 64), None)
+        >>> cells((16, 16), (64, 64), None)
         (8, 8)
     """
-    height, width = images.shape[-2:]
+    height, width = size
     if cell is None:
         # large patches are cells already; 2 x 2 cells would leave nothing to choose from
         cell = 1 if height // grid[0] >= 8 else min(32, max(1, min(height, width) // 8))

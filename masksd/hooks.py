@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 class Hook:
@@ -88,33 +88,42 @@ def _this_thread() -> int:
 
 
 class Recorder(Hook):
-    """Keeps the arguments and the output of a module's one call inside :meth:`recording`."""
+    """Keeps the arguments and the output of a module's one call inside :meth:`recording`.
 
-    def __init__(self, path: str) -> None:
+    ``in_parts`` is for a module that is called for some samples of a batch at a time: its outputs
+    are joined, and the arguments are those of the first call.
+    """
+
+    def __init__(self, path: str, in_parts: bool = False) -> None:
         super().__init__()
         self.path = path
-        self._call: tuple[tuple[Any, ...], Any] | None = None
-        self._writes: list[int] = []
+        self.in_parts = in_parts
+        self._calls: list[tuple[tuple[Any, ...], Any]] = []
+        self._writes: list[list[int]] = []
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Record inside; forget at the end."""
+        self._calls, self._writes = [], []
         try:
             with self.acting():
                 yield
         finally:
-            self._call = None
+            self._calls, self._writes = [], []
 
     def taken(self) -> tuple[tuple[Any, ...], Any]:
         """Return arguments and output, or raise where there are none or they are stale."""
-        if self._call is None:
+        if not self._calls:
             raise RuntimeError(not_run(self.path))
-        if self._writes and _writes(self._call[1]) != self._writes:
+        if any(self._writes) and [_writes(output) for _, output in self._calls] != self._writes:
             raise ValueError(
                 f"the output of {self.path} was modified in place after it ran: let the model work "
                 "on a copy (x = x + y, not x += y), or name the module that writes"
             )
-        return self._call
+        args, output = self._calls[0]
+        if self.in_parts:
+            output = _joined(self.path, [each for _, each in self._calls])
+        return args, output
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
         """Record the call."""
@@ -122,13 +131,31 @@ class Recorder(Hook):
             self._record(args, output)
 
     def _record(self, args: tuple[Any, ...], output: Any) -> None:
-        if self._call is not None:
+        if self._calls and not self.in_parts:
             raise RuntimeError(
                 f"{self.path} ran twice in one pass; name a module that runs once, or the one "
-                "around it"
+                "around it; if it runs for each sample, set Taps(in_parts=True)"
             )
-        self._call = (args, output)
-        self._writes = _writes(output)
+        self._calls.append((args, output))
+        self._writes.append(_writes(output))
+
+
+def _joined(path: str, outputs: list[Any]) -> Any:
+    """Join what a module gave for parts of a batch, tensor by tensor."""
+    leaves, structures = zip(*map(tree_flatten, outputs), strict=True)
+    tensors = [[leaf for leaf in each if isinstance(leaf, Tensor)] for each in leaves]
+    shapes = {tuple(tuple(leaf.shape[1:]) for leaf in each) for each in tensors}
+    if any(structure != structures[0] for structure in structures) or len(shapes) > 1:
+        raise ValueError(
+            f"the outputs of {path} for the parts of a batch cannot be joined: behind the first "
+            f"dimension they are {sorted(map(str, shapes))}; name a module before they get "
+            "different sizes"
+        )
+    joined = [
+        torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+        for parts in zip(*leaves, strict=True)
+    ]
+    return tree_unflatten(joined, structures[0])
 
 
 def not_run(path: str) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from masksd.branches import NAMES
+from masksd.embeddings import TokenMask
 from masksd.grids import cells, embedding_grid, square_cells
 from masksd.losses import consistency_loss
 from masksd.masker import TokenMasker, first_position
 from masksd.segmenter import Given
 from masksd.step import DistillOutput, Passes
-from masksd.tap import TokenMask
 from masksd.truth import Truth
 
 
@@ -30,12 +30,12 @@ def one_pass_step(
     The output's ``logits`` and ``host_output`` are those of the masked pass.
     """
     given = passes.segmenter.given(*args, **kwargs)
-    first = first_position(len(given.images))
     image = text = None
     if "image" in passes.maskers:
-        image = _Patches(passes.maskers["image"], given, passes.segmenter.cell, step, first)
+        image = _Patches(passes.maskers["image"], given, passes.segmenter.cell, step)
     if "text" in passes.maskers:
         masker, valid = passes.maskers["text"], given.valid()
+        first = first_position(len(valid))
         mask, ranks = masker.draw_blindly(
             (len(valid), valid.shape[1]), valid, valid.device, step, first
         )
@@ -61,21 +61,28 @@ def one_pass_step(
 class _Patches:
     """Draws the mask of patches when they are embedded, which is when their number is known."""
 
-    def __init__(
-        self, masker: TokenMasker, given: Given, cell: int | None, step: Tensor, first: int
-    ) -> None:
-        self.masker, self.images, self.cell = masker, given.images, cell
-        self.step, self.first = step, first
+    def __init__(self, masker: TokenMasker, given: Given, cell: int | None, step: Tensor) -> None:
+        self.masker, self.size, self.cell, self.step = masker, given.size, cell, step
+        self.drawn: TokenMask | None = None
         self.mask: Tensor
         self.relevance: Tensor
 
-    def __call__(self, batch: int, positions: tuple[int, ...]) -> tuple[TokenMask, tuple[int, int]]:
-        embedded = embedding_grid(positions, self.images)
-        (height, width), own = self.images.shape[-2:], self.masker.masking.cell
-        grid = cells(embedded, self.images, self.cell)
-        if own is not None:
-            grid = square_cells((height, width), own)
+    def __call__(
+        self, output: Tensor, positions: tuple[int, ...], given: tuple[int, int] | None
+    ) -> tuple[TokenMask, tuple[int, int]]:
+        size, own = self.size or given, self.masker.masking.cell
+        if size is None:
+            raise ValueError(
+                "images=None takes the images' size from what image_embedding is given, but that "
+                "is no map (B, C, H, W): name the argument, or a function of the call"
+            )
+        embedded = embedding_grid(positions, size)
+        grid = cells(embedded, size, self.cell) if own is None else square_cells(size, own)
+        if self.drawn is not None:  # for another tower
+            return self.drawn, embedded
+        batch = len(output)
         self.mask, self.relevance = self.masker.draw_blindly(
-            (batch, math.prod(grid)), None, self.images.device, self.step, self.first
+            (batch, math.prod(grid)), None, output.device, self.step, first_position(batch)
         )
-        return self.masker.token_mask(self.mask, grid), embedded
+        self.drawn = self.masker.token_mask(self.mask, grid)
+        return self.drawn, embedded

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from masksd.embeddings import TokenMask
 from masksd.features import FeatureCut as FeatureCut
 from masksd.features import Given as Given
 from masksd.features import ImageFeatures as ImageFeatures
@@ -25,7 +26,8 @@ from masksd.features import Pass as Pass
 from masksd.features import TextFeatures as TextFeatures
 from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
 from masksd.replay import Replay
-from masksd.tap import EmbeddingTap, LateMask, TokenMask
+from masksd.tap import EmbeddingTap, LateMask
+from masksd.tap_kinds import TapGroup
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class Segmenter(nn.Module):
     Attributes:
         kind: who was recognised, in words.
         sources: where ``"logits"``, ``"loss"`` and ``"words"`` come from, in words.
-        taps: where masks enter, by modality, ``"image"`` and ``"text"``.
+        taps: where masks enter, by modality, ``"image"`` and ``"text"``: a tap or a group of them.
         shared_space: whether patches, words and pooled vectors share one space, so that dot
             products rank.
         splits: whether a pass can be cut to its first samples: every input of the batch's length
@@ -63,7 +65,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, host: nn.Module | None = None) -> None:
         super().__init__()
-        self.taps: dict[str, EmbeddingTap] = {}
+        self.taps: dict[str, Any] = {}
         self._hooks: list[tuple[Hook, nn.Module]] = []
         self._watched: list[tuple[nn.Module, str]] = []
         self.moving: set[tuple[nn.Module, str]] = set()
@@ -139,9 +141,14 @@ class Segmenter(nn.Module):
         root: nn.Module = self.wrapped
         return root
 
-    def tapped(self) -> list[tuple[EmbeddingTap, nn.Module]]:
-        """Return every tap with the module that it was attached to."""
-        return [(hook, module) for hook, module in self._hooks if isinstance(hook, EmbeddingTap)]
+    def tapped(self, modality: str | None = None) -> list[tuple[EmbeddingTap, nn.Module]]:
+        """Return every tap, or those of a modality, with the module that it was attached to."""
+        found = [(hook, module) for hook, module in self._hooks if isinstance(hook, EmbeddingTap)]
+        if modality is None:
+            return found
+        tap = self.taps[modality]
+        members = tap.members if isinstance(tap, TapGroup) else [tap]
+        return [(hook, module) for hook, module in found if any(hook is each for each in members)]
 
     def replayed(self) -> list[tuple[Replay, nn.Module]]:
         """Return what replays modules that see one modality, each with its module."""
@@ -184,9 +191,12 @@ class Segmenter(nn.Module):
         self,
         image: TokenMask | LateMask | None,
         text: TokenMask | None,
-        grid: tuple[int, int] | None = None,
+        grid: Any = None,
     ) -> Iterator[None]:
-        """Mask what is given while the model runs inside; ``grid`` is that of flat patches."""
+        """Mask what is given while the model runs inside.
+
+        ``grid`` is that of flat patches, or a list of those of a group.
+        """
         with contextlib.ExitStack() as stack:
             for modality, mask in (("image", image), ("text", text)):
                 if mask is not None:

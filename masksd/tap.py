@@ -7,40 +7,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksd.embeddings import (
+    TOKEN,
+    TokenMask,
+    embed_others,
+    embed_zeroed,
+    known_layout,
+    mask_after_prefix,
+    not_embeddings,
+    on_positions,
+    samples_of,
+)
+from masksd.features import height_and_width
 from masksd.hooks import Hook, in_backward, not_run
 from masksd.masking import apply_mask
-from masksd.modules import frozen_statistics
 
+LateMask = Callable[
+    [Tensor, tuple[int, ...], tuple[int, int] | None], tuple[TokenMask, tuple[int, int]]
+]
+"""Draws the mask of an embedding when it runs.
 
-class TokenMask(NamedTuple):
-    """Which tokens to replace, and by what.
-
-    Attributes:
-        mask: bool ``(B, N)``, True where a token is replaced.
-        token: the learnable vector ``(C,)``, or one for each position, ``(N, C)``.
-        grid: rows and columns of the ``N`` patches; None for words.
-        choice: uniform numbers ``(B, N)`` by which BERT's rule takes the token (below 0.8), another
-            id (below 0.9) or the word itself; None takes the token.
-        zero_input: set what the embedding is given to 0 in these cells; the token is not used.
-    """
-
-    mask: Tensor
-    token: Tensor
-    grid: tuple[int, int] | None = None
-    choice: Tensor | None = None
-    zero_input: bool = False
-
-
-LateMask = Callable[[int, tuple[int, ...]], tuple[TokenMask, tuple[int, int]]]
-"""Draws the mask of an embedding of B samples with these positions, ``(h, w)`` or ``(N,)``.
-
-Returns the embedding's own grid as well."""
+Takes its output, its positions, ``(h, w)`` or ``(N,)``, and the size of the map that its module was
+given, if any; returns the embedding's own grid as well."""
 
 
 class EmbeddingTap(Hook):
@@ -54,10 +47,13 @@ class EmbeddingTap(Hook):
         channels_first: whether an output of four dimensions is ``(B, C, h, w)``; None asks the
             module or, failing that, the shape of its output.
         prefix: tokens of ``(B, N, C)`` before the patches (a class token), never masked.
+        in_parts: whether the module runs several times in a pass, for some samples each time.
 
     Attributes:
         positions: the output's shape without batch, channels and prefix, as of the last pass.
-        prefix: as given.
+        size: height and width of the map ``(B, C, h, w)`` that the module was given, if it was.
+        seen: samples that it embedded in the last pass.
+        after: called with each output that it passes on, which it may replace; for checks.
         learns: whether gradients were enabled where it last masked in a pass that had them; None
             before.
 
@@ -73,6 +69,7 @@ class EmbeddingTap(Hook):
         width: int | None = None,
         channels_first: bool | None = None,
         prefix: int = 0,
+        in_parts: bool = False,
     ) -> None:
         super().__init__()
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
@@ -90,18 +87,20 @@ class EmbeddingTap(Hook):
         self.path = path
         self.width: int = known[0] if width is None and known else width or 0
         self.positions: tuple[int, ...] | None = None
+        self.size: tuple[int, int] | None = None
         self._channels_first = known[1] if channels_first is None and known else channels_first
-        self.prefix = prefix
+        self.prefix, self.in_parts = prefix, in_parts
+        self.seen = 0
+        self.after: Callable[[Tensor], Tensor] | None = None
         self.learns: bool | None = None
         self._pending: TokenMask | LateMask | None = None
         self._grid: tuple[int, int] | None = None
-        self._fired = False
         self._with_gradients = False
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
         """Take note of the embedding's layout in the plain pass inside."""
-        self.positions = None
+        self.positions, self.seen = None, 0
         with self.acting():
             yield
         if self.positions is None:
@@ -112,18 +111,19 @@ class EmbeddingTap(Hook):
         self, mask: TokenMask | LateMask, grid: tuple[int, int] | None = None
     ) -> Iterator[None]:
         """Mask the one time that the module runs inside; ``grid`` is that of a flat embedding."""
-        self._pending, self._grid = mask, grid
+        self._pending, self._grid, self.seen = mask, grid, 0
         self._with_gradients = torch.is_grad_enabled()
         try:
             with self.acting():
                 yield
-            if not self._fired:
+            if not self.seen:
                 raise RuntimeError(
                     f"{self.path} did not run in the masked pass: nothing was masked"
                 )
+            if isinstance(mask, TokenMask) and self.seen != len(mask.mask):
+                raise ValueError(_wrong_batch(self.path, self.seen, len(mask.mask)))
         finally:
             self._pending = None
-            self._fired = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
         """Take note of the layout and, in a masked pass, replace tokens."""
@@ -135,6 +135,22 @@ class EmbeddingTap(Hook):
         if not self.acts():
             return output
         channel_dim = self._channel_dim(output)
+        before, self.seen = self.seen, self.seen + len(output)
+        positions = self._note(args, output, channel_dim, again=before > 0)
+        mask = self._pending
+        if mask is not None:
+            if before and not self.in_parts:
+                raise RuntimeError(
+                    f"{self.path} ran twice in one masked pass: name a module that runs once a "
+                    "pass, or set Taps(in_parts=True) if it runs for each sample"
+                )
+            if not isinstance(mask, TokenMask):
+                mask, self._grid = mask(output, positions, self.size)
+            output = self._masked(module, args, output, positions, channel_dim, mask)
+        return output if self.after is None else self.after(output)
+
+    def _note(self, args: tuple[Any, ...], output: Tensor, channel_dim: int, again: bool) -> Any:
+        """Return where the tokens are; ``again`` in this pass, they must be in the same places."""
         positions = list(output.shape)
         if self.prefix and output.ndim == 4:
             raise ValueError(
@@ -143,30 +159,41 @@ class EmbeddingTap(Hook):
             )
         positions.pop(channel_dim)
         positions[1] -= self.prefix
-        self.positions = tuple(positions[1:])
-        mask = self._pending
-        if mask is None:
-            return output
-        if self._fired:
-            raise RuntimeError(
-                f"{self.path} ran twice in one masked pass: name a module that runs once a pass"
+        if again and self.in_parts and tuple(positions[1:]) != self.positions:
+            raise ValueError(
+                f"{self.path} embeds {self.positions} positions for some samples of a batch and "
+                f"{tuple(positions[1:])} for others: pad or resize them to one size"
             )
-        self._fired = True
+        self.positions = tuple(positions[1:])
+        given = args[0] if args else None
+        self.size = None
+        if isinstance(given, Tensor) and given.ndim == 4:
+            self.size = height_and_width(given)
+        return self.positions
+
+    def _masked(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        output: Tensor,
+        positions: tuple[int, ...],
+        channel_dim: int,
+        mask: TokenMask,
+    ) -> Any:
+        """Replace tokens of what may be a part of the batch, which ends with ``self.seen``."""
         if self._with_gradients:
             self.learns = torch.is_grad_enabled()
-        if not isinstance(mask, TokenMask):
-            mask, self._grid = mask(len(output), self.positions)
+        samples = len(mask.mask)
+        if self.in_parts:
+            mask = samples_of(mask, slice(self.seen - len(output), self.seen))
         if len(output) != len(mask.mask):
-            raise ValueError(
-                f"{self.path} embeds a batch of {len(output)}, but the logits are a batch of "
-                f"{len(mask.mask)}: name a module that sees each sample once"
-            )
+            raise ValueError(_wrong_batch(self.path, self.seen, samples))
         if mask.zero_input:
-            return _embed_zeroed(module, args, mask, self.path)
-        where, token = _on_positions(mask, self.positions, self._grid, self.path)
+            return embed_zeroed(module, args, mask, self.path)
+        where, token = on_positions(mask, positions, self._grid, self.path)
         if mask.choice is not None:
-            output = _embed_others(module, args, where, mask.choice, self.path)
-            where = where & (mask.choice < _TOKEN)
+            output = embed_others(module, args, where, mask.choice, self.path)
+            where = where & (mask.choice < TOKEN)
         if self.prefix:
             return mask_after_prefix(output, TokenMask(where, token))
         return apply_mask(output, where, token, channel_dim)
@@ -190,111 +217,9 @@ class EmbeddingTap(Hook):
         return fits[0]
 
 
-_TOKEN, _OTHER = 0.8, 0.9
-"""BERT's rule: below the first the token, below the second another word, else the word itself."""
-
-
-def _embed_zeroed(module: nn.Module, args: tuple[Any, ...], mask: TokenMask, path: str) -> Any:
-    """Embed again, with the masked cells of what the module was given set to 0."""
-    image = args[0] if args else None
-    if not isinstance(image, Tensor) or image.ndim != 4 or not image.is_floating_point():
-        came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(
-            f"token='zero' zeroes cells of a map (B, C, H, W), but {path} is given {came} as its "
-            "first argument: name the module that sees the image, or use token='shared'"
-        )
-    zeros = image.new_zeros(image.shape[1])
-    size = (image.shape[2], image.shape[3])
-    where, _ = _on_positions(mask._replace(token=zeros), size, None, path)
-    # The first run has moved statistics, and masked passes move none.
-    with frozen_statistics(module):
-        return module.forward(apply_mask(image, where, zeros, 1), *args[1:])
-
-
-def _embed_others(
-    module: nn.Module, args: tuple[Any, ...], where: Tensor, choice: Tensor, path: str
-) -> Any:
-    """Embed again, with an id drawn from the table where BERT's rule takes another word."""
-    inner = getattr(module, "base_layer", module)  # inside an adapter such as LoRA's
-    if not isinstance(inner, nn.Embedding) or not args:
-        raise ValueError(
-            f"token='vocabulary' looks up other words: {path} must be an nn.Embedding whose first "
-            f"argument is the ids, got a {type(module).__name__} with {len(args)} positional "
-            "arguments; name it, or use token='shared'"
-        )
-    other = where & (choice >= _TOKEN) & (choice < _OTHER)
-    share = (choice.double() - _TOKEN) / (_OTHER - _TOKEN)
-    drawn = (share * inner.num_embeddings).long().clamp(0, inner.num_embeddings - 1)
-    ids = torch.where(other, drawn.to(args[0].dtype), args[0])
-    return module.forward(ids, *args[1:])
-
-
-def not_embeddings(path: str, output: Any) -> str:
-    """Word the error for an output that has no layout we can mask."""
-    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+def _wrong_batch(path: str, embedded: int, samples: int) -> str:
     return (
-        f"{path} must give embeddings (B, N, C), (B, h, w, C) or (B, C, h, w), got {came}; name "
-        "the module that makes them"
+        f"{path} embeds a batch of {embedded}, but the logits are a batch of {samples}: name a "
+        "module that sees each sample once; where the host loops over samples, set "
+        "Taps(in_parts=True); where sentences share a picture, name Taps(pictures=...)"
     )
-
-
-def mask_after_prefix(hidden: Tensor, mask: TokenMask) -> Tensor:
-    """Replace some of the last tokens of ``(B, P + N, C)``, for a mask of those ``N``."""
-    prefix = hidden.shape[1] - mask.mask.shape[1]
-    where = F.pad(mask.mask, (prefix, 0))
-    token = mask.token if mask.token.ndim == 1 else F.pad(mask.token, (0, 0, prefix, 0))
-    return apply_mask(hidden, where, token)
-
-
-def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
-    """Width, and whether channels come first (None: look at the output), where a module says so."""
-    module = getattr(module, "base_layer", module)  # inside an adapter such as LoRA's
-    if isinstance(module, nn.Conv2d):
-        return module.out_channels, True
-    if isinstance(module, nn.Embedding):
-        return module.embedding_dim, False
-    if isinstance(module, nn.Linear):
-        return module.out_features, False
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return module.num_features, True
-    if isinstance(module, nn.LayerNorm):
-        # Subclasses for maps (timm's LayerNorm2d) put the channels first.
-        return module.normalized_shape[-1], False if type(module) is nn.LayerNorm else None
-    return None
-
-
-def _on_positions(
-    mask: TokenMask, positions: tuple[int, ...], flat: tuple[int, int] | None, path: str
-) -> tuple[Tensor, Tensor]:
-    """Carry a mask, and a token for each position, to the embedding's grid by nearest neighbour.
-
-    ``flat`` is the grid of an embedding whose positions lie in a row.
-    """
-    hidden, token, grid = mask.mask, mask.token, mask.grid
-    if len(positions) == 1 and hidden.shape[1] == positions[0]:
-        return hidden, token
-    if len(positions) == 1 and flat is not None and flat[0] * flat[1] == positions[0]:
-        where, token = _on_positions(mask, flat, None, path)
-        return where.flatten(1), token.flatten(0, 1) if token.ndim == 3 else token
-    if len(positions) != 2 or grid is None:
-        raise ValueError(
-            f"{path} embeds {positions} positions, the mask has {hidden.shape[1]}"
-            + (f" on a grid of {grid}" if grid else "")
-        )
-    (rows, columns), (height, width) = grid, positions
-    if (rows, columns) == (width, height) and rows != columns:
-        raise ValueError(
-            f"the features' grid {grid} is that of {path}, {tuple(positions)}, transposed; a grid "
-            "is (rows, columns)"
-        )
-    hidden = hidden.unflatten(1, (rows, columns))
-    if token.ndim == 2:
-        token = token.unflatten(0, (rows, columns))
-    if (rows, columns) != (height, width):
-        device = hidden.device
-        row = (torch.arange(height, device=device) * 2 + 1) * rows // (2 * height)
-        column = (torch.arange(width, device=device) * 2 + 1) * columns // (2 * width)
-        hidden = hidden[:, row[:, None], column]
-        if token.ndim == 3:
-            token = token[row[:, None], column]
-    return hidden, token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from masksd.modules import is_compiled
 from masksd.segmenter import Segmenter
-from masksd.tap import EmbeddingTap
+from masksd.tap_kinds import TableTap
 from masksd.trial import Trial, difference
 
 NOISE = 1e-4
@@ -22,17 +23,18 @@ class Sight:
     """What parts of a model give, plainly and with all embeddings of a modality replaced."""
 
     def __init__(self, trial: Trial, modality: str, parts: Iterable[nn.Module]) -> None:
-        parts, tap = list(parts), trial.segmenter.taps[modality]
-        module = next(module for other, module in trial.segmenter.tapped() if other is tap)
-        replaced = _Replaced(tap)
+        parts, taps = list(parts), [tap for tap, _ in trial.segmenter.tapped(modality)]
+        replaced = _Replaced()
         self._plain = _outputs(parts, trial.plain)
-        handle = module.register_forward_hook(replaced)
+        for tap in taps:
+            tap.after = partial(replaced, tap.prefix)
         try:
             with torch.enable_grad():
                 self._other = _outputs(parts, trial.plain)
         finally:
-            handle.remove()
-        self._leaf = replaced.leaf
+            for tap in taps:
+                tap.after = None
+        self._leaves = replaced.leaves
 
     def change(self, part: nn.Module) -> float | None:
         """Return how much the output changed, as a share of its size; None unless it ran once."""
@@ -49,7 +51,7 @@ class Sight:
         A bridge that starts at zero changes nothing yet.
         """
         given = [tensor for call in self._other[part] for tensor in call]
-        return self._leaf is not None and made_from(given, [self._leaf])
+        return made_from(given, self._leaves)
 
     def alone(self, part: nn.Module) -> bool:
         """Whether the part ran once and sees nothing of what was replaced."""
@@ -58,20 +60,17 @@ class Sight:
 
 
 class _Replaced:
-    """A hook on a tapped embedding that puts other embeddings in the place of its output."""
+    """Puts other embeddings in the place of those that taps pass on."""
 
-    def __init__(self, tap: EmbeddingTap) -> None:
-        self.tap = tap
-        self.leaf: Tensor | None = None
+    def __init__(self) -> None:
+        self.leaves: list[Tensor] = []
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.tap.acts():
-            return None
+    def __call__(self, prefix: int, output: Tensor) -> Tensor:
         other = 1 - output.detach()
-        if self.tap.prefix:  # is never masked
-            other[:, : self.tap.prefix] = output[:, : self.tap.prefix].detach()
-        self.leaf = other.requires_grad_()
-        return self.leaf
+        if prefix:  # is never masked
+            other[:, :prefix] = output[:, :prefix].detach()
+        self.leaves.append(other.requires_grad_())
+        return other
 
 
 def _outputs(
@@ -132,7 +131,11 @@ def replayable(
     root, trial = segmenter.root, Trial(segmenter, args, kwargs)
     if any(map(is_compiled, root.modules())):  # they would keep the hooks
         return {}
-    known = {module for _, module in [*segmenter.replayed(), *segmenter.tapped()]}
+    known = {
+        module
+        for hook, module in [*segmenter.replayed(), *segmenter.tapped()]
+        if not isinstance(hook, TableTap)  # whose module has more in it than the table
+    }
 
     def size(path: str) -> int:
         return -sum(p.numel() for p in root.get_submodule(path).parameters())

@@ -85,18 +85,23 @@ class Trial:
         with torch.random.fork_rng(devices=self._devices):
             return difference(run().logits, plain.logits)
 
-    def mixes_samples(self, plain: Pass) -> float:
+    def mixes_samples(self, plain: Pass, others: Tensor) -> float:
         """Give the first sample the second's inputs, and compare the other samples' logits."""
         batch = len(plain.logits)
 
+        def samples(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == batch
+
         def replaced(leaf: Any) -> Any:
+            if samples(leaf):
+                return [leaf[1], *leaf[1:]]
             if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != batch:
                 return leaf
             return torch.cat([leaf[1:2], leaf[1:]])
 
-        args, kwargs = tree_map(replaced, self._inputs)
+        args, kwargs = tree_map(replaced, self._inputs, is_leaf=samples)
         other = self.run(lambda: self.segmenter.plain(*args, **kwargs))
-        return difference(other.logits[1:], plain.logits[1:])
+        return difference(other.logits[others], plain.logits[others])
 
 
 def difference(got: Tensor, wanted: Tensor) -> float:

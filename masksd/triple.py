@@ -9,10 +9,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from masksd.embeddings import TokenMask, mask_after_prefix
+from masksd.features import height_and_width
 from masksd.hooks import Recorder
 from masksd.modules import check_wrappable, find_module
 from masksd.segmenter import FeatureCut, Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap, TokenMask, mask_after_prefix
+from masksd.tap import EmbeddingTap
 
 
 class Encoder(Protocol):
@@ -150,7 +152,7 @@ class Triple(Segmenter):
                 "their list, and the masked passes use them again: let it work on a copy "
                 "(x = x + y, x.clone(), list(maps))"
             )
-        inputs, size = (images, tokens, lower), (images.shape[-2], images.shape[-1])
+        inputs, size = (images, tokens, lower), height_and_width(images)
         attention = getattr(fused, "spatial_attention", None)
         return Pass(
             logits,
@@ -186,9 +188,9 @@ class Triple(Segmenter):
         return lower
 
     def given(self, images: Tensor, tokens: Tensor, *more: Any) -> Given:
-        """Return the images and the real words, as ``encoder.real_words(tokens)`` marks them."""
+        """Return the images' size and the words that ``encoder.real_words(tokens)`` marks."""
         _two_only(more)
-        return Given(images, lambda: self._real_words(tokens))
+        return Given(height_and_width(images), lambda: self._real_words(tokens))
 
     def _real_words(self, tokens: Tensor) -> Tensor:
         if not callable(getattr(self.encoder, "real_words", None)):

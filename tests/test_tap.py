@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from masksd.embeddings import TokenMask
 from masksd.modules import find_module
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap
 
 
 def tapped(module):

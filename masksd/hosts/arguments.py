@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from masksd.errors import unknown_name
+from masksd.hosts.layout import name_of, pick
+
+Argument = int | str | Callable[..., Any]
+"""A position, a name, a part of either as ``"batch:images"``, or a function of the whole call."""
 
 
 class Arguments:
-    """The arguments of a host's ``forward``, by position or by name."""
+    """The arguments of a host's ``forward``."""
 
     def __init__(self, host: nn.Module) -> None:
         parameters = inspect.signature(host.forward).parameters.values()
@@ -22,11 +27,12 @@ class Arguments:
         self._keywords = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
         self._host = type(host).__name__
 
-    def check(self, field: str, which: int | str | None) -> None:
+    def check(self, field: str, which: Argument | None) -> None:
         """Raise a ``ValueError`` unless ``forward`` takes this argument."""
         names = [*self._names, *self._keywords]
-        if which is None or self._open:
+        if which is None or callable(which) or self._open:
             return
+        which = _whole(which)
         if isinstance(which, int) and not 0 <= which < len(self._names):
             raise ValueError(
                 f"{field}={which} is not a position of {self._host}.forward({', '.join(names)})"
@@ -42,15 +48,33 @@ class Arguments:
                 f"{len(args)} positional arguments; the truth goes by name: sd(..., target=masks)"
             )
 
-    def get(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def get(
+        self,
+        which: Argument,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        field: str = "argument",
+    ) -> Any:
         """Return the argument of a call; a missing one is an error."""
-        found = self.find(which, args, kwargs)
+        found = self.find(which, args, kwargs, field)
         if found is None:
-            raise ValueError(f"this call of {self._host} brought no argument {which!r}")
+            what = f"{name_of(which)} gave None" if callable(which) else f"no argument {which!r}"
+            raise ValueError(f"this call of {self._host} brought {what}")
         return found
 
-    def find(self, which: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def find(
+        self,
+        which: Argument,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        field: str = "argument",
+    ) -> Any:
         """Return the argument of a call, or None."""
+        if callable(which):
+            return which(*args, **kwargs)
+        if isinstance(which, str) and ":" in which:
+            whole = self.find(_whole(which), args, kwargs)
+            return None if whole is None else pick(whole, which, field)
         if isinstance(which, int):
             position, name = which, self._names[which] if which < len(self._names) else None
         else:
@@ -59,3 +83,11 @@ class Arguments:
         if position < len(args):
             return args[position]
         return None if name is None else kwargs.get(name)
+
+
+def _whole(which: int | str) -> int | str:
+    """Return the argument that a part is of."""
+    if isinstance(which, int):
+        return which
+    name = which.partition(":")[0]
+    return int(name) if name.isdigit() else name

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.embeddings import TokenMask
+from masksd.features import height_and_width
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.layout import describe_words, pick
 from masksd.modules import find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap
 
 IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
 TEXT_EMBEDDING = "clip.text_model.embeddings.token_embedding"
@@ -132,7 +134,7 @@ class ClipSegSegmenter(Segmenter):
         positions = self.taps["image"].positions
         if positions is None:
             raise ValueError("the patch embedding exists, but did not run in this pass")
-        labels, images = given.get("labels"), given["pixel_values"]
+        labels = given.get("labels")
         return Pass(
             decoded.logits[:, None],
             ImageFeatures(*self._patches(vision.last_hidden_state, positions), activations),
@@ -141,13 +143,14 @@ class ClipSegSegmenter(Segmenter):
             inputs=(given,),
             loss=None if labels is None or self.train_encoder else pick(output, ":loss", "labels"),
             target=labels,
-            size=(images.shape[-2], images.shape[-1]),
+            size=height_and_width(given["pixel_values"]),
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:
-        """Return the images and the real words of a call."""
+        """Return the images' size and the real words of a call."""
         named = self._named(args, kwargs)
-        return Given(named["pixel_values"], lambda: self._valid(named["input_ids"]))
+        size = height_and_width(named["pixel_values"])
+        return Given(size, lambda: self._valid(named["input_ids"]))
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         given = self._signature.bind(*args, **kwargs).arguments

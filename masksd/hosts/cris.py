@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from masksd.embeddings import TokenMask
+from masksd.features import height_and_width
 from masksd.grids import cells
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
@@ -20,7 +22,7 @@ from masksd.hosts.layout import (
 )
 from masksd.modules import check_not_compiled, check_wrappable
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap import EmbeddingTap
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
 
@@ -118,7 +120,8 @@ class CrisSegmenter(Segmenter):
         Takes ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded with 0, and in training the
         truth ``(B, 1, H, W)`` in [0, 1].
         """
-        images, valid = self.given(*args, **kwargs)
+        size, valid = self.given(*args, **kwargs)
+        images = self._call.get(IMAGES, args, kwargs)
         tokens = self._call.get(TOKENS, args, kwargs)
         target = self._call.find(TRUTH, args, kwargs)
         if target is None and self.wrapped.training:
@@ -131,7 +134,7 @@ class CrisSegmenter(Segmenter):
             (maps, sentence), _ = self._recorders["neck"].taken()
             (_, words, padding), _ = self._recorders["decoder"].taken()
             _, logits = self._recorders["proj"].taken()
-        grid = cells(maps[-1].shape[-2:], images, None)
+        grid = cells(height_and_width(maps[-1]), height_and_width(images), None)
         local = as_tokens(maps[-1], grid, prefix=0)
         return Pass(
             as_logits(logits),
@@ -141,13 +144,14 @@ class CrisSegmenter(Segmenter):
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
             target=target,
-            size=(images.shape[-2], images.shape[-1]),
+            size=size,
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:
-        """Return the images and the real words of a call."""
+        """Return the images' size and the real words of a call."""
         tokens = self._call.get(TOKENS, args, kwargs)
-        return Given(self._call.get(IMAGES, args, kwargs), lambda: self._valid(tokens))
+        size = height_and_width(self._call.get(IMAGES, args, kwargs))
+        return Given(size, lambda: self._valid(tokens))
 
     def masked(
         self,

@@ -63,7 +63,7 @@ def segmenter(
 def _with_features(taps: Taps, features: bool) -> Taps:
     if not features:
         return taps
-    backbone = taps.image_embedding.removesuffix(".patch_embed")
+    backbone = str(taps.image_embedding).removesuffix(".patch_embed")
     return dataclasses.replace(taps, patches=f"{backbone}:-1", words="text_encoder:0")
 
 
@@ -125,9 +125,9 @@ class LavtSegmenter(TapSegmenter):
         self._special = sorted(number for number in ids if isinstance(number, int))
         self._own_valid = valid is None
 
-    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Tensor:
-        real = super()._valid(args, kwargs, images)
-        if not self._own_valid or self.where.valid is None:
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        real = super()._valid(args, kwargs)
+        if not self._own_valid:
             return real
         ids, mask = (self._call.get(position, args, kwargs) for position in (1, 2))
         real = bert_words(ids, mask.flatten(1))

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Function = Callable[..., Any]
+Place = str | Function | tuple[str, Function]
+"""A module's path, with the part of its output after a colon; a function of the host's output; or a
+path and a function of that module's output."""
 
-def pick(output: Any, path: str, field: str) -> Any:
-    """Take the part of an output that a path names after its colon.
+
+def module_of(place: Place, field: str) -> str:
+    """Return the path of the module that a place names; empty for the host itself."""
+    if callable(place):
+        return ""
+    path, function = place if isinstance(place, tuple) and len(place) == 2 else (place, pick)
+    if not isinstance(path, str) or not callable(function):
+        raise ValueError(
+            f"{field} must be a path such as 'head:out', a function of the host's output, or both, "
+            f"as ('head', function), got {place!r}"
+        )
+    return path.partition(":")[0]
+
+
+def name_of(place: Any) -> str:
+    """Say which place or function a user named."""
+    if isinstance(place, tuple):
+        return f"{name_of(place[1])} of {place[0] or 'what the host returns'}"
+    if not callable(place):
+        return str(place)
+    name = str(getattr(place, "__name__", type(place).__name__))
+    return "a function" if name == "<lambda>" else name
+
+
+def pick(output: Any, place: Place, field: str) -> Any:
+    """Take the part of an output that a place names.
 
     ``"module.path:KEY"`` or ``":KEY"``, ``":KEY:KEY"`` where it is nested; without a colon, the
     output itself. ``field`` is the user's name for it.
@@ -18,7 +47,14 @@ def pick(output: Any, path: str, field: str) -> Any:
     Example:
         >>> pick({"out": 3}, "head:out", "logits"), pick((1, 2), ":1", "loss")
         (3, 2)
+        >>> pick([1, 2], ("head", sum), "logits")
+        3
     """
+    if callable(place):
+        return place(output)
+    if isinstance(place, tuple):
+        return place[1](pick(output, place[0], field) if ":" in place[0] else output)
+    path = place
     _, *keys = path.split(":")
     if not keys:
         if isinstance(output, Tensor):
@@ -46,7 +82,7 @@ def _part(output: Any, key: str, field: str) -> Any:
         return getattr(output, key)
     raise ValueError(
         f"{field}: no part {key!r} in a {type(output).__name__}{_parts(output)}; name the one "
-        f"with Taps({field}='MODULE:KEY')"
+        f"with Taps({field}='...:KEY')"
     )
 
 
@@ -70,7 +106,10 @@ def as_logits(logits: Any) -> Tensor:
     if isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[1] in (1, 2):
         return logits
     came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise ValueError(f"logits must be (B, 1 or 2, H, W) or (B, H, W), got {came}")
+    raise ValueError(
+        f"logits must be (B, 1 or 2, H, W) or (B, H, W), got {came}; make them "
+        "with Taps(logits=('MODULE', function of its output))"
+    )
 
 
 def as_loss(loss: Any) -> Tensor | None:
@@ -79,7 +118,8 @@ def as_loss(loss: Any) -> Tensor | None:
         return None
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"loss must be one number, got {came}")
+        fix = "loss=lambda losses: sum(losses.values())" if isinstance(loss, dict) else "a function"
+        raise ValueError(f"loss must be one number, got {came}; add it up with {fix}")
     return loss.reshape(())
 
 
@@ -169,7 +209,7 @@ def bert_words(ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
 
 def describe_words(valid: Any) -> str:
     """Say in a word which function or argument marks the words."""
-    return str(getattr(valid, "__name__", None) or f"argument {valid!r}")
+    return name_of(valid) if callable(valid) else f"argument {valid!r}"
 
 
 def clip_words(ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
 
 
 def replays(
-    host: nn.Module, named: Mapping[str, object], tapped: Mapping[str, nn.Module]
+    host: nn.Module, named: Mapping[str, object], tapped: Mapping[str, list[nn.Module]]
 ) -> list[tuple[Replay, nn.Module]]:
     """Make what replays the modules of ``image_only`` and ``text_only``; nothing is touched yet.
 
@@ -42,22 +42,22 @@ def replays(
 
 
 def _check_place(
-    field: str, path: str, module: nn.Module, modality: str, tapped: Mapping[str, nn.Module]
+    field: str, path: str, module: nn.Module, modality: str, tapped: Mapping[str, list[nn.Module]]
 ) -> None:
     """Refuse a module that cannot see one modality only, or whose inside is masked."""
     other = EMBEDDINGS["text" if modality == "image" else "image"]
-    if other in tapped and _holds(module, tapped[other]):
+    if any(_holds(module, each) for each in tapped.get(other, ())):
         raise ValueError(
             f"{field}: {path} is or holds the module of {other}, so it sees the other modality; "
             "name modules beside it"
         )
     for name in EMBEDDINGS.values():
-        if name in tapped and tapped[name] is not module and _holds(tapped[name], module):
+        if any(each is not module and _holds(each, module) for each in tapped.get(name, ())):
             raise ValueError(
                 f"{field}: {path} lies inside the module of {name}, which is masked as a whole; "
                 "name that, or modules after it"
             )
-    if "logits" in tapped and _holds(module, tapped["logits"]):
+    if any(_holds(module, each) for each in tapped.get("logits", ())):
         raise ValueError(
             f"{field}: {path} is or holds the module of logits, which sees both modalities; name "
             "modules before it"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
+from masksd.embeddings import known_layout, not_embeddings
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
@@ -16,7 +17,7 @@ from masksd.hosts.tapped import TapSegmenter
 from masksd.hosts.taps import Taps
 from masksd.modules import check_wrappable, find_module, try_out
 from masksd.segmenter import Segmenter
-from masksd.tap import known_layout, not_embeddings
+from masksd.tap_kinds import table_at
 
 
 def segmenter_for(
@@ -98,40 +99,51 @@ def _by_recipe(
 
 def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
     """Run the host once to find the widths that its embedding modules do not state."""
-    for field, width in (("image_embedding", "image_width"), ("text_embedding", "text_width")):
-        path = getattr(taps, field)
-        if path is None or getattr(taps, width) is not None:
+    for modality in ("image", "text"):
+        if getattr(taps, f"{modality}_embedding") is None:
             continue
-        module = find_module(host, path, field)
-        if known_layout(module) is not None:
-            continue
-        recorder = Recorder(path)
-        recorder.attach(module)
-        try:
-            with recorder.recording():
-                try_out(host, host, example)
-                output = recorder.taken()[1]
-        finally:
-            recorder.remove(module)
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            raise ValueError(f"{field}: {not_embeddings(path, output)}")
-        shape = tuple(output.shape)
-        if len(shape) != 4:
-            taps = _replace(taps, {width: shape[-1]})
-            continue
-        first = taps.channels_first
-        if first is None:
-            rows, columns = Arguments(host).get(taps.images, example, {}).shape[-2:]
-            first = channels_first(shape, (rows, columns))
-            if first is None:
-                raise ValueError(
-                    f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
-                    f"pictures of {rows}x{columns}; state image_width and channels_first"
-                )
-        found = {width: shape[1 if first else -1], "channels_first": first}
-        taps = _replace(taps, found)
+        widths: list[int | None] = []
+        for path, width, _ in taps.embeddings(modality):
+            found = width
+            if width is None and (modality == "image" or table_at(host, path) is None):
+                found, first = _width(host, taps, modality, path, example)
+                if first is not None:
+                    taps = dataclasses.replace(taps, channels_first=first)
+            widths.append(found)
+        named: Any = widths[0] if len(widths) == 1 else tuple(widths)
+        taps = dataclasses.replace(taps, **{f"{modality}_width": named})
     return taps
 
 
-def _replace(taps: Taps, found: dict[str, Any]) -> Taps:
-    return dataclasses.replace(taps, **found)
+def _width(
+    host: nn.Module, taps: Taps, modality: str, path: str, example: tuple[Any, ...]
+) -> tuple[int | None, bool | None]:
+    """Return the width of an embedding, and whether channels come first in its output."""
+    field = f"{modality}_embedding"
+    module = find_module(host, path, field)
+    if known_layout(module) is not None:
+        return None, None
+    recorder = Recorder(path, taps.in_parts)
+    recorder.attach(module)
+    try:
+        with recorder.recording():
+            try_out(host, host, example)
+            given, output = recorder.taken()
+    finally:
+        recorder.remove(module)
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise ValueError(f"{field}: {not_embeddings(path, output)}")
+    shape = tuple(output.shape)
+    if len(shape) != 4:
+        return shape[-1], None
+    first = taps.channels_first
+    if first is None:
+        images = given[0] if taps.images is None else Arguments(host).get(taps.images, example, {})
+        rows, columns = images.shape[-2:]
+        first = channels_first(shape, (rows, columns))
+        if first is None:
+            raise ValueError(
+                f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
+                f"pictures of {rows}x{columns}; state image_width and channels_first"
+            )
+    return shape[1 if first else -1], first

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksd.embeddings import TokenMask, samples_of
+from masksd.features import height_and_width
 from masksd.grids import cells, embedding_grid
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
@@ -19,13 +21,15 @@ from masksd.hosts.layout import (
     as_loss,
     as_tokens,
     describe_words,
+    module_of,
+    name_of,
     pick,
 )
 from masksd.hosts.one_sided import replays
-from masksd.hosts.taps import Taps
+from masksd.hosts.taps import Taps, tap_embeddings
 from masksd.modules import check_not_compiled, check_wrappable, find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap, TokenMask
+from masksd.tap_kinds import TapGroup
 
 RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
 
@@ -55,48 +59,41 @@ class TapSegmenter(Segmenter):
         check_wrappable(host, "host")
         super().__init__(host)
         self._call = Arguments(host)
-        for field in ("images", "tokens", "target"):
+        for field in ("images", "tokens", "target", "pictures"):
             self._call.check(field, getattr(taps, field))
         if not callable(taps.valid):
             self._call.check("valid", taps.valid)
         if taps.logits is None:
             raise ValueError("logits must be a path, or '' for the host's output; got None")
-        modules = {}
-        for field in ("image_embedding", "text_embedding", *RECORDED):
-            path = getattr(taps, field)
-            if field in RECORDED:
-                path = path.partition(":")[0] if isinstance(path, str) else path
-            if path or field == "image_embedding":
-                modules[field] = find_module(host, path, field)
-                check_not_compiled(host, modules[field], path)
-        self.taps = {
-            "image": EmbeddingTap(
-                modules["image_embedding"],
-                taps.image_embedding,
-                width=taps.image_width,
-                channels_first=taps.channels_first,
-                prefix=taps.prefix,
-            )
-        }
-        if taps.text_embedding is not None:
-            if taps.valid is None:
-                raise ValueError(
-                    "valid is not known: name the argument that marks real words, or pass a "
-                    "callable that takes the ids, such as masksd.hosts.bert_words"
-                )
-            self.taps["text"] = EmbeddingTap(
-                modules["text_embedding"], taps.text_embedding, width=taps.text_width
+        modules: dict[str, list[nn.Module]] = {}
+        for field in RECORDED:
+            place = getattr(taps, field)
+            path = "" if place is None else module_of(place, field)
+            if path:
+                modules[field] = [find_module(host, path, field)]
+                check_not_compiled(host, modules[field][0], path)
+        tapped = []
+        for modality in ("image", "text"):
+            if modality == "text" and taps.text_embedding is None:
+                continue
+            self.taps[modality], found = tap_embeddings(host, taps, modality)
+            modules[f"{modality}_embedding"] = [module for _, module in found]
+            tapped += found
+        if taps.text_embedding is not None and taps.valid is None:
+            raise ValueError(
+                "valid is not known: name the argument that marks real words, or pass a "
+                "callable that takes the ids, such as masksd.hosts.bert_words"
             )
         self._recorders = {
-            field: Recorder(getattr(taps, field).partition(":")[0])
+            field: Recorder(module_of(getattr(taps, field), field), taps.in_parts)
             for field in RECORDED
             if field in modules
         }
         self.where, self.cell = taps, taps.cell
         self.shared_space = taps.shared_space
-        self.sources, self.reruns = {"logits": taps.logits or "what the host returns"}, {}
+        self.sources, self.reruns = {"logits": name_of(taps.logits) or "what the host returns"}, {}
         if taps.loss is not None:
-            self.sources["loss"] = f"the host's own, {taps.loss or 'what it returns'}"
+            self.sources["loss"] = f"the host's own, {name_of(taps.loss) or 'what it returns'}"
         if taps.valid is not None:
             self.sources["words"] = describe_words(taps.valid)
         named = {"image": taps.image_only, "text": taps.text_only}
@@ -109,8 +106,8 @@ class TapSegmenter(Segmenter):
                 else "runs the whole host again; reuses nothing"  # what depends on what is unknown
             )
         self.attach(replayed)
-        self.attach([(recorder, modules[name]) for name, recorder in self._recorders.items()])
-        self.attach([(tap, modules[f"{name}_embedding"]) for name, tap in self.taps.items()])
+        self.attach([(recorder, modules[name][0]) for name, recorder in self._recorders.items()])
+        self.attach(tapped)
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
@@ -126,14 +123,14 @@ class TapSegmenter(Segmenter):
         logits = as_logits(
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
-        given = self.given(*args, **kwargs)
-        images, valid = given.images, given.valid()
-        self._check_valid(valid, logits)
-        embedded = embedding_grid(self.taps["image"].positions, images)
-        grid = cells(embedded, images, taps.cell)
+        valid = self._real_words(args, kwargs, logits)
+        size, grids = self._places(args, kwargs)
+        grid = cells(grids[0], size, taps.cell)
+        pictures, firsts = self._pictures(args, kwargs, logits)
         patches = found.get("patches")
-        size = (images.shape[-2], images.shape[-1])
-        local = None if patches is None else as_tokens(patches, grid, taps.prefix, size)
+        if patches is not None:
+            prefix = next(taps.embeddings("image"))[2]
+            patches = as_tokens(patches, grid, prefix, size)
         for field, dims, shape in (
             ("sentence", 2, "(B, C)"),
             ("image_vector", 2, "(B, C)"),
@@ -141,25 +138,32 @@ class TapSegmenter(Segmenter):
         ):
             if field in found and found[field].ndim != dims:
                 raise ValueError(f"{field} must be {shape}, got {tuple(found[field].shape)}")
+        vector = found.get("image_vector")
+        if pictures is not None:
+            patches = None if patches is None else patches[pictures]
+            vector = None if vector is None else vector[pictures]
         return Pass(
             logits,
-            ImageFeatures(local, grid, found.get("image_vector")),
+            ImageFeatures(patches, grid, vector),
             TextFeatures(found.get("words"), found.get("sentence"), valid),
             host_output=output,
-            inputs=(args, kwargs, embedded, towers),
+            inputs=(args, kwargs, grids, towers, firsts),
             loss=self._own_loss(output),
-            target=None if taps.target is None else self._call.find(taps.target, args, kwargs),
+            target=None
+            if taps.target is None
+            else self._call.find(taps.target, args, kwargs, "target"),
             size=size,
+            pictures=pictures,
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:
-        """Return the images and the real words of a call."""
-        where = self.where.images
-        images = self._call.get(where, args, kwargs)
-        if not isinstance(images, Tensor) or images.ndim < 4:
-            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images={where!r} must be images (B, 3, H, W), got {came}")
-        return Given(images, lambda: self._valid(args, kwargs, images))
+        """Return the images' size and the real words of a call."""
+        if self.where.in_parts:
+            raise ValueError(
+                "one_pass=True draws masks for a whole batch before the model has run, but "
+                "Taps(in_parts=True) embeds it in parts: use two passes"
+            )
+        return Given(self._size(args, kwargs), lambda: self._valid(args, kwargs))
 
     def masked(
         self,
@@ -169,7 +173,7 @@ class TapSegmenter(Segmenter):
         **parts: nn.Module,
     ) -> Tensor:
         """Run the host again, with tokens masked; replay what sees only the other modality."""
-        args, kwargs, grid, towers = plain.inputs
+        args, kwargs, grids, towers, firsts = plain.inputs
         recorder = self._recorders.get("logits")
         recording = recorder.recording() if recorder else contextlib.nullcontext()
         unmasked = {"image": image is None, "text": text is None}
@@ -178,13 +182,16 @@ class TapSegmenter(Segmenter):
             for (hook, _), output in zip(self.replayed(), towers, strict=True)
             if unmasked[hook.modality]
         )
+        if image is not None and firsts is not None:
+            image = samples_of(image, firsts)
+        grid = grids if isinstance(self.taps["image"], TapGroup) else grids[0]
         with replaying, self.masking(image, text, grid), recording:
             output = self.wrapped(*args, **kwargs)
             output = recorder.taken()[1] if recorder else output
         logits = as_logits(pick(output, self.where.logits, "logits"))
         if torch.is_grad_enabled() and not logits.requires_grad:
             raise ValueError(
-                f"logits: {self.where.logits or 'what the host returns'} carries no gradient; name "
+                f"logits: {self.sources['logits']} carries no gradient; name "
                 "the module inside that makes them, before the host detaches them (and outside a "
                 "reentrant checkpoint)"
             )
@@ -195,21 +202,79 @@ class TapSegmenter(Segmenter):
             return None
         return as_loss(pick(output, self.where.loss, "loss"))
 
-    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: Tensor) -> Tensor:
-        valid = self.where.valid
-        if valid is None:  # the text branch is off
-            return torch.ones(len(images), 0, dtype=torch.bool, device=images.device)
+    def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
+        """Return the size of the images, where an argument is named that has them."""
+        where = self.where.images
+        if where is None:
+            return None
+        images = self._call.get(where, args, kwargs, "images")
+        if not isinstance(images, Tensor) or images.ndim < 4:
+            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                f"images={name_of(where)!r} must be images (B, 3, H, W), got {came}; "
+                "Taps(images=None) takes their size from what image_embedding is given"
+            )
+        return height_and_width(images)
+
+    def _places(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+        """Return the size of the images, and the grid of each image embedding."""
+        taps = [tap for tap, _ in self.tapped("image")]
+        size = self._size(args, kwargs) or taps[0].size
+        if size is None:
+            raise ValueError(
+                f"images=None takes the images' size from what {taps[0].path} is given, but that "
+                "is no map (B, C, H, W): name the argument, or a function of the call"
+            )
+        # towers may see the images at sizes of their own
+        sizes = [size, *(tap.size or size for tap in taps[1:])]
+        pairs = zip(taps, sizes, strict=True)
+        return size, [embedding_grid(tap.positions, own) for tap, own in pairs]
+
+    def _pictures(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the picture of each sentence, and the first sentence of each picture."""
+        if self.where.pictures is None:
+            return None, None
+        pictures = self._call.get(self.where.pictures, args, kwargs, "pictures")
+        if not isinstance(pictures, Tensor) or pictures.shape != logits.shape[:1]:
+            came = tuple(pictures.shape) if isinstance(pictures, Tensor) else pictures
+            raise ValueError(
+                f"pictures must be the number of the picture of each of {len(logits)} sentences, "
+                f"int64 ({len(logits)},), got {came!r}"
+            )
+        pictures = pictures.to(logits.device)
+        count = self.tapped("image")[0][0].seen
+        # a step on a GPU must not wait for it; the check before the first one may
+        may_look = pictures.device.type == "cpu" or not torch.is_grad_enabled()
+        if may_look and not torch.compiler.is_compiling():
+            low, high = int(pictures.min()), int(pictures.max())
+            if low < 0 or high >= count:
+                raise ValueError(
+                    f"pictures must be from 0 to {count - 1}, the pictures that were embedded, got "
+                    f"{low} to {high}"
+                )
+        numbers = torch.arange(count, device=logits.device)
+        return pictures, (pictures == numbers[:, None]).int().argmax(1)
+
+    def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        valid: Any = self.where.valid
         if callable(valid):
-            real: Tensor = valid(self._call.get(self.where.tokens, args, kwargs))
+            real: Tensor = valid(self._call.get(self.where.tokens, args, kwargs, "tokens"))
         else:
-            real = self._call.get(valid, args, kwargs) != 0
+            real = self._call.get(valid, args, kwargs, "valid") != 0
         return real.flatten(1)  # some hosts take (B, L, 1)
 
-    def _check_valid(self, valid: Tensor, logits: Tensor) -> None:
+    def _real_words(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:
+        """Return the real words, checked; none where the text branch is off."""
         if self.where.valid is None:
-            return
+            return torch.ones(len(logits), 0, dtype=torch.bool, device=logits.device)
+        valid = self._valid(args, kwargs)
         if valid.dtype != torch.bool or len(valid) != len(logits):
             raise ValueError(
                 f"valid must be bool (B, L) with B={len(logits)}, True for real words, got "
                 f"{valid.dtype} {tuple(valid.shape)}"
             )
+        return valid
