@@ -21,6 +21,7 @@ SMALL = {
         *("--model", "clip_cris_tiny", "--batch", "2"),
         *("--repeats", "2", "--eval-repeats", "2"),
     ),
+    "towers": ("--host", "LAVT", "--repeats", "1"),
     "step_cost": ("--model", "clip_cris_tiny", "--image-size", "64"),
 }
 

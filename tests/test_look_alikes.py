@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -361,3 +363,23 @@ def test_widths_of_several_embeddings_are_found_by_an_example():
 
 def batched_example():
     return LOOK_ALIKES["ReLA"].call()[0]
+
+
+def lines_of(name: str) -> int:
+    """Lines that wrap a look-alike: its ``Taps`` as the formatter sets it, and ``wrap``."""
+    source = inspect.getsource(LOOK_ALIKES[name].taps)
+    taps = source[source.index("return Taps(") :].rstrip().splitlines()
+    helpers = source[: source.index("return Taps(")].splitlines()[1:]
+    return sum(bool(line.strip()) for line in [*helpers, *taps]) + 1
+
+
+def table_of_lines() -> str:
+    rows = ["| model | lines |", "|---|---:|", "| recognised: CRIS, LAVT, CLIPSeg, SAM 3 | 1 |"]
+    rows += [f"| shaped as {name} | {lines_of(name)} |" for name in LOOK_ALIKES]
+    return "\n".join(rows) + "\n"
+
+
+def test_the_guide_says_how_many_lines_each_takes():
+    page = (Path(__file__).parents[1] / "examples" / "README.md").read_text()
+    assert f"<!-- lines -->\n{table_of_lines()}<!-- end -->" in page
+    assert max(map(lines_of, LOOK_ALIKES)) <= 20

@@ -82,6 +82,19 @@ def train_step() -> str:
     return "\n\n".join(tables)
 
 
+def towers() -> str:
+    rows = newest(read("towers"), "host", "provider")
+    lines = [
+        [row["host"], row["provider"], f"{2 + float(row['d']):.3f}"]
+        + [f"{float(row[name]):.3f}" for name in ("counted", "timed")]
+        for row in rows
+        if row["provider"] != "host"
+    ]
+    table = markdown_table(["host", "taps", "2 + d", "counted × host", "timed × host"], lines)
+    first = rows[0]
+    return f"{table}\n\n{first['rounds']} rounds on {first['device']}, torch {first['torch']}."
+
+
 def masking_rows() -> list[dict[str, str]]:
     """The sizes that the page shows."""
     rows = newest(read("masking"), "operation", "provider", "batch", "tokens", "width", "dtype")
@@ -265,7 +278,7 @@ def render(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 TABLES = {
     table.__name__: table
     for table in (
-        *(step_cost, train_step, masking, gpu),
+        *(step_cost, train_step, towers, masking, gpu),
         *(joined_decode, default_run, index_cost, loading),
     )
 }
