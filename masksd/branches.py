@@ -62,11 +62,12 @@ class MainPass(NamedTuple):
 
 
 class BranchResult(NamedTuple):
-    """The unweighted loss of a branch, and its masks and relevance by the paper's names."""
+    """The unweighted loss of a branch, its masks and relevance by the paper's names, its logits."""
 
     loss: Tensor
     masks: dict[str, Tensor]
     relevance: dict[str, Tensor]
+    logits: Tensor
 
 
 class MaskedBranch(nn.Module):
@@ -137,7 +138,8 @@ class MaskedBranch(nn.Module):
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )
         teacher = None if main.teacher is None else main.teacher[:rows]
-        return BranchResult(self._loss(logits, plain, truth, teacher), masks, relevance)
+        loss = self._loss(logits, plain, truth, teacher)
+        return BranchResult(loss, masks, relevance, logits.detach())
 
     def _loss(self, logits: Tensor, plain: Pass, truth: Truth, teacher: Tensor | None) -> Tensor:
         """Return the loss against the target of the config; Dice is for the plain pass alone."""

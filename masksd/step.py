@@ -59,6 +59,8 @@ class DistillOutput(NamedTuple):
             ``"vmlsd"`` ``(B, L)``; with ``samples`` below 1, of the first samples.
         relevance: the scores that the filter saw, shaped as ``masks``.
         host_output: what the host returned in that pass.
+        masked_logits: those of the masked passes, by branch, detached; with ``samples`` below 1, of
+            the first samples.
 
     With ``low_memory=True`` only ``loss`` can be differentiated; the rest is detached. Printed, it
     shows the losses' values and the shapes of the rest.
@@ -71,6 +73,7 @@ class DistillOutput(NamedTuple):
     masks: dict[str, Tensor]
     relevance: dict[str, Tensor]
     host_output: Any
+    masked_logits: dict[str, Tensor]
 
     def __repr__(self) -> str:
         parts = (f"{name}={_short(value)}" for name, value in self._asdict().items())
@@ -185,7 +188,8 @@ class Passes(NamedTuple):
                 masks.update(results[name].masks)  # torch 2.7 does not compile |=
                 relevance.update(results[name].relevance)
         losses = {name: result.loss for name, result in results.items()}
-        return self.total(main, losses, masks, relevance, idle)
+        logits = {name: result.logits for name, result in results.items()}
+        return self.total(main, losses, masks, relevance, idle, logits)
 
     def with_others(self, main: MainPass, distill_loss: Tensor) -> Tensor:
         """Add the plain pass's losses but for the segmentation loss, each with its weight."""
@@ -223,6 +227,7 @@ class Passes(NamedTuple):
         masks: dict[str, Tensor],
         relevance: dict[str, Tensor],
         idle: Tensor | None = None,
+        masked_logits: dict[str, Tensor] | None = None,
     ) -> DistillOutput:
         """Add everything up (Eq. 9)."""
         losses = dict(main.losses)
@@ -235,5 +240,12 @@ class Passes(NamedTuple):
         loss = self.with_seg(main, distill_loss) if "seg" in losses else MissingLoss()
         plain = main.plain
         return DistillOutput(
-            loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output
+            loss,
+            losses,
+            distill_loss,
+            plain.logits,
+            masks,
+            relevance,
+            plain.host_output,
+            masked_logits or {},
         )

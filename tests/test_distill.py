@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -124,6 +125,18 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert out.masks["lmvsd"].sum(1).tolist() == [4, 4, 4]  # half of half of 16 patches
     assert out.masks["vmlsd"].sum(1).tolist() == [1, 1, 1]  # ceil of half of ceil(half of words)
     assert out.relevance["lmvsd"].shape == (3, 16)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_logits_of_the_masked_passes_give_the_losses_of_the_branches(low_memory):
+    images, tokens, target = make_batch()
+    out = wrapped(dataclasses.replace(BOTH, low_memory=low_memory))(images, tokens, target=target)
+    assert set(out.masked_logits) == {"lmvsd", "vmlsd"}
+    for name, logits in out.masked_logits.items():
+        assert not logits.requires_grad
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, out.logits.sigmoid())
+        torch.testing.assert_close(out.losses[name], loss)
+    assert wrapped(DistillConfig(image=None, text=None))(*make_batch()[:2]).masked_logits == {}
 
 
 def test_without_a_target_the_distillation_loss_stands_alone():
