@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -20,6 +20,7 @@ SIDE = 640
 """Pixels of the longer side of a picture on the page."""
 
 
+_EDGE: dict[str, Any] = {"stroke_width": 2, "stroke_fill": "white"}
 Drawn = list[tuple[Image.Image, str]]
 
 
@@ -55,7 +56,9 @@ def toggled(picture: Picture | None, cells: Sequence[str], place: Sequence[int])
     if picture is None:
         return list(cells)
     sides = enlarged(picture.image).size
-    column, row = (min(at * GRID // side, GRID - 1) for at, side in zip(place, sides, strict=True))
+    column, row = (
+        max(0, min(at * GRID // side, GRID - 1)) for at, side in zip(place, sides, strict=True)
+    )
     cell = CELLS[row * GRID + column]
     return [each for each in cells if each != cell] if cell in cells else [*cells, cell]
 
@@ -157,18 +160,17 @@ def _ruled(image: Image.Image) -> Image.Image:
     """Draw the borders of the patches that can be hidden, with their letters and numbers."""
     image = image.copy()
     draw = ImageDraw.Draw(image, "RGBA")
-    (width, height), style = (
-        image.size,
-        {"font_size": 16, "stroke_width": 2, "stroke_fill": "white"},
-    )
+    width, height = image.size
     for at in range(GRID):
         x, y = at * width // GRID, at * height // GRID
         draw.line([(x, 0), (x, height)], fill=(0, 0, 0, 60))
         draw.line([(0, y), (width, y)], fill=(0, 0, 0, 60))
-        draw.text((x + width // GRID // 2, 3), CELLS[at][0], fill="black", anchor="ma", **style)
-        draw.text(
-            (4, y + height // GRID // 2), CELLS[at * GRID][1], fill="black", anchor="lm", **style
-        )
+        column, row = CELLS[at][0], CELLS[at * GRID][1]
+        for place, name, anchor in (
+            ((x + width // GRID // 2, 3), column, "ma"),
+            ((4, y + height // GRID // 2), row, "lm"),
+        ):
+            draw.text(place, name, "black", None, anchor, font_size=16, **_EDGE)
     return image
 
 

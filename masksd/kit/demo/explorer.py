@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -223,8 +223,7 @@ def _method(checkpoint: Checkpoint) -> tuple[DistillConfig, bool]:
     return config, False
 
 
-def _square(values: Tensor) -> NDArray[np.generic]:
+def _square(values: Tensor) -> NDArray[Any]:
     """Lay what belongs to the patches ``(N,)`` of a square picture onto their grid."""
     side = round(len(values) ** 0.5)
-    grid: NDArray[np.generic] = values.cpu().numpy().reshape(side, side)
-    return grid
+    return values.cpu().numpy().reshape(side, side)

@@ -25,7 +25,6 @@ from masksd.kit.demo.drawing import (
 from masksd.kit.demo.explorer import Explorer, Picture, read_picture
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_PICTURE: dict[str, Any] = {"show_label": False, "interactive": False, "buttons": []}
 
 
 def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, str]]) -> Any:
@@ -69,17 +68,21 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
                 [(enlarged(each.image, 192), line) for each, line in examples],
                 label="Examples",
                 columns=len(examples),
+                height="auto",
+                object_fit="contain",
                 allow_preview=False,
                 buttons=[],
                 elem_id="examples",
             )
         gr.Markdown("## Without each word")
-        words = [gr.HTML(elem_classes="words") for _ in explorers]
+        with gr.Row():
+            words = [_figures("words") for _ in explorers]
         gr.Markdown("## What a training step masks")
         with gr.Row():
             step = gr.Number(0, label="Step", precision=0, minimum=0, min_width=140)
             following = gr.Button("Next step", min_width=140, elem_id="next")
-        steps = [gr.HTML(elem_classes="step") for _ in explorers]
+        with gr.Row():
+            steps = [_figures("step") for _ in explorers]
 
         asked = [picture, text, hidden, threshold]
 
@@ -141,6 +144,13 @@ def _model(explorer: Explorer) -> Any:
         gr.Markdown(about(explorer))
         return gr.Image(
             alt_text="The picture with the mask; a click hides a patch",
+            show_label=False,
+            interactive=False,
+            buttons=[],
             elem_classes="mask",
-            **_PICTURE,
         )
+
+
+def _figures(kind: str) -> Any:
+    with gr.Column(min_width=280):
+        return gr.HTML(elem_classes=kind)

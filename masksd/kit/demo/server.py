@@ -16,13 +16,17 @@ _OFF = {
 }
 _FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 _CSS = """
-.gradio-container {max-width: 1200px !important; margin: auto}
+.gradio-container {max-width: min(1200px, 100vw) !important; margin: auto}
+.gradio-container .main, .gradio-container .wrap, main.contain {min-width: 0; max-width: 100%}
 input, textarea, figcaption, #examples .caption-label {font-size: 16px !important}
 .mask img {cursor: crosshair; width: 100%}
-.figures {display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr))}
-.step .figures {grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); max-width: 900px}
+.figures {display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr))}
+.step .figures {grid-template-columns: repeat(auto-fill, minmax(240px, 1fr))}
 .figures img {width: 100%}
 figure {margin: 0}
+#examples .grid-wrap {min-height: 0; height: auto}
+#examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(120px, 1fr))}
+#examples .caption-label {white-space: normal; max-width: 100%; left: 0; right: 0; bottom: 0}
 """
 
 
