@@ -38,7 +38,12 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
     with gr.Blocks(title="masksd", analytics_enabled=False) as page:
         gr.Markdown("# What does the model see?")
         picture = gr.State(first)
-        text = gr.Textbox(sentence, label="Sentence", info="What to find, as in “the red circle”")
+        text = gr.Textbox(
+            sentence,
+            label="Sentence",
+            info="What to find, as in “the red circle”",
+            elem_id="sentence",
+        )
         with gr.Row():
             with gr.Column(scale=len(explorers) + 1, min_width=280), gr.Row():
                 found = [_model(each) for each in explorers]
@@ -50,6 +55,7 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
                     step=0.01,
                     label="Threshold",
                     info="Pixels of a higher probability belong to the object",
+                    elem_id="threshold",
                 )
                 hidden = gr.Dropdown(
                     CELLS,
@@ -57,16 +63,19 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
                     multiselect=True,
                     label="Hidden patches",
                     info="Click the picture to hide one or show it again, or name it here",
+                    elem_id="hidden",
                 )
-                everything = gr.Button("Show all patches")
+                everything = gr.Button("Show all patches", elem_id="everything")
                 notes = gr.Textbox(label="Notes", interactive=False, lines=2, elem_id="notes")
                 upload = gr.File(
                     label="Your picture: JPEG, PNG, WEBP or BMP", height=150, elem_id="upload"
                 )
         if examples:
+            gr.Markdown("## Examples")
             gallery = gr.Gallery(
                 [(enlarged(each.image, 192), line) for each, line in examples],
                 label="Examples",
+                show_label=False,
                 columns=len(examples),
                 height="auto",
                 object_fit="contain",
@@ -112,9 +121,9 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
 
         def take(path: str) -> dict[Any, Any]:
             try:
-                return {picture: read_picture(path), hidden: []}
+                return {picture: read_picture(path), hidden: [], upload: None}
             except (ValueError, OSError) as error:
-                return {notes: shortened(error)}
+                return {notes: shortened(error), upload: None}
 
         def choose(event: gr.SelectData) -> tuple[Picture, str, list[str]]:
             return *examples[event.index], []
@@ -130,7 +139,7 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
         step.change(one_step, [step, *asked], steps, trigger_mode="always_last", **_QUIET)
         following.click(lambda number: int(number or 0) + 1, step, step, **_QUIET)
         everything.click(lambda: [], None, hidden, **_QUIET)
-        upload.upload(take, upload, [picture, hidden, notes], **_QUIET)
+        upload.upload(take, upload, [picture, hidden, notes, upload], **_QUIET)
         for each in found:
             each.select(toggle, [picture, hidden], hidden, **_QUIET)
         if examples:

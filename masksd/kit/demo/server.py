@@ -20,13 +20,14 @@ _CSS = """
 .gradio-container .main, .gradio-container .wrap, main.contain {min-width: 0; max-width: 100%}
 input, textarea, figcaption, #examples .caption-label {font-size: 16px !important}
 .mask img {cursor: crosshair; width: 100%}
-.figures {display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr))}
+.figures {display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr))}
 .step .figures {grid-template-columns: repeat(auto-fill, minmax(240px, 1fr))}
 .figures img {width: 100%}
 figure {margin: 0}
 #examples .grid-wrap {min-height: 0; height: auto}
 #examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(120px, 1fr))}
-#examples .caption-label {white-space: normal; max-width: 100%; left: 0; right: 0; bottom: 0}
+#examples .thumbnail-item {aspect-ratio: auto; display: flex; flex-direction: column}
+#examples .caption-label {position: static; white-space: normal; max-width: 100%; width: 100%}
 """
 
 
