@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from masksd.config import DistillConfig
+from masksd import DistillConfig, MaskingConfig
 from masksd.kit.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from masksd.kit.cli import main
 from masksd.kit.config import DataConfig, TrainConfig
@@ -133,7 +133,11 @@ def test_a_model_trained_without_branches_is_shown_what_the_default_masks(
 ) -> None:
     none = dataclasses.asdict(DistillConfig(image=None, text=None))
     plain = Explorer(new_checkpoint(distill=none), "host")
-    assert "without masked branches" in about(plain)
+    assert about(plain).endswith("since it was trained without masked branches")
+    learned = dataclasses.asdict(DistillConfig(image=MaskingConfig(relevance="projection")))
+    projected = Explorer(new_checkpoint(distill=learned), "projected")
+    assert about(projected).endswith("since its learned projection is not in the checkpoint")
+    assert "since" not in about(Explorer(new_checkpoint(), "ours"))
     assert plain.next_step(picture, (), SENTENCE, 0).patches is not None
     words = dataclasses.asdict(DistillConfig(image=None))
     [(_, caption)] = draw_step(

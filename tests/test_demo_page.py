@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.demo.drawing import CELLS, Asked, draw_mask, draw_step, draw_words, figures
 from masksd.kit.demo.explorer import Explorer, read_examples, read_picture
+from masksd.kit.demo.server import SWITCHED_OFF, load_gradio, serve
 from masksd.kit.sources import build_model
 from tests.test_broken_pictures import cmyk, deep_png, encoded, noise, png
 
@@ -103,8 +106,10 @@ def url(place: Path) -> Iterator[str]:
             assert found[2] == " and ".join(FOLDERS)
             yield found[1]
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # Ctrl-C
+    assert server.returncode == 0
     assert errors.read_text() == ""
+    assert list(place.glob("masksd-demo-*")) == []  # what was uploaded
 
 
 class Page:
@@ -121,7 +126,7 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         stale = (StaleElementReferenceException,)
-        WebDriverWait(self.browser, 30, 0.05, stale).until(lambda _: condition())
+        WebDriverWait(self.browser, 60, 0.05, stale).until(lambda _: condition())
 
     def notes(self) -> str:
         return str(self.part("#notes textarea").get_property("value"))
@@ -292,6 +297,16 @@ def test_every_control_has_a_name_and_can_be_reached(page: Page) -> None:
                 continue
             assert control.accessible_name, control.get_attribute("outerHTML")
             assert int(control.get_property("tabIndex")) >= 0
+
+
+def test_a_taken_port_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*SWITCHED_OFF, "GRADIO_TEMP_DIR"]:  # which stay as they were
+        monkeypatch.setenv(name, "")
+    gradio = load_gradio(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other, gradio.Blocks() as blocks:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} is taken; choose another --port"):
+            serve(gradio, blocks, port)
 
 
 def test_nothing_is_asked_of_other_machines(page: Page, url: str) -> None:

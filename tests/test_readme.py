@@ -88,6 +88,7 @@ def test_options_named_in_the_text_exist(
         ["pretrain"],
         ["evaluate"],
         ["predict"],
+        ["demo"],
         ["export"],
         ["data", "prepare"],
         ["data", "inspect"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +53,11 @@ class Demo:
             folders = [self.checkpoint or _newest_or_new()]
             folders += [] if self.beside is None else [self.beside]
             explorers = [Explorer(load_checkpoint(each, device), str(each)) for each in folders]
-            examples = read_examples(explorers[0].checkpoint)
+            examples = []
+            try:
+                examples = read_examples(explorers[0].checkpoint)
+            except (ValueError, OSError) as error:
+                warnings.warn(f"the page has no examples: {error}", UserWarning, stacklevel=1)
             page = build_page(explorers, examples)
             url = serve(gradio, page, self.port, browser=self.open and _has_display())
             print(f"{url} shows {' and '.join(map(str, folders))}; Ctrl-C ends it", flush=True)

@@ -138,10 +138,10 @@ def figures(drawn: Drawn, name: str) -> str:
 def about(explorer: Explorer) -> str:
     """Say which model it is, as Markdown."""
     config = explorer.checkpoint.config
-    trained = "with masked branches"
+    steps = f"{config.model}, {config.step} steps"
     if explorer.stands_in:
-        trained = "without masked branches; the page shows what the default would mask"
-    return f"**{explorer.name}**\n\n{config.model}, {config.step} steps, trained {trained}"
+        steps += f"; shown is what the default would mask, since {explorer.stands_in}"
+    return f"**{explorer.name}**\n\n{steps}"
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:

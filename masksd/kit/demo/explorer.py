@@ -70,6 +70,8 @@ class NextStep(NamedTuple):
 class Explorer:
     """Answers questions about one checkpoint, from any thread.
 
+    ``stands_in`` says why the default method stands in for the checkpoint's own, if it does.
+
     Args:
         checkpoint: the model, its tokenizer and config.
         name: what the page calls it.
@@ -214,13 +216,15 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return sample_iou(int((a & b).sum()), int((a | b).sum()), get_protocol("original"))
 
 
-def _method(checkpoint: Checkpoint) -> tuple[DistillConfig, bool]:
-    """Return the method of the training, and whether the default stands in for none."""
+def _method(checkpoint: Checkpoint) -> tuple[DistillConfig, str]:
+    """Return the method of the training, or the default and why that stands in."""
     fields = checkpoint.config.distill
     if fields is None or (fields["image"] is None and fields["text"] is None):
-        return DistillConfig(), True
+        return DistillConfig(), "it was trained without masked branches"
     config = DistillConfig.from_json(json.dumps(fields))
-    return config, False
+    if "projection" in {each.relevance for each in (config.image, config.text) if each}:
+        return DistillConfig(), "its learned projection is not in the checkpoint"
+    return config, ""
 
 
 def _square(values: Tensor) -> NDArray[Any]:

@@ -8,12 +8,13 @@ from typing import Any
 
 LARGEST_FILE = 64 * 2**20
 HOST = "127.0.0.1"
-_OFF = {
+SWITCHED_OFF = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
     "GRADIO_SSR_MODE": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+"""Variables that keep gradio from calling other machines and from keeping what was asked."""
 _FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 _CSS = """
 .gradio-container {max-width: min(1200px, 100vw) !important; margin: auto}
@@ -37,7 +38,7 @@ def load_gradio(uploads: str | Path) -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    os.environ.update(_OFF, GRADIO_TEMP_DIR=str(uploads))
+    os.environ.update(SWITCHED_OFF, GRADIO_TEMP_DIR=str(uploads))
     try:
         import gradio
     except ImportError:
