@@ -22,13 +22,15 @@ _CSS = """
 input, textarea, figcaption, #examples .caption-label {font-size: 16px !important}
 .mask img {cursor: crosshair; width: 100%}
 .figures {display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr))}
-.step .figures {grid-template-columns: repeat(auto-fill, minmax(240px, 1fr))}
+.step .figures {grid-template-columns: repeat(auto-fit, minmax(240px, 1fr))}
 .figures img {width: 100%}
 figure {margin: 0}
 #examples .grid-wrap {min-height: 0; height: auto}
-#examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(120px, 1fr))}
-#examples .thumbnail-item {aspect-ratio: auto; display: flex; flex-direction: column}
-#examples .caption-label {position: static; white-space: normal; max-width: 100%; width: 100%}
+#examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr))}
+#examples .thumbnail-item {aspect-ratio: auto; height: auto; display: block}
+#examples .thumbnail-item img {height: auto; aspect-ratio: 1}
+#examples .caption-label {position: static; width: 100%; max-width: 100%; opacity: 1}
+#examples .caption-label {white-space: normal}
 """
 
 
