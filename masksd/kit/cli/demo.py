@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -60,6 +61,8 @@ class Demo:
                 warnings.warn(f"the page has no examples: {error}", UserWarning, stacklevel=1)
             page = build_page(explorers, examples)
             url = serve(gradio, page, self.port, browser=self.open and _has_display())
+            # as Ctrl-C does, it lets the uploads be deleted
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             print(f"{url} shows {' and '.join(map(str, folders))}; Ctrl-C ends it", flush=True)
             page.block_thread()
 
