@@ -46,7 +46,7 @@ FLOORS = [
     ["kit.sources", "kit.feeding"],
     ["kit.evaluation", "kit.prediction"],
     ["kit.training", "kit.recipes", "kit.export"],
-    ["kit.costs"],
+    ["kit.costs", "kit.demo"],
     ["kit"],  # the kit's face
     ["kit.cli"],
     ["__main__"],

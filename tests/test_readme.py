@@ -54,7 +54,7 @@ def test_commands_parse(capfd: pytest.CaptureFixture[str]) -> None:
 
     found = [line for path in TEXTS for line in COMMANDS.findall(path.read_text())]
     split = [command for command in map(shlex.split, found) if command]
-    names = {"train", "pretrain", "evaluate", "predict", "export", "data"}
+    names = {"train", "pretrain", "evaluate", "predict", "demo", "export", "data"}
     commands = [command for command in split if command[0] in names]
     assert {command[0] for command in commands} == names
     for command in commands:
@@ -88,6 +88,7 @@ def test_options_named_in_the_text_exist(
         ["pretrain"],
         ["evaluate"],
         ["predict"],
+        ["demo"],
         ["export"],
         ["data", "prepare"],
         ["data", "inspect"],

@@ -43,7 +43,7 @@ class SheetRow(NamedTuple):
             overlay(self.image, self.prediction),
         ]
         if self.relevance is not None and self.masked is not None:
-            shown += [_heat(self.image, self.relevance), _covered(self.image, self.masked)]
+            shown += [heat(self.image, self.relevance), covered(self.image, self.masked)]
         return shown
 
 
@@ -174,7 +174,7 @@ def _fill(
             axes.imshow(np.asarray(panel))
 
 
-def _heat(image: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
+def heat(image: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
     """Blend the patches' scores, ``(h, w)``, over the image in grey: dark is low, yellow high."""
     from matplotlib import colormaps
     from PIL import Image
@@ -186,7 +186,7 @@ def _heat(image: Image.Image, scores: NDArray[np.float32]) -> Image.Image:
     return Image.blend(image.convert("L").convert("RGB"), heat, 0.65)
 
 
-def _covered(image: Image.Image, masked: BoolArray) -> Image.Image:
+def covered(image: Image.Image, masked: BoolArray) -> Image.Image:
     """Paint the masked patches, ``(h, w)``, grey."""
     from PIL import Image
 

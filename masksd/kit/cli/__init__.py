@@ -1,4 +1,4 @@
-"""The command line: ``masksd train | evaluate | predict | export | data | pretrain``.
+"""The command line: ``masksd train | evaluate | predict | demo | export | data | pretrain``.
 
 Options come from the config dataclasses. A user's error is one line on stderr and exit code 2;
 ``MASKSD_TRACEBACK=1`` shows where it was raised.
@@ -17,6 +17,7 @@ import tyro
 import masksd
 from masksd.errors import one_line
 from masksd.kit.cli.data import data_commands
+from masksd.kit.cli.demo import Demo
 from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.export import Export
 from masksd.kit.cli.options import command
@@ -95,6 +96,7 @@ def _parse(arguments: list[str]) -> Any:
         "train": train_command(arguments),
         "evaluate": evaluate_command(arguments),
         "predict": Predict,
+        "demo": Demo,
         "export": Export,
         "data": command(_data),
         "pretrain": pretrain_command(),

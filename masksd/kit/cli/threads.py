@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-COMMANDS = ("train", "pretrain", "evaluate")
+COMMANDS = ("train", "pretrain", "evaluate", "demo")
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Variables by which users say themselves how threads wait."""
 

@@ -38,16 +38,10 @@ class Perturbation:
     mean: Sequence[float] = CLIP_MEAN
 
     def hide_cells(self, image: Tensor, index: int) -> Tensor:
-        """Paint cells of an item's image ``(3, S, S)`` uint8 in the mean colour.
-
-        Pixel (y, x) belongs to cell (8 y // S, 8 x // S).
-        """
+        """Paint cells of an item's image ``(3, S, S)`` uint8, as :func:`paint_cells` does."""
         if not self.hide:
             return image
-        side = torch.arange(image.shape[-1]) * GRID // image.shape[-1]
-        color = torch.tensor([255 * value for value in self.mean]).round().clamp(0, 255)
-        hidden = hidden_cells(index, self.hide)[side][:, side]
-        return torch.where(hidden, color.to(torch.uint8).view(3, 1, 1), image)
+        return paint_cells(image, hidden_cells(index, self.hide), self.mean)
 
     def shorten(self, dataset: ReferDataset, given: Mapping[int, str]) -> dict[int, str]:
         """Leave words out of the sentences given with the items of a data set.
@@ -74,6 +68,21 @@ class Perturbation:
 
 
 UNCHANGED = Perturbation()
+
+
+def paint_cells(image: Tensor, hidden: Tensor, mean: Sequence[float] = CLIP_MEAN) -> Tensor:
+    """Paint the hidden cells, bool ``(8, 8)``, of an image ``(3, H, W)`` uint8 in the mean colour.
+
+    Pixel (y, x) belongs to cell (8 y // H, 8 x // W).
+
+    Example:
+        >>> left = torch.arange(8).expand(8, 8) < 4
+        >>> paint_cells(torch.zeros(3, 1, 4, dtype=torch.uint8), left)[0]
+        tensor([[123, 123,   0,   0]], dtype=torch.uint8)
+    """
+    rows, columns = (torch.arange(side) * GRID // side for side in image.shape[1:])
+    color = torch.tensor([255 * value for value in mean]).round().clamp(0, 255)
+    return torch.where(hidden[rows][:, columns], color.to(torch.uint8).view(3, 1, 1), image)
 
 
 def hidden_cells(index: int, share: float) -> Tensor:
