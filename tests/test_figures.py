@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from masksd.kit.figures import SheetRow, draw_curves, draw_sheet, overlay, png_bytes
+from masksd.kit.figures import BranchView, SheetRow, draw_curves, draw_sheet, overlay, png_bytes
 from masksd.kit.storage.files import write_files
 
 
@@ -25,8 +25,14 @@ def picture_and_mask() -> tuple[Image.Image, np.ndarray]:
 def row(sentence: str, plain: bool = False) -> SheetRow:
     picture, mask = picture_and_mask()
     ranks = np.random.default_rng(0).random((12, 12)).astype(np.float32)
-    relevance, masked = (None, None) if plain else (ranks, ranks > 0.8)
-    return SheetRow(picture, sentence, mask, np.roll(mask, 6), relevance, masked, 0.62)
+    found = np.roll(mask, 6)
+    if plain:
+        return SheetRow(picture, sentence, mask, found, 0.62)
+    branches = (
+        BranchView("lmvsd", ranks > 0.8, None, found, 0.5),
+        BranchView("vmlsd", None, "the □ circle", mask, 1.0),
+    )
+    return SheetRow(picture, sentence, mask, found, 0.62, ranks, branches)
 
 
 def test_overlay_tints_inside_draws_the_edge_and_lightens_outside() -> None:
@@ -100,7 +106,7 @@ def test_curves_and_sheet_are_pictures_with_something_on_them(tmp_path: Path) ->
         assert (pixels < 100).mean() > 0.001
         sizes.append(pixels.shape)
     assert sizes[1][0] > 2 * sizes[2][0]  # three rows against one
-    assert sizes[1][1] > sizes[2][1]  # two columns more
+    assert sizes[1][1] > sizes[2][1]  # three columns more
     assert sizes[3][0] > sizes[0][0] > sizes[4][0]  # panels of scores and of branches
 
 

@@ -24,6 +24,16 @@ BoolArray = NDArray[np.bool_]
 _STRIP = 256  # rows
 
 
+class BranchView(NamedTuple):
+    """What a masked branch saw of an example, and what it made of it."""
+
+    name: str
+    patches: BoolArray | None  # (h, w), True where hidden
+    words: str | None  # the sentence with a box for each hidden word
+    prediction: BoolArray  # (H, W)
+    score: float  # IoU of the prediction
+
+
 class SheetRow(NamedTuple):
     """One example on a sheet, an RGB image of (H, W) pixels."""
 
@@ -31,19 +41,25 @@ class SheetRow(NamedTuple):
     sentence: str
     truth: BoolArray  # (H, W)
     prediction: BoolArray  # (H, W)
-    relevance: NDArray[np.float32] | None  # (h, w), of each patch, if a branch ranked patches
-    masked: BoolArray | None  # (h, w), the patches replaced by the mask token
     score: float  # IoU of the prediction
+    relevance: NDArray[np.float32] | None = None  # (h, w), of each patch, if a branch ranked them
+    branches: tuple[BranchView, ...] = ()
 
-    def panels(self) -> list[Image.Image]:
-        """Return what is drawn of it: image, truth, prediction and, if known, patches."""
+    def panels(self) -> list[tuple[Image.Image, str]]:
+        """Return what is drawn of it, each with the line below: a score, or words."""
         shown = [
-            self.image,
-            overlay(self.image, self.truth, TRUTH_COLOUR),
-            overlay(self.image, self.prediction),
+            (self.image, ""),
+            (overlay(self.image, self.truth, TRUTH_COLOUR), ""),
+            (overlay(self.image, self.prediction), f"IoU {self.score:.2f}"),
         ]
-        if self.relevance is not None and self.masked is not None:
-            shown += [heat(self.image, self.relevance), covered(self.image, self.masked)]
+        if self.relevance is not None:
+            low, high = float(self.relevance.min()), float(self.relevance.max())
+            shown.append((heat(self.image, self.relevance), f"{low:.2g} to {high:.2g}"))
+        for branch in self.branches:
+            seen = self.image if branch.patches is None else covered(self.image, branch.patches)
+            below = f"IoU {branch.score:.2f}"
+            below += "" if branch.words is None else f": {branch.words}"
+            shown.append((overlay(seen, branch.prediction), below))
         return shown
 
 
@@ -125,19 +141,37 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
 
 def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
-    """Draw one example a row as PNG; relevance and masked patches only if some row has them."""
+    """Draw one example a row as PNG: image, truth, prediction and, where known, relevance.
+
+    Then, for each masked branch, what it saw with the mask that it made of it.
+    """
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     if not rows:
         raise ValueError("a sheet needs at least one row")
     titles = ["image", "truth", "prediction"]
-    if any(row.masked is not None for row in rows):
-        titles += ["relevance (LMVSD)", "masked patches"]
+    if rows[0].relevance is not None:
+        titles.append("relevance")
+    titles += [_title(branch) for branch in rows[0].branches]
     columns = 1 + len(titles)
-    figure = Figure(figsize=(1.75 * columns, 1.8 * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns, 2.35 * len(rows) + 0.8), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    _fill(grid, rows, titles, width=18, lines=6, y=0.5, fontsize=11, va="center")
+    _fill(grid, rows, titles, width=15, lines=6, y=0.5, fontsize=13, va="center")
+    if rows[0].relevance is not None:
+        column = titles.index("relevance") + 1
+        scale = ScalarMappable(cmap="viridis")
+        bar = figure.colorbar(
+            scale, ax=grid[:, column], location="bottom", shrink=0.9, pad=0.01, ticks=[0, 1]
+        )
+        bar.ax.set_xticklabels(["least", "most"], fontsize=11)
     return save_figure(figure, path)
+
+
+def _title(branch: BranchView) -> str:
+    seen = [("patches", branch.patches), ("words", branch.words)]
+    hidden = " and ".join(name for name, value in seen if value is not None)
+    return f"{branch.name.upper()}:\n{hidden} hidden"
 
 
 def draw_cases(worst: Sequence[SheetRow], best: Sequence[SheetRow], path: str | Path) -> Path:
@@ -164,14 +198,16 @@ def _fill(
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, title in zip(grid[0, 1:], titles, strict=True):
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=13)
     for cells, row in zip(grid, rows, strict=False):
         caption = "\n".join(textwrap.wrap(row.sentence or "(no sentence)", width)[:lines])
         # a dollar sign in a sentence does not start mathematics
         cells[0].text(x=0.0, s=caption, parse_math=False, **style)
-        cells[0].text(0.0, 0.02, f"IoU {row.score:.2f}", fontsize=9, color="0.4")
-        for axes, panel in zip(cells[1:], row.panels(), strict=False):
+        for axes, (panel, below) in zip(cells[1:], row.panels(), strict=False):
             axes.imshow(np.asarray(panel))
+            below = "\n".join(textwrap.wrap(below, 24)[:2])
+            place = {"x": 0.5, "y": -0.03, "ha": "center", "va": "top"}
+            axes.text(**place, s=below, fontsize=11, parse_math=False, transform=axes.transAxes)
 
 
 def heat(image: Image.Image, scores: NDArray[np.float32]) -> Image.Image:

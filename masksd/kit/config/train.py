@@ -177,7 +177,7 @@ class TrainConfig(StoredConfig):
     ramp: tuple[float, float] = (0.0, 0.0)
     log_every: int = 10
     log_with: str | None = None
-    evaluate_every: int = 0
+    evaluate_every: int = 100
     save_minutes: float = 10.0
     keep: int = 1
     eval_samples: int = 600

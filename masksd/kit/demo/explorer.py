@@ -9,13 +9,12 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from masksd.config import DistillConfig
 from masksd.kit.checkpoints import Checkpoint
@@ -24,6 +23,7 @@ from masksd.kit.data.records import DataError
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.data.transforms import fit_image
 from masksd.kit.data_config import DataConfig
+from masksd.kit.evaluation.examples import hidden_words, on_square
 from masksd.kit.evaluation.perturbation import GRID, paint_cells
 from masksd.kit.feeding import model_inputs, predict_logits
 from masksd.kit.prediction.predictor import Predictor, encode_expression
@@ -152,16 +152,11 @@ class Explorer:
         masks = {name: mask[0].cpu() for name, mask in out.masks.items() if len(mask)}
         relevance = patches = None
         if "lmvsd" in masks:
-            relevance = _square(out.relevance["lmvsd"][0].float())
-            patches = _square(masks["lmvsd"])
+            relevance = on_square(out.relevance["lmvsd"][0].float())
+            patches = on_square(masks["lmvsd"])
         words = []
         if "vmlsd" in masks:
-            tokenizer = self.checkpoint.tokenizer
-            end = int((tokens == tokenizer.end_token).long().argmax())
-            words = [
-                (tokenizer.decode(tokens[at : at + 1]).strip(), bool(masks["vmlsd"][at]))
-                for at in range(1, end)
-            ]
+            words = hidden_words(self.checkpoint.tokenizer, tokens, masks["vmlsd"])
         square = Image.fromarray(fitted.permute(1, 2, 0).numpy())
         return NextStep(square, relevance, patches, words)
 
@@ -225,9 +220,3 @@ def _method(checkpoint: Checkpoint) -> tuple[DistillConfig, str]:
     if "projection" in {each.relevance for each in (config.image, config.text) if each}:
         return DistillConfig(), "its learned projection is not in the checkpoint"
     return config, ""
-
-
-def _square(values: Tensor) -> NDArray[Any]:
-    """Lay what belongs to the patches ``(N,)`` of a square picture onto their grid."""
-    side = round(len(values) ** 0.5)
-    return values.cpu().numpy().reshape(side, side)

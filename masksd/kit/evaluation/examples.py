@@ -1,20 +1,34 @@
-"""The rows of a run's sheet: what the model predicts and what the image branch would mask."""
+"""The rows of a run's sheet: what the model predicts, and what its masked branches make of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from masksd.branches import JOINT, NAMES
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.kit.checkpoints import Checkpoint
-from masksd.kit.feeding import model_inputs, predict_logits, probabilities_of
-from masksd.kit.figures import SheetRow
+from masksd.kit.data.text.tokenizers import Tokenizer
+from masksd.kit.feeding import (
+    foreground_logits,
+    model_inputs,
+    predict_logits,
+    probabilities_of,
+)
+from masksd.kit.figures import BranchView, SheetRow
 from masksd.modules import evaluating
+from masksd.step import DistillOutput
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
+
+BOX = "\N{WHITE SQUARE}"
+"""What stands for a hidden word."""
 
 
 def example_rows(
@@ -34,27 +48,65 @@ def example_rows(
     out = sd.preview(*model_inputs(checkpoint, images, tokens), target=target.float())
     with evaluating(checkpoint.model), torch.no_grad():  # out.logits may be of a masked pass
         logits = predict_logits(checkpoint, images, tokens)
+
     rows = []
     for row, index in enumerate(indices):
         truth = dataset.truth(index) > 0
-        probabilities = probabilities_of(config, logits[row], truth.shape)
-        predicted = (probabilities > config.threshold).cpu().numpy()
-        union = int((predicted | truth).sum())
-        relevance = masked = None
-        if row < len(out.masks.get("lmvsd", ())):  # a branch may see only a part of a batch
-            relevance = out.relevance["lmvsd"][row].float().cpu().numpy()
-            side = round(len(relevance) ** 0.5)  # images are square, so the grid is too
-            relevance = relevance.reshape(side, side)
-            masked = out.masks["lmvsd"][row].cpu().numpy().reshape(side, side)
+
+        def mask_of(logits: Tensor, truth: NDArray[np.bool_] = truth) -> tuple[Any, float]:
+            """Return the mask at the image's own size, and its IoU."""
+            probabilities = probabilities_of(config, logits, truth.shape)
+            found = (probabilities > config.threshold).cpu().numpy()
+            union = int((found | truth).sum())
+            return found, int((found & truth).sum()) / union if union else 1.0
+
+        relevance = out.relevance.get("lmvsd", tokens[:0])[
+            row : row + 1
+        ].float()  # of a part, maybe
+        branches = tuple(
+            BranchView(
+                name,
+                *_hidden(out, name, row, checkpoint.tokenizer, tokens[row]),
+                *mask_of(foreground_logits(logits)[row]),
+            )
+            for name, logits in sorted(out.masked_logits.items())
+            if row < len(logits)
+        )
         rows.append(
             SheetRow(
-                image=dataset.image(index),
-                sentence=dataset.sentence(index),
-                truth=truth,
-                prediction=predicted,
-                relevance=relevance,
-                masked=masked,
-                score=int((predicted & truth).sum()) / union if union else 1.0,
+                dataset.image(index),
+                dataset.sentence(index),
+                truth,
+                *mask_of(logits[row]),
+                relevance=on_square(relevance[0]) if len(relevance) else None,
+                branches=branches,
             )
         )
     return rows
+
+
+def _hidden(
+    out: DistillOutput, branch: str, row: int, tokenizer: Tokenizer, tokens: Tensor
+) -> tuple[NDArray[np.bool_] | None, str | None]:
+    """Return the patches and the words of a sample that a branch hid."""
+    hides = [name for name in NAMES.values() if branch in (name, JOINT) and name in out.masks]
+    patches = on_square(out.masks["lmvsd"][row]) if "lmvsd" in hides else None
+    if "vmlsd" not in hides:
+        return patches, None
+    words = hidden_words(tokenizer, tokens, out.masks["vmlsd"][row])
+    return patches, " ".join(BOX if hidden else word for word, hidden in words)
+
+
+def hidden_words(tokenizer: Tokenizer, tokens: Tensor, mask: Tensor) -> list[tuple[str, bool]]:
+    """Return the pieces of a sentence ``(L,)`` between its start and its end, True where hidden."""
+    end = int((tokens == tokenizer.end_token).long().argmax())
+    return [
+        (tokenizer.decode(tokens[at : at + 1].cpu()).strip(), bool(mask[at]))
+        for at in range(1, end)
+    ]
+
+
+def on_square(values: Tensor) -> NDArray[Any]:
+    """Lay what belongs to the patches ``(N,)`` of a square image onto their grid."""
+    side = round(len(values) ** 0.5)
+    return values.cpu().numpy().reshape(side, side)

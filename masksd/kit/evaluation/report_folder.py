@@ -194,5 +194,5 @@ def case_rows(
         if protocol.scored_at == "input":
             image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
         masks = truth.cpu().numpy(), prediction.cpu().numpy()
-        drawn.append(SheetRow(image, row["sentence"], *masks, None, None, row["iou"]))
+        drawn.append(SheetRow(image, row["sentence"], *masks, row["iou"]))
     return drawn
