@@ -291,7 +291,7 @@ def test_errors_that_nobody_foresaw_are_one_line_too(
             raise error
 
         monkeypatch.setattr("masksd.kit.prediction.predictor.Predictor.from_checkpoint", fail)
-        assert main(["predict", "picture.png", "red"]) == 2
+        assert main([*PREDICT, "picture.png", "red"]) == 2
         text = "out of memory" if str(error) else "MemoryError"
         expected = f"masksd: error: {text} (MASKSD_TRACEBACK=1 shows where)\n"
         assert capfd.readouterr().err == expected

@@ -39,15 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where the
     reader of the output has left. Wrong options and ``--help`` leave by ``SystemExit``.
     """
-    if arguments is None:
-        settle_threads(sys.argv[1:])
+    settle = arguments is None  # elsewhere threads and the program's start are the caller's
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         for category in (DeprecationWarning, FutureWarning):  # between libraries, not for users
             warnings.simplefilter("ignore", category)
         try:
-            _run(arguments)
+            _run(arguments, settle)
         except BrokenPipeError:  # the reader has left, as head does
             _discard_output()
             return 141  # as a program that SIGPIPE ends
@@ -69,15 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: list[str]) -> None:
-    """Run a command and flush what it printed, after ``SystemExit`` too."""
+def _run(arguments: list[str], settle: bool) -> None:
+    """Run a command and flush what it printed, after ``SystemExit`` too.
+
+    Values are checked before torch is loaded, which takes seconds.
+    """
     try:
         if arguments == ["--version"]:
             print(f"masksd {masksd.__version__}")
         else:
             if arguments[:1] not in [[name] for name in DISTRIBUTED]:
                 check_one_process(" ".join(["masksd", *arguments[:1]]))
-            _parse(arguments).run()
+            chosen = _parse(arguments)
+            if getattr(chosen, "check", None) is not None:
+                chosen.check()
+            if settle:
+                settle_threads(arguments)
+            chosen.run()
     finally:
         sys.stdout.flush()
 

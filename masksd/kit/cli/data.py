@@ -27,8 +27,7 @@ def _shapes(options: Any) -> None:
     Attributes:
         output: folder; None takes the one in the cache that training uses.
     """
-    from masksd.kit.data.shapes import ShapesConfig, build_shapes
-    from masksd.kit.sources import shapes_folder
+    from masksd.kit.data.shapes import ShapesConfig, build_shapes, shapes_folder
 
     config = checked(ShapesConfig(), options.config)
     print(build_shapes(options.output or shapes_folder(config), config))

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import tyro
 
 
-def command(run: Any, **options: Any) -> type:
+def command(run: Any, check: Any = None, **options: Any) -> type:
     """Make the dataclass of a command from a function, whose docstring is the help.
 
-    An option is (type, default), or a dataclass whose fields become options.
+    An option is (type, default), or a dataclass whose fields become options. ``check`` takes the
+    parsed options first and refuses what it can without loading torch.
 
     Example:
         >>> command(print, steps=(int, 3))().steps
@@ -31,7 +32,7 @@ def command(run: Any, **options: Any) -> type:
             fields.append((name, flat, dataclasses.field(default_factory=option)))
         else:
             fields.append((name, option[0], dataclasses.field(default=option[1])))
-    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"run": run})
+    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"check": check, "run": run})
     made.__doc__ = run.__doc__
     return made
 

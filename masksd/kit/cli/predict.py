@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from masksd.errors import check_fraction
-from masksd.kit.cli.shared import CHECKPOINT, device_name
+from masksd.kit.cli.shared import CHECKPOINT, check_device, device_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class Predict:
     device: str | None = None
     progress: bool = True
 
+    def check(self) -> None:
+        """Refuse what cannot be predicted or written."""
+        from masksd.kit.checkpoints import read_config
+        from masksd.kit.prediction.places import plan_output
+
+        plan_output(self.image, self.expressions, self.output, self.rle)
+        if self.threshold is not None:
+            check_fraction("threshold", self.threshold)
+        check_device(self.device)
+        read_config(self.checkpoint)
+
     def run(self) -> None:
         """Predict and write."""
         from masksd.kit.prediction.files import predict_to_files, predict_to_folder
@@ -53,8 +64,6 @@ class Predict:
         from masksd.kit.prediction.predictor import Predictor
 
         images, output = plan_output(self.image, self.expressions, self.output, self.rle)
-        if self.threshold is not None:
-            check_fraction("threshold", self.threshold)
         predictor = Predictor.from_checkpoint(self.checkpoint, device_name(self.device))
         if output.suffix:
             mask, pixels, share = predict_to_files(

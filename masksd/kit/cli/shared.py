@@ -21,16 +21,20 @@ def data_title(data: DataConfig, split: str, scored: str = "at the original size
     return f"{data.title()} ({place}), {split}, per cent, {scored}"
 
 
+def check_device(name: str | None) -> None:
+    """Raise a ``ValueError`` unless this may name a device of torch's."""
+    if name is not None and not re.fullmatch(r"cpu|cuda(?::\d{1,3})?", name):
+        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
+
+
 def device_name(name: str | None) -> str:
     """Check the name of a device that torch has; None takes a GPU where there is one."""
+    check_device(name)
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         return "cuda" if gpus else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
-    if match is None:
-        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
-    if name != "cpu" and int(match[1] or 0) >= gpus:
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= gpus:
         raise ValueError(f"device {name!r} does not exist: torch finds {gpus} CUDA GPUs; use cpu")
     return name

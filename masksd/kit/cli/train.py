@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from masksd.errors import one_line
+from masksd.errors import check_choice, one_line
 from masksd.kit.cli.options import checked, command, early_option, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import TrainConfig
@@ -44,6 +44,7 @@ def train_command(arguments: list[str]) -> type:
     resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
     return command(
         _train,
+        _check,
         settings=unchecked(_resumed(arguments, resumed) if resumed else _start(arguments)),
         resume=(Path | None, None),
         config=(Path | None, None),
@@ -144,6 +145,32 @@ def _takes_towers(arguments: list[str]) -> bool:
     return all(options.get(name) in {None, *values} for name, values in TOWERS_FIT.items())
 
 
+def _chosen(options: Any) -> TrainConfig:
+    """Return the run that the options describe, its values checked."""
+    from masksd.kit.training.resuming import load_run_config
+
+    if options.resume is not None:
+        base = load_run_config(options.resume)
+    elif options.config is not None:
+        base = load_config(options.config)
+    else:
+        base = get_recipe(options.preset)
+    config = checked(base, options.settings)
+    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+
+
+def _check(options: Any) -> None:
+    """Refuse a run that cannot start; a dry run needs no data."""
+    from masksd.kit.training.checks import check_start
+
+    config = _chosen(options)
+    if options.dry_run:
+        check_choice("model", config.model, list_models())
+    else:
+        check_start(config, resume=options.resume is not None, allow=options.allow)
+
+
 def _train(options: Any) -> None:
     """Train a model with CM-MaskSD and score it; without any option, in minutes on a CPU.
 
@@ -162,24 +189,15 @@ def _train(options: Any) -> None:
         dry_run: only print every value of the run with its parameters, multiply-adds, memory and
             steps.
     """
-    from masksd.kit.evaluation.scoring import format_table
-    from masksd.kit.training.resuming import load_run_config
-    from masksd.kit.training.trainer import train
-
-    if options.resume is not None:
-        base = load_run_config(options.resume)
-    elif options.config is not None:
-        base = load_config(options.config)
-    else:
-        base = get_recipe(options.preset)
-    config = checked(base, options.settings)
-    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
-    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+    config = _chosen(options)
     if options.dry_run:
         from masksd.kit.cli.dry_run import dry_run
 
         print(dry_run(options.preset, config))
         return
+    from masksd.kit.evaluation.scoring import format_table
+    from masksd.kit.training.trainer import train
+
     result = train(config, resume=options.resume is not None, allow=options.allow)
     if os.environ.get("RANK", "0") == "0":
         print(data_title(config.data, config.eval_split))

@@ -24,6 +24,7 @@ from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.kept import kept_activations
 from masksd.kit.data.layout import PUBLISHED, SplitSize, preferred_split
 from masksd.kit.data.selection import count_labels
+from masksd.kit.data.shapes import shapes_config, shapes_folder
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.sources import (
     find_root,
@@ -31,8 +32,6 @@ from masksd.kit.sources import (
     model_options,
     open_split,
     open_training,
-    shapes_config,
-    shapes_folder,
     tokenizer_name,
     wrap_model,
 )

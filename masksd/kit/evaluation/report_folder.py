@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import DataConfig
-from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
+from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.evaluation.recall import relevance_recall
 from masksd.kit.evaluation.scoring import (
     Evaluation,
@@ -20,7 +20,7 @@ from masksd.kit.evaluation.scoring import (
     score,
     scored_masks,
 )
-from masksd.kit.evaluation.settings import EvaluateConfig
+from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masksd.errors import check_choice, check_fraction
-from masksd.kit.evaluation.reading import SENTENCES
 from masksd.kit.scores.protocols import PROTOCOLS, Protocol
+
+SENTENCES = {
+    "own": "the right sentence",
+    "other": "another object's sentence",
+    "none": "no sentence",
+}
+"""The kinds of sentence that a model may be given, in the words of the tables."""
 
 
 @dataclass(frozen=True)

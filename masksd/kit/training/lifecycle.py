@@ -25,6 +25,7 @@ from masksd.kit.storage.places import HeldFolder, flush
 from masksd.kit.training.checks import has_checkpoint
 from masksd.kit.training.resuming import (
     CONFIG,
+    LATEST,
     LOG,
     SHEET,
     check_items,
@@ -33,7 +34,6 @@ from masksd.kit.training.resuming import (
     read_log,
 )
 from masksd.kit.training.saving import (
-    LATEST,
     SavedLoop,
     best_score,
     data_numbers,

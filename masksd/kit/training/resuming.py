@@ -7,17 +7,18 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
 from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
-from masksd.kit.training.saving import LATEST
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"
 NUMBERS = ("skipped", "bad_steps", "processes", "items", "images", "evaluated")
 """What the state of every run holds beside tensors."""

@@ -24,6 +24,7 @@ from masksd.kit.randomness import keyed_seed
 from masksd.kit.storage.files import MANIFEST, write_folder
 from masksd.kit.storage.places import find_folder, remove_folder
 from masksd.kit.training.loop import Loop
+from masksd.kit.training.resuming import BEST, LATEST, OLDER, SCORE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from masksd.distill import CrossModalMaskedSelfDistill
     from masksd.kit.data.refer import ReferDataset
     from masksd.kit.mixing import MixedDataset
-
-LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 
 
 class SavedLoop(Loop):
