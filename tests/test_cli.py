@@ -93,13 +93,13 @@ def test_train_ends_with_what_to_do_next(place: Path) -> None:
     assert images == "images: data/images"
     program, *arguments = shlex.split(command.removeprefix("try: "))
     assert program == "masksd"
-    done = masksd(place, *arguments, "--device", "cpu", "--output", "tried.png")
+    done = masksd(place, *arguments, "--cpu", "--output", "tried.png")
     assert done.returncode == 0, done.stderr
     assert (place / "tried.png").exists()
 
 
 def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_path: Path) -> None:
-    options = ("--limit", "4", "--device", "cpu", "--no-progress")
+    options = ("--eval-samples", "4", "--cpu", "--no-progress")
     checkpoint = place / "runs/one/checkpoint"
     done = masksd(tmp_path, "evaluate", "--checkpoint", checkpoint, *options)  # from elsewhere
     assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> Non
 
 
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
-    checkpoint = ("--checkpoint", "runs/one/checkpoint", "--device", "cpu", "--threshold", "0")
+    checkpoint = ("--checkpoint", "runs/one/checkpoint", "--cpu", "--threshold", "0")
     done = masksd(place, "predict", "picture.png", "the red dirigible", *checkpoint)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "masksd: warning: the model does not know 'dirigible'\n"
@@ -178,18 +178,6 @@ ERRORS = {
         ),
         "did you mean 'val'?",
     ),
-    "unknown device": (
-        (*PREDICT, "picture.png", "circle", "--device", "gpu"),
-        "unknown device 'gpu'; use cpu",
-    ),
-    "device that is not ours": (
-        (*PREDICT, "picture.png", "circle", "--device", "meta"),
-        "unknown device 'meta'; use cpu",
-    ),
-    "device that is not there": (
-        (*PREDICT, "picture.png", "circle", "--device", "cuda:99"),
-        "device 'cuda:99' does not exist: torch finds",
-    ),
     "picture as mask": (
         ("predict", "a-mask.png", "red", "--output", "a.png"),
         "output a-mask.png is the image itself",
@@ -229,8 +217,13 @@ ERRORS = {
     "dry run of a wrong value": ((*TRAIN, "--dry-run", "--lr", "0"), "lr must be a finite number"),
     "no Unicode": ((*PREDICT, "picture.png", "the red \udcff circle"), "not valid Unicode"),
     "no pictures a pass": (("evaluate", "--batch-size", "0"), "batch_size must be a whole number"),
-    "negative limit": (("evaluate", "--limit", "-1"), "limit must be a whole number"),
+    "fewer than no samples": (
+        ("evaluate", "--eval-samples", "-1"),
+        "eval_samples must be a whole number",
+    ),
     "threshold of scoring": (("evaluate", "--threshold", "35"), "threshold must be a number"),
+    "another word for --eval-samples": (("evaluate", "--limit", "3"), "mean --eval-samples?"),
+    "another word for --cpu": ((*PREDICT, "picture.png", "red", "--device", "cpu"), "mean --cpu?"),
     "one token a position": (
         (*TRAIN, "--distill.image.token", "position", "--distill.image.positions", "7"),
         "positions",
@@ -375,13 +368,13 @@ def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) ->
     last = json.loads((tmp_path / "run/checkpoint/checkpoint.json").read_text())
     assert f"run: {last['step']} steps in" in done.stdout
     assert last["step"] > 0
-    options = ("--checkpoint", "run/checkpoint", "--limit", "2", "--no-progress", "--device", "cpu")
+    options = ("--checkpoint", "run/checkpoint", "--eval-samples", "2", "--no-progress", "--cpu")
     done = masksd(tmp_path, "evaluate", *options)
     assert done.returncode == 0, done.stderr
 
 
 def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
-    checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--device", "cpu")
+    checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--cpu")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in ("a.png", "b.png"):

@@ -84,9 +84,9 @@ print("loaded:", *(name for name in {late!r} if name in sys.modules))
         "pretrain --steps 0",
         "pretrain --level eesy",
         "predict nothing.png red",
-        "predict . red --device gpu",
+        "predict . red --threshold 2",
         "evaluate --threshold 35",
-        "evaluate --device gpu",
+        "evaluate --limit 3",
         "export nowhere",
     ],
 )

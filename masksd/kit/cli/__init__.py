@@ -19,7 +19,7 @@ from masksd.errors import one_line
 from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.export import Export
-from masksd.kit.cli.options import command
+from masksd.kit.cli.options import check_names, command
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
 from masksd.kit.cli.threads import settle_threads
@@ -79,6 +79,7 @@ def _run(arguments: list[str], settle: bool) -> None:
         else:
             if arguments[:1] not in [[name] for name in DISTRIBUTED]:
                 check_one_process(" ".join(["masksd", *arguments[:1]]))
+            check_names(arguments)
             chosen = _parse(arguments)
             if getattr(chosen, "check", None) is not None:
                 chosen.check()

@@ -42,8 +42,8 @@ class Prepare:
     which and, for refcoco, refcoco+ and refcocog, where to get them.
 
     Attributes:
-        name: of the data set, the folder in ROOT: refcoco, refcoco+, refcocog or your own.
         root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or other files in NAME.
+        name: of the data set, the folder in ROOT: refcoco, refcoco+, refcocog or your own.
         split_by: whose split: unc, google, umd; unc-reviewed leaves out what files
             *_reviewed.json call wrong; None takes the one that papers use, or the only one.
         images: folder of the images; None takes ROOT/images, or ROOT/NAME where the files are not
@@ -54,13 +54,20 @@ class Prepare:
         check_pictures: decode every image instead of only looking for its file.
     """
 
-    name: Annotated[str, tyro.conf.Positional]
     root: Annotated[Path, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional]
     split_by: str | None = None
     images: Path | None = None
     output: Path | None = None
     skip_bad: Flag = False
     check_pictures: Flag = False
+
+    def check(self) -> None:
+        """Refuse the two in the other order."""
+        if not self.root.is_dir() and Path(self.name).is_dir():
+            raise ValueError(
+                f"no folder {self.root}; did you mean masksd data prepare {self.name} {self.root}?"
+            )
 
     def run(self) -> None:
         """Write the index and print what it holds."""

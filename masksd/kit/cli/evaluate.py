@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from masksd.kit.checkpoints import read_config
 from masksd.kit.cli.options import checked, command, early_option, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, check_device, data_title, device_name
+from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
 from masksd.kit.processes import (
@@ -34,14 +34,13 @@ def evaluate_command(arguments: list[str]) -> type:
         data=unchecked(stored),
         config=unchecked(EvaluateConfig(CHECKPOINT)),
         compare=(tuple[Path, Path] | None, None),
-        device=(str | None, None),
+        cpu=(bool, False),
     )
 
 
 def _check(options: Any) -> None:
     config = checked(EvaluateConfig(CHECKPOINT), options.config)
     checked(DataConfig(), options.data)
-    check_device(options.device)
     if options.compare is None:
         read_config(config.checkpoint)
 
@@ -55,7 +54,7 @@ def _evaluate(options: Any) -> None:
     Attributes:
         compare: folders A and B of two reports: print what B gains over A, with intervals, and
             score nothing.
-        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        cpu: stay on the CPU even if there is a GPU.
     """
     config = checked(EvaluateConfig(CHECKPOINT), options.config)
     if options.compare is not None:
@@ -63,13 +62,12 @@ def _evaluate(options: Any) -> None:
         _compare(config, *options.compare)
         return
     data = checked(DataConfig(), options.data)
-    device = device_name(options.device)
     if launched() == 1:
-        _print(config, data, _score(config, data, device))
+        from masksd.kit.devices import default_device
+
+        _print(config, data, _score(config, data, str(default_device(cpu=options.cpu))))
         return
-    if ":" in device:
-        raise ValueError(f"device {device!r} is one for {launched()} processes; use cuda or cpu")
-    accelerator = start_processes(cpu=device == "cpu")
+    accelerator = start_processes(cpu=options.cpu)
     with watch_others(accelerator, kept="nothing was written"):
         check_same_everywhere(accelerator, {**dataclasses.asdict(config), **data.to_dict()})
         found = _score(config, data, str(accelerator.device))

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
+OTHERWISE = {"--device": "--cpu", "--limit": "--eval-samples"}
+
 
 def command(run: Any, check: Any = None, **options: Any) -> type:
     """Make the dataclass of a command from a function, whose docstring is the help.
@@ -76,6 +78,20 @@ def checked(default: Any, options: Any) -> Any:
         value, before = getattr(options, field.name), getattr(default, field.name)
         values[field.name] = checked(before, value) if dataclasses.is_dataclass(value) else value
     return dataclasses.replace(default, **values)
+
+
+def check_names(arguments: list[str]) -> None:
+    """Raise a ``ValueError`` for options that other programs have and ours calls otherwise.
+
+    Example:
+        >>> check_names(["predict", "a.png", "red", "--device=cpu"])
+        Traceback (most recent call last):
+        ValueError: unknown option --device; did you mean --cpu?
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in OTHERWISE:
+            raise ValueError(f"unknown option {name}; did you mean {OTHERWISE[name]}?")
 
 
 def early_option(arguments: list[str], name: str, default: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from masksd.errors import check_fraction
-from masksd.kit.cli.shared import CHECKPOINT, check_device, device_name
+from masksd.kit.cli.shared import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Predict:
             checkpoint's.
         skip_bad: go on without images of a folder that cannot be read; they are counted at the
             end.
-        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        cpu: stay on the CPU even if there is a GPU.
         progress: show a progress bar for a folder.
     """
 
@@ -43,7 +43,7 @@ class Predict:
     rle: Path | None = None
     threshold: float | None = None
     skip_bad: bool = False
-    device: str | None = None
+    cpu: bool = False
     progress: bool = True
 
     def check(self) -> None:
@@ -54,17 +54,18 @@ class Predict:
         plan_output(self.image, self.expressions, self.output, self.rle)
         if self.threshold is not None:
             check_fraction("threshold", self.threshold)
-        check_device(self.device)
         read_config(self.checkpoint)
 
     def run(self) -> None:
         """Predict and write."""
+        from masksd.kit.devices import default_device
         from masksd.kit.prediction.files import predict_to_files, predict_to_folder
         from masksd.kit.prediction.places import plan_output
         from masksd.kit.prediction.predictor import Predictor
 
         images, output = plan_output(self.image, self.expressions, self.output, self.rle)
-        predictor = Predictor.from_checkpoint(self.checkpoint, device_name(self.device))
+        device = default_device(cpu=self.cpu)
+        predictor = Predictor.from_checkpoint(self.checkpoint, device)
         if output.suffix:
             mask, pixels, share = predict_to_files(
                 predictor,

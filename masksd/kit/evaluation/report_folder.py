@@ -83,13 +83,13 @@ def evaluate_checkpoint(
                 progress=progress,
             )
         options: dict[str, Any] = {
-            "limit": config.limit,
+            "limit": config.eval_samples,
             "batch_size": config.batch_size,
             "workers": config.workers,
             "progress": progress,
         }
         recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
-        kinds = possible_kinds(dataset, config.kinds, config.limit)
+        kinds = possible_kinds(dataset, config.kinds, config.eval_samples)
         results: dict[str, Evaluation] = {}
         for kind in kinds:
             results[kind] = whole = score(checkpoint, dataset, sentences=kind, **recipe)
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
                 checkpoint=str(config.checkpoint),
                 data=data.to_dict(),
                 split=config.split,
-                limit=config.limit,
+                limit=config.eval_samples,
                 hide=config.hide,
                 drop_words=config.drop_words,
                 version=version("masksd"),
