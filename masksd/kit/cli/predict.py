@@ -20,7 +20,7 @@ class Predict:
     folder of images, give a new folder. After an error nothing is left behind.
 
     Attributes:
-        image: a JPEG, PNG, WEBP or BMP file, or a folder of them.
+        image: a JPEG, PNG, WEBP, BMP, GIF or TIFF file, or a folder of them.
         expressions: what to find, as in "the red circle"; several are found one by one.
         checkpoint: folder that training wrote.
         output: the overlay, a PNG, with the mask beside it as ...-mask.png; or a new folder, for
