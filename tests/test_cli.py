@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,34 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert "3/3" in log
     assert "loss=" in log
     assert (place / "runs/one/sheet.png").exists()
+
+
+def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        shutil.copytree(place / "runs/one", tmp_path / name)
+        os.utime(tmp_path / name / "metrics.jsonl", (0, 0 if name == "old" else 86_400))
+    log = tmp_path / "new/metrics.jsonl"
+    first, *_, last = log.read_text().splitlines()
+    own = json.loads(last)["scores"]["own"]
+    (tmp_path / "no run").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("{")
+    (tmp_path / "damaged/metrics.jsonl").write_text("")
+    done = masksd(tmp_path, "runs", tmp_path)
+    assert f"warning: {tmp_path / 'damaged'} is left out" in done.stderr
+    head, *rows, following = [line.split() for line in done.stdout.splitlines()]
+    assert head[:4] == ["run", "date", "model", "method"]
+    assert [row[0] for row in rows] == [str(tmp_path / "new"), str(tmp_path / "old")]
+    scores = [f"{100 * own[name]:.2f}" for name in ("mIoU", "oIoU")]
+    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", "-"]
+    assert rows[0][3:] == expected
+    assert following[:3] == ["next:", "masksd", "predict"]
+    log.write_text(first + "\n")
+    os.utime(log)
+    done = masksd(tmp_path, "runs", tmp_path)
+    head, row, *_, following = [line.split() for line in done.stdout.splitlines()]
+    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", "-"]
+    assert " ".join(following) == f"next: masksd train --resume {tmp_path / 'new'}"
 
 
 def test_train_ends_with_what_to_do_next(place: Path) -> None:
@@ -223,6 +252,8 @@ ERRORS = {
     ),
     "threshold of scoring": (("evaluate", "--threshold", "35"), "threshold must be a number"),
     "another word for --eval-samples": (("evaluate", "--limit", "3"), "mean --eval-samples?"),
+    "no folder of runs": (("runs", "nowhere"), "no folder nowhere; `masksd train` writes runs/"),
+    "no run in a folder": (("runs", "data"), "no run in data; start one with `masksd train`"),
     "another word for --cpu": ((*PREDICT, "picture.png", "red", "--device", "cpu"), "mean --cpu?"),
     "one token a position": (
         (*TRAIN, "--distill.image.token", "position", "--distill.image.positions", "7"),

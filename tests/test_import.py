@@ -88,6 +88,7 @@ print("loaded:", *(name for name in {late!r} if name in sys.modules))
         "evaluate --threshold 35",
         "evaluate --limit 3",
         "export nowhere",
+        "runs nowhere",
     ],
 )
 def test_wrong_values_are_answered_without_torch(arguments: str, tmp_path: Path) -> None:

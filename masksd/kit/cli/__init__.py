@@ -1,4 +1,4 @@
-"""The command line: ``masksd train | evaluate | predict | export | data | pretrain``.
+"""The command line: ``masksd train | evaluate | predict | export | data | pretrain | runs``.
 
 Options come from the config dataclasses. A user's error is one line on stderr and exit code 2;
 ``MASKSD_TRACEBACK=1`` shows where it was raised.
@@ -22,6 +22,7 @@ from masksd.kit.cli.export import Export
 from masksd.kit.cli.options import check_names, command
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.runs import Runs
 from masksd.kit.cli.threads import settle_threads
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import TrainingError, TrainingStopped
@@ -106,6 +107,7 @@ def _parse(arguments: list[str]) -> Any:
         "export": Export,
         "data": command(_data),
         "pretrain": pretrain_command(),
+        "runs": Runs,
     }
     return tyro.extras.subcommand_cli_from_dict(
         commands,

@@ -28,6 +28,7 @@ from masksd.kit.training.resuming import (
     LATEST,
     LOG,
     SHEET,
+    best_score,
     check_items,
     check_teacher,
     cut_log,
@@ -35,7 +36,6 @@ from masksd.kit.training.resuming import (
 )
 from masksd.kit.training.saving import (
     SavedLoop,
-    best_score,
     data_numbers,
     drop_later,
     keep_best,

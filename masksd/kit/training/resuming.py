@@ -209,3 +209,17 @@ def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
     text = "".join(json.dumps(record) + "\n" for record in records)
     write_files({path: text.encode()})
     return records
+
+
+def best_score(run_folder: Path) -> float:
+    """Return the score of the checkpoint that is kept as the best one; -1 without one.
+
+    Example:
+        >>> best_score(Path("runs/nowhere"))
+        -1.0
+    """
+    try:
+        text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
+        return float(json.loads(text)["mIoU"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0

@@ -198,17 +198,3 @@ def keep_best(run_folder: Path, score: float) -> None:
         (folder / SCORE).write_text(json.dumps({"mIoU": score}) + "\n", encoding="utf-8")
 
     write_folder(run_folder / BEST, fill)
-
-
-def best_score(run_folder: Path) -> float:
-    """Return the score of the checkpoint that is kept as the best one; -1 without one.
-
-    Example:
-        >>> best_score(Path("runs/nowhere"))
-        -1.0
-    """
-    try:
-        text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
-        return float(json.loads(text)["mIoU"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1.0
