@@ -91,6 +91,7 @@ def test_options_named_in_the_text_exist(
         ["export"],
         ["data", "prepare"],
         ["data", "inspect"],
+        ["data", "words"],
     ):
         with pytest.raises(SystemExit):
             cli._parse([*command, "--help"])

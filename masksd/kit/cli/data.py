@@ -1,7 +1,8 @@
-"""``masksd data shapes | prepare | inspect``: data sets on disk."""
+"""``masksd data shapes | prepare | inspect | words``: data sets on disk."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ def data_commands() -> dict[str, Any]:
     from masksd.kit.data.shapes.build import ShapesConfig
 
     shapes = command(_shapes, config=unchecked(ShapesConfig()), output=(Path | None, None))
-    return {"shapes": shapes, "prepare": Prepare, "inspect": Inspect}
+    return {"shapes": shapes, "prepare": Prepare, "inspect": Inspect, "words": Words}
 
 
 def _shapes(options: Any) -> None:
@@ -172,3 +173,49 @@ class Inspect:
         print(f"\n{format_surveys(surveys)}")
         cells = [read_cell(layout, index, row, self.text) for row in drawn]
         print(f"\n{draw_data_sheet(cells, output)}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Make a tokenizer of the words of a data set, for models that are trained from scratch.
+
+    Attributes:
+        root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or other files in NAME.
+        name: of the data set.
+        split_by: whose split: unc, google, umd; None takes the one that papers use, or the only
+            one.
+        split: whose words are taken.
+        text: which form of the expressions: sent (cleaned) or raw (as written).
+        least: a rarer word is left out and will be unknown, as the words of other splits are.
+        output: folder of the tokenizer, for --tokenizer; None takes ROOT/NAME/words.
+    """
+
+    root: Annotated[Path, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional]
+    split_by: str | None = None
+    split: str = "train"
+    text: Literal["sent", "raw"] = "sent"
+    least: int = 1
+    output: Path | None = None
+
+    def run(self) -> None:
+        """Read the sentences, write the tokenizer and say how to use it."""
+        from masksd.kit.data.layout import find_files, find_split_by
+        from masksd.kit.data.prepare import find_index
+        from masksd.kit.data.text.tokenizers import DEFAULT_LENGTH, Tokenizer
+        from masksd.kit.data.text.vocabularies import word_vocabulary, words_of
+
+        split_by = self.split_by or find_split_by(self.root, self.name)
+        index = find_index(find_files(self.root, self.name, split_by))
+        spans = index.refs[index.rows(self.split)]["sentences"].tolist()
+        sentences = [
+            index.sentence(row, self.text) for first, last in spans for row in range(first, last)
+        ]
+        words = words_of(sentences, self.least)
+        if not words:
+            raise ValueError(f"no word occurs {self.least} times; lower --least")
+        output = self.output or self.root / self.name / "words"
+        Tokenizer(word_vocabulary(words), DEFAULT_LENGTH).save(output)
+        print(f"{output}: {len(words)} words of {len(sentences)} sentences of split {self.split}")
+        chosen = ["--data-root", str(self.root), "--name", self.name, "--tokenizer", str(output)]
+        print(f"next: {shlex.join(['masksd', 'train', *chosen])}")

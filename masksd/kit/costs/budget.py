@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,8 +137,9 @@ def count_step(config: TrainConfig) -> int:
 def _on_meta(config: TrainConfig) -> tuple[Any, list[Tensor], dict[str, Tensor]]:
     """Build a run's model, with inputs and truth of one step, as shapes without values."""
     options = model_options(config)
-    if tokenizer_name(config) == "shapes":
-        options["vocab_size"] = load_tokenizer("shapes").vocab_size
+    name = tokenizer_name(config)
+    if name == "shapes" or Path(name).is_dir():
+        options["vocab_size"] = load_tokenizer(name).vocab_size
     with torch.device("meta"):
         model = create_model(config.model, **options)
         size, batch = model.config.image_size, config.images_per_pass()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
-from masksd.kit.data.survey import check_words
+from masksd.kit.data.text.coverage import check_words
 from masksd.kit.processes import (
     check_same_everywhere,
     first_process_first,
