@@ -88,10 +88,20 @@ def check_names(arguments: list[str]) -> None:
         Traceback (most recent call last):
         ValueError: unknown option --device; did you mean --cpu?
     """
-    for argument in arguments:
-        name = argument.partition("=")[0]
+    for name in given_options(arguments):
         if name in OTHERWISE:
             raise ValueError(f"unknown option {name}; did you mean {OTHERWISE[name]}?")
+
+
+def given_options(arguments: list[str]) -> list[str]:
+    """Return the names of the options in the arguments, with hyphens, each once.
+
+    Example:
+        >>> given_options(["train", "--eval_samples=3", "--lr", "-1"])
+        ['--eval-samples', '--lr']
+    """
+    names = (each.partition("=")[0].replace("_", "-") for each in arguments)
+    return list(dict.fromkeys(name for name in names if name.startswith("--")))
 
 
 def early_option(arguments: list[str], name: str, default: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.errors import check_choice, one_line
-from masksd.kit.cli.options import checked, command, early_option, unchecked
+from masksd.kit.cli.options import checked, command, early_option, given_options, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
+from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
 from masksd.models import list_models
@@ -42,7 +43,7 @@ def train_command(arguments: list[str]) -> type:
         if option in arguments and not _has_value(arguments, option):
             raise ValueError(f"{option} takes one of {', '.join(known)}")
     resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
-    return command(
+    made: Any = command(
         _train,
         _check,
         settings=unchecked(_resumed(arguments, resumed) if resumed else _start(arguments)),
@@ -53,6 +54,9 @@ def train_command(arguments: list[str]) -> type:
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
         dry_run=(bool, False),
     )
+    made.given = given_options(arguments)
+    result: type = made
+    return result
 
 
 def _resumed(arguments: list[str], folder: str) -> TrainConfig:
@@ -106,7 +110,7 @@ def _start(arguments: list[str]) -> TrainConfig:
     file = early_option(arguments, "--config", "")
     if not file:
         return _recipe(arguments)
-    if "--preset" in {argument.partition("=")[0] for argument in arguments}:
+    if "--preset" in given_options(arguments):
         raise ValueError("--preset and --config both say what the run is; give one of them")
     return _unruled(load_config(Path(file)), arguments)
 
@@ -121,7 +125,7 @@ def _recipe(arguments: list[str]) -> TrainConfig:
 
 def _unruled(config: Any, arguments: list[str]) -> TrainConfig:
     """Return a config without the values that given options rule out."""
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    given = given_options(arguments)
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
@@ -165,6 +169,11 @@ def _check(options: Any) -> None:
     from masksd.kit.training.checks import check_start
 
     config = _chosen(options)
+    lost = [*options_without_effect(config, options.given)]
+    if "--branches" in options.given:  # what is meant is then unknown
+        for each in lost:
+            if each.startswith("--distill.") and "(--branches)" in each:
+                raise ValueError(f"{each}; leave one of them out")
     if options.dry_run:
         check_choice("model", config.model, list_models())
     else:
@@ -190,6 +199,8 @@ def _train(options: Any) -> None:
             steps.
     """
     config = _chosen(options)
+    for each in options_without_effect(config, options.given):
+        warnings.warn(each, UserWarning, stacklevel=1)
     if options.dry_run:
         from masksd.kit.cli.dry_run import dry_run
 
