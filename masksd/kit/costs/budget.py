@@ -99,9 +99,7 @@ def measure_budget(config: TrainConfig) -> Budget:
             forward = _flops(lambda: sd(*inputs, **truth))
         step = _flops(lambda: _loss(sd, inputs, truth, config).backward())
         sd.unwrap()
-        sd, _ = _wrapped(model, config.distill, config, inputs)
-        with kept_activations(own) as kept:
-            _loss(sd, inputs, truth, config).backward()
+        kept = _kept(model, inputs, truth, config)
     copies = 2 if config.distill.low_memory else 1  # it sums gradients of its own
     halves = 2 * batch  # the counter counts two operations per multiply-add
     return Budget(
@@ -115,8 +113,23 @@ def measure_budget(config: TrainConfig) -> Budget:
         weights=sum(tensor.nbytes for tensor in [*own, *teacher]),
         gradients=4 * trainable * copies,
         optimizer=8 * trainable,
-        activations=kept.peak,
+        activations=kept,
     )
+
+
+def measure_activations(config: TrainConfig) -> int:
+    """Return ``measure_budget(config).activations`` alone, in a third of the time."""
+    model, inputs, truth = _on_meta(config)
+    with _Shapes():
+        return _kept(model.train(), inputs, truth, config)
+
+
+def _kept(model: Any, inputs: list[Tensor], truth: dict[str, Tensor], config: TrainConfig) -> int:
+    """Count the bytes that one step keeps for its backward."""
+    sd, teacher = _wrapped(model, config.distill, config, inputs)
+    with kept_activations([*sd.parameters(), *sd.buffers(), *teacher]) as kept:
+        _loss(sd.train(), inputs, truth, config).backward()
+    return kept.peak
 
 
 def count_step(config: TrainConfig) -> int:
