@@ -350,6 +350,25 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         main([*TRAIN, "--model", "nothing"])
 
 
+def test_the_options_that_most_runs_need_come_first(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capfd.readouterr().out
+    options = re.findall(r"^│ --([a-z-]+)", text, re.MULTILINE)
+    needed = "preset branches config resume allow dry-run model steps batch-size lr output"
+    assert " ".join(options[:11]) == needed
+    assert text.index("for data of your own --data-root and --name") < text.index("--help")
+
+
+def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--tyro-print-completion", "bash"])
+    assert not left.value.code
+    script = capfd.readouterr().out
+    for word in ("--eval-samples", "--distill.image.ratio", "pretrain", "runs", "--threshold"):
+        assert word in script
+
+
 def test_help_shows_units_and_defaults(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,7 +442,13 @@ def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
     assert "3/3" in done.stderr
     first, *numbered = done.stdout.splitlines()
     assert first == "pictures-predictions: overlays and masks of 2 images"
-    assert numbered == ["  -1: the red circle", "  -2: the star"]
+    areas = dict.fromkeys(texts, 0)
+    for record in json.loads((tmp_path / "masks.json").read_text()):
+        areas[record["expression"]] += record["area"]
+    assert numbered == [
+        f"  -{number}: {text}: {areas[text]} pixels ({areas[text] / 1200:.1%}) found"
+        for number, text in enumerate(texts, start=1)
+    ]
     found = sorted(path.name for path in (tmp_path / "pictures-predictions/masks").iterdir())
     assert found == ["a-1.png", "a-2.png", "b-1.png", "b-2.png"]
     assert len(json.loads((tmp_path / "masks.json").read_text())) == 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -39,10 +40,11 @@ def command(run: Any, check: Any = None, **options: Any) -> type:
     return made
 
 
-def unchecked(default: Any) -> type:
+def unchecked(default: Any, first: Sequence[str] = ()) -> type:
     """Copy a config's fields, values and help into a dataclass without its checks.
 
-    Configs inside are treated alike; an optional one that is None has no options.
+    Configs inside are treated alike; an optional one that is None has no options. The help shows
+    the fields named ``first`` before the others.
 
     Example:
         >>> from masksd.kit.config import DataConfig
@@ -51,7 +53,8 @@ def unchecked(default: Any) -> type:
     """
     hints = typing.get_type_hints(type(default))
     fields: list[Any] = []
-    for field in dataclasses.fields(default):
+    given = {field.name: field for field in dataclasses.fields(default)}
+    for field in (given[name] for name in dict.fromkeys([*first, *given])):
         value = getattr(default, field.name)
         if dataclasses.is_dataclass(value):
             inner: Any = unchecked(value)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
+FIRST = ("model", "steps", "batch_size", "lr", "output")
+"""Settings that most runs need, which the help shows first."""
 UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
 TOWERS_FIT = {  # the values of options that keep the towers which come with masksd
     "--data-root": {"None"},
@@ -43,16 +45,17 @@ def train_command(arguments: list[str]) -> type:
         if option in arguments and not _has_value(arguments, option):
             raise ValueError(f"{option} takes one of {', '.join(known)}")
     resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
+    start = _resumed(arguments, resumed) if resumed else _start(arguments)
     made: Any = command(
         _train,
         _check,
-        settings=unchecked(_resumed(arguments, resumed) if resumed else _start(arguments)),
-        resume=(Path | None, None),
-        config=(Path | None, None),
-        allow=(tuple[str, ...], ()),
         preset=(str, early_option(arguments, "--preset", PRESET)),
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
+        config=(Path | None, None),
+        resume=(Path | None, None),
+        allow=(tuple[str, ...], ()),
         dry_run=(bool, False),
+        settings=unchecked(start, FIRST),
     )
     made.given = given_options(arguments)
     result: type = made
@@ -186,6 +189,9 @@ def _train(options: Any) -> None:
     The default run starts from small towers that come with masksd. With another model, other data
     or --encoder-weights None it starts from scratch, which takes 1000 steps.
 
+    Most runs need no more than --preset or --config, --branches, --resume, --dry-run, --model,
+    --steps, --batch-size, --lr, --output, and for data of your own --data-root and --name.
+
     Attributes:
         resume: go on with the run in this folder, where it was saved last; every other option is
             the run's own.
@@ -206,8 +212,11 @@ def _train(options: Any) -> None:
 
         print(dry_run(options.preset, config))
         return
+    from masksd.kit.costs.fits import check_fits
     from masksd.kit.evaluation.scoring import format_table
     from masksd.kit.training.trainer import train
+
+    check_fits(config)
 
     result = train(config, resume=options.resume is not None, allow=options.allow)
     if os.environ.get("RANK", "0") == "0":
