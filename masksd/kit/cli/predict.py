@@ -77,7 +77,7 @@ class Predict:
             )
             print(f"{output} and {mask.name}: {pixels} pixels ({share:.1%}) found")
             return
-        read = predict_to_folder(
+        found = predict_to_folder(
             predictor,
             images,
             self.expressions,
@@ -87,7 +87,11 @@ class Predict:
             skip_bad=self.skip_bad,
             progress=self.progress and len(images) > 1,
         )
-        print(f"{output}: overlays and masks of {read} {'image' if read == 1 else 'images'}")
-        if len(self.expressions) > 1:
-            for number, expression in enumerate(self.expressions, start=1):
-                print(f"  -{number}: {expression}")
+        read = f"{found.images} {'image' if found.images == 1 else 'images'}"
+        print(f"{output}: overlays and masks of {read}")
+        several = len(self.expressions) > 1
+        for number, (expression, pixels) in enumerate(
+            zip(self.expressions, found.pixels, strict=True), start=1
+        ):
+            name = f"-{number}: {expression}" if several else expression
+            print(f"  {name}: {pixels} pixels ({pixels / found.of:.1%}) found")
