@@ -1,38 +1,61 @@
 """Cross-modality masked self-distillation (CM-MaskSD) around any segmentation model.
 
-Importing this loads torch, but not transformers, timm or the training kit.
+Names are loaded when they are first used: importing this loads neither torch nor transformers.
 """
 
+from __future__ import annotations
+
+import importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
-from masksd.config import DistillConfig
-from masksd.cross_modal import CrossModalDistill
-from masksd.distill import CrossModalMaskedSelfDistill, DistillOutput
-from masksd.embeddings import TokenMask
-from masksd.hooks import release
-from masksd.hosts import Taps
-from masksd.knowledge_config import ChannelDistillConfig
-from masksd.losses import consistency_loss, segmentation_loss
-from masksd.masking_config import MaskingConfig
-from masksd.segmenter import ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.triple import Triple
+if TYPE_CHECKING:
+    from masksd.config import DistillConfig as DistillConfig
+    from masksd.cross_modal import CrossModalDistill as CrossModalDistill
+    from masksd.distill import CrossModalMaskedSelfDistill as CrossModalMaskedSelfDistill
+    from masksd.distill import DistillOutput as DistillOutput
+    from masksd.embeddings import TokenMask as TokenMask
+    from masksd.hooks import release as release
+    from masksd.hosts import Taps as Taps
+    from masksd.knowledge_config import ChannelDistillConfig as ChannelDistillConfig
+    from masksd.losses import consistency_loss as consistency_loss
+    from masksd.losses import segmentation_loss as segmentation_loss
+    from masksd.masking_config import MaskingConfig as MaskingConfig
+    from masksd.segmenter import ImageFeatures as ImageFeatures
+    from masksd.segmenter import Pass as Pass
+    from masksd.segmenter import Segmenter as Segmenter
+    from masksd.segmenter import TextFeatures as TextFeatures
+    from masksd.triple import Triple as Triple
 
-__all__ = [
-    "ChannelDistillConfig",
-    "CrossModalDistill",
-    "CrossModalMaskedSelfDistill",
-    "DistillConfig",
-    "DistillOutput",
-    "ImageFeatures",
-    "MaskingConfig",
-    "Pass",
-    "Segmenter",
-    "Taps",
-    "TextFeatures",
-    "TokenMask",
-    "Triple",
-    "consistency_loss",
-    "release",
-    "segmentation_loss",
-]
+_ROOMS = {
+    "ChannelDistillConfig": "knowledge_config",
+    "CrossModalDistill": "cross_modal",
+    "CrossModalMaskedSelfDistill": "distill",
+    "DistillConfig": "config",
+    "DistillOutput": "distill",
+    "ImageFeatures": "segmenter",
+    "MaskingConfig": "masking_config",
+    "Pass": "segmenter",
+    "Segmenter": "segmenter",
+    "Taps": "hosts",
+    "TextFeatures": "segmenter",
+    "TokenMask": "embeddings",
+    "Triple": "triple",
+    "consistency_loss": "losses",
+    "release": "hooks",
+    "segmentation_loss": "losses",
+}
+__all__ = list(_ROOMS)
 __version__ = _version("masksd")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("hosts", "kit", "masking", "models"):
+        return importlib.import_module(f"masksd.{name}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"masksd.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from masksd.errors import check_choice, check_fraction
-from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
+
+SELECTIONS = ("top", "bottom")
+ROUNDINGS = ("nearest", "stochastic", "floor", "floor_or_one", "ceil", "independent")
+COUNTS = ("words", "sequence")
 
 RELEVANCE = {
     "image": (

@@ -15,6 +15,7 @@ from masksd import DistillConfig
 from masksd.kit.cli.dry_run import HEADINGS, dry_run
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.budget import check_splits, count_items, measure_budget
+from masksd.kit.costs.fits import check_fits, smaller
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.feeding import model_inputs
@@ -186,6 +187,36 @@ def test_every_recipe_has_a_budget(name: str) -> None:
     assert 2 <= budget.forward / budget.plain <= 3.001
     assert budget.step > 2.5 * budget.forward
     assert budget.activations > 0
+
+
+def test_what_makes_a_step_smaller_is_counted() -> None:
+    config = TrainConfig(batch_size=8)
+    budget = measure_budget(config)
+    ways = {way.options: way.needed for way in smaller(config, budget)}
+    fixed = budget.weights + budget.gradients + budget.optimizer
+    low = measure_budget(dataclasses.replace(config, distill=DistillConfig(low_memory=True)))
+    assert ways.pop("--mixed-precision bf16") == fixed + budget.activations / 2
+    assert ways.pop("--distill.low-memory") == fixed + low.activations + budget.gradients
+    assert ways.pop("--batch-size 4 --accumulate 2") == fixed + budget.activations / 2
+    [(together, least)] = ways.items()
+    assert together == "--mixed-precision bf16 --distill.low-memory --batch-size 4 --accumulate 2"
+    assert least == round(fixed + (low.activations + budget.gradients) / 4)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_what_would_help() -> None:
+    says = r"batch_size 1000000 needs about \d+\.\d GB, this machine has .*--accumulate 2: \d"
+    with pytest.raises(ValueError, match=says):
+        check_fits(TrainConfig(batch_size=1_000_000, cpu=True))
+    check_fits(TrainConfig(batch_size=512, cpu=True))
+
+
+def test_a_dry_run_offers_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(batch_size=2, cpu=True)
+    assert "--accumulate" not in dry_run("mine", config)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000000")  # processes that share the memory
+    text = dry_run("mine", config)
+    assert "this machine has 0.0" in text
+    assert "with --batch-size 1 --accumulate 2\n" in text
 
 
 def test_low_memory_needs_less_by_little_more_than_one_host_pass() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,34 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert (place / "runs/one/sheet.png").exists()
 
 
+def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        shutil.copytree(place / "runs/one", tmp_path / name)
+        os.utime(tmp_path / name / "metrics.jsonl", (0, 0 if name == "old" else 86_400))
+    log = tmp_path / "new/metrics.jsonl"
+    first, *_, last = log.read_text().splitlines()
+    own = json.loads(last)["scores"]["own"]
+    (tmp_path / "no run").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("{")
+    (tmp_path / "damaged/metrics.jsonl").write_text("")
+    done = masksd(tmp_path, "runs", tmp_path)
+    assert f"warning: {tmp_path / 'damaged'} is left out" in done.stderr
+    head, *rows, following = [line.split() for line in done.stdout.splitlines()]
+    assert head[:4] == ["run", "date", "model", "method"]
+    assert [row[0] for row in rows] == [str(tmp_path / "new"), str(tmp_path / "old")]
+    scores = [f"{100 * own[name]:.2f}" for name in ("mIoU", "oIoU")]
+    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", "-"]
+    assert rows[0][3:] == expected
+    assert following[:3] == ["next:", "masksd", "predict"]
+    log.write_text(first + "\n")
+    os.utime(log)
+    done = masksd(tmp_path, "runs", tmp_path)
+    head, row, *_, following = [line.split() for line in done.stdout.splitlines()]
+    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", "-"]
+    assert " ".join(following) == f"next: masksd train --resume {tmp_path / 'new'}"
+
+
 def test_train_ends_with_what_to_do_next(place: Path) -> None:
     lines = (place / "train.log").read_text().splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("scored "))
@@ -93,13 +122,13 @@ def test_train_ends_with_what_to_do_next(place: Path) -> None:
     assert images == "images: data/images"
     program, *arguments = shlex.split(command.removeprefix("try: "))
     assert program == "masksd"
-    done = masksd(place, *arguments, "--device", "cpu", "--output", "tried.png")
+    done = masksd(place, *arguments, "--cpu", "--output", "tried.png")
     assert done.returncode == 0, done.stderr
     assert (place / "tried.png").exists()
 
 
 def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_path: Path) -> None:
-    options = ("--limit", "4", "--device", "cpu", "--no-progress")
+    options = ("--eval-samples", "4", "--cpu", "--no-progress")
     checkpoint = place / "runs/one/checkpoint"
     done = masksd(tmp_path, "evaluate", "--checkpoint", checkpoint, *options)  # from elsewhere
     assert done.returncode == 0, done.stderr
@@ -123,7 +152,7 @@ def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> Non
 
 
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
-    checkpoint = ("--checkpoint", "runs/one/checkpoint", "--device", "cpu", "--threshold", "0")
+    checkpoint = ("--checkpoint", "runs/one/checkpoint", "--cpu", "--threshold", "0")
     done = masksd(place, "predict", "picture.png", "the red dirigible", *checkpoint)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "masksd: warning: the model does not know 'dirigible'\n"
@@ -178,18 +207,6 @@ ERRORS = {
         ),
         "did you mean 'val'?",
     ),
-    "unknown device": (
-        (*PREDICT, "picture.png", "circle", "--device", "gpu"),
-        "unknown device 'gpu'; use cpu",
-    ),
-    "device that is not ours": (
-        (*PREDICT, "picture.png", "circle", "--device", "meta"),
-        "unknown device 'meta'; use cpu",
-    ),
-    "device that is not there": (
-        (*PREDICT, "picture.png", "circle", "--device", "cuda:99"),
-        "device 'cuda:99' does not exist: torch finds",
-    ),
     "picture as mask": (
         ("predict", "a-mask.png", "red", "--output", "a.png"),
         "output a-mask.png is the image itself",
@@ -229,8 +246,15 @@ ERRORS = {
     "dry run of a wrong value": ((*TRAIN, "--dry-run", "--lr", "0"), "lr must be a finite number"),
     "no Unicode": ((*PREDICT, "picture.png", "the red \udcff circle"), "not valid Unicode"),
     "no pictures a pass": (("evaluate", "--batch-size", "0"), "batch_size must be a whole number"),
-    "negative limit": (("evaluate", "--limit", "-1"), "limit must be a whole number"),
+    "fewer than no samples": (
+        ("evaluate", "--eval-samples", "-1"),
+        "eval_samples must be a whole number",
+    ),
     "threshold of scoring": (("evaluate", "--threshold", "35"), "threshold must be a number"),
+    "another word for --eval-samples": (("evaluate", "--limit", "3"), "mean --eval-samples?"),
+    "no folder of runs": (("runs", "nowhere"), "no folder nowhere; `masksd train` writes runs/"),
+    "no run in a folder": (("runs", "data"), "no run in data; start one with `masksd train`"),
+    "another word for --cpu": ((*PREDICT, "picture.png", "red", "--device", "cpu"), "mean --cpu?"),
     "one token a position": (
         (*TRAIN, "--distill.image.token", "position", "--distill.image.positions", "7"),
         "positions",
@@ -291,7 +315,7 @@ def test_errors_that_nobody_foresaw_are_one_line_too(
             raise error
 
         monkeypatch.setattr("masksd.kit.prediction.predictor.Predictor.from_checkpoint", fail)
-        assert main(["predict", "picture.png", "red"]) == 2
+        assert main([*PREDICT, "picture.png", "red"]) == 2
         text = "out of memory" if str(error) else "MemoryError"
         expected = f"masksd: error: {text} (MASKSD_TRACEBACK=1 shows where)\n"
         assert capfd.readouterr().err == expected
@@ -324,6 +348,25 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKSD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="unknown model 'nothing'"):
         main([*TRAIN, "--model", "nothing"])
+
+
+def test_the_options_that_most_runs_need_come_first(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capfd.readouterr().out
+    options = re.findall(r"^│ --([a-z-]+)", text, re.MULTILINE)
+    needed = "preset branches config resume allow dry-run model steps batch-size lr output"
+    assert " ".join(options[:11]) == needed
+    assert text.index("for data of your own --data-root and --name") < text.index("--help")
+
+
+def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--tyro-print-completion", "bash"])
+    assert not left.value.code
+    script = capfd.readouterr().out
+    for word in ("--eval-samples", "--distill.image.ratio", "pretrain", "runs", "--threshold"):
+        assert word in script
 
 
 def test_help_shows_units_and_defaults(
@@ -375,13 +418,13 @@ def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) ->
     last = json.loads((tmp_path / "run/checkpoint/checkpoint.json").read_text())
     assert f"run: {last['step']} steps in" in done.stdout
     assert last["step"] > 0
-    options = ("--checkpoint", "run/checkpoint", "--limit", "2", "--no-progress", "--device", "cpu")
+    options = ("--checkpoint", "run/checkpoint", "--eval-samples", "2", "--no-progress", "--cpu")
     done = masksd(tmp_path, "evaluate", *options)
     assert done.returncode == 0, done.stderr
 
 
 def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
-    checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--device", "cpu")
+    checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--cpu")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in ("a.png", "b.png"):
@@ -399,7 +442,13 @@ def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
     assert "3/3" in done.stderr
     first, *numbered = done.stdout.splitlines()
     assert first == "pictures-predictions: overlays and masks of 2 images"
-    assert numbered == ["  -1: the red circle", "  -2: the star"]
+    areas = dict.fromkeys(texts, 0)
+    for record in json.loads((tmp_path / "masks.json").read_text()):
+        areas[record["expression"]] += record["area"]
+    assert numbered == [
+        f"  -{number}: {text}: {areas[text]} pixels ({areas[text] / 1200:.1%}) found"
+        for number, text in enumerate(texts, start=1)
+    ]
     found = sorted(path.name for path in (tmp_path / "pictures-predictions/masks").iterdir())
     assert found == ["a-1.png", "a-2.png", "b-1.png", "b-2.png"]
     assert len(json.loads((tmp_path / "masks.json").read_text())) == 4

@@ -63,7 +63,10 @@ def test_options_of_the_data(command: str) -> None:
         (("--name", "mien"), "did you mean 'mine'? Known: 'mine'; set name, --name"),
         (("--name", "mine", "--split-by", "umd"), "did you mean 'unc'? It is the only one; set sp"),
         (("--name", "mine", "--index", "none"), "no index none (set index, --index"),
-        (("--tokenizer", "clpi"), "did you mean 'clip'? Known: 'bert', 'clip', 'shapes' (--token"),
+        (
+            ("--name", "mine", "--tokenizer", "clpi"),
+            "did you mean 'clip'? Known: 'bert', 'clip', 'shapes' (--token",
+        ),
     ],
 )
 def test_errors_of_training_name_the_option(

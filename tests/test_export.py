@@ -134,12 +134,12 @@ def test_predict_and_evaluate_take_an_export(run: Path, tmp_path: Path) -> None:
     folder = export_checkpoint(run / "checkpoint", tmp_path / "bare").folder
     Image.new("RGB", (60, 40), (200, 190, 180)).save(tmp_path / "picture.png")
     output = tmp_path / "found.png"
-    options = ("--checkpoint", str(folder), "--device", "cpu", "--output", str(output))
+    options = ("--checkpoint", str(folder), "--cpu", "--output", str(output))
     assert main(["predict", str(tmp_path / "picture.png"), "the red circle", *options]) == 0
     assert output.exists()
     shapes = ShapesConfig(train=1, val=2, test_a=1, test_b=1)
     data = build_shapes(tmp_path / "data", shapes, progress=False)
-    scored = ("--data-root", str(data), "--no-progress", "--device", "cpu")
+    scored = ("--data-root", str(data), "--no-progress", "--cpu")
     assert main(["evaluate", "--checkpoint", str(folder), *scored]) == 0
 
 

@@ -353,7 +353,7 @@ def test_the_command_prints_and_writes_scores_beside_the_clean_ones(
 ) -> None:
     checkpoint = build_model(TrainConfig(data=DataConfig(data_root=root)))
     save_checkpoint(tmp_path / "one", checkpoint)
-    run = ["evaluate", "--device", "cpu", "--no-progress", "--checkpoint", str(tmp_path / "one")]
+    run = ["evaluate", "--cpu", "--no-progress", "--checkpoint", str(tmp_path / "one")]
     assert main(run) == 0
     clean = capsys.readouterr().out.splitlines()
     harder = ["--hide", "0.25", "--drop-words", "1", "--output"]

@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A room may use every room on a line above its own, and itself.
 FLOORS = [
     ["errors", "grids", "features"],
+    ["masking_config"],
     ["losses", "masking"],
     ["hooks", "modules"],
-    ["embeddings", "masking_config", "knowledge_losses", "replay"],
+    ["embeddings", "knowledge_losses", "replay"],
     ["config", "tap"],
     ["knowledge_config", "tap_kinds"],
     ["segmenter"],

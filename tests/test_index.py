@@ -172,7 +172,7 @@ def test_changed_sources_are_refused_and_touched_ones_are_not(place: Layout, whi
     content = path.read_bytes()
     path.write_bytes(content.replace(b"circle", b"cirkle", 1).replace(b'"area"', b'"aera"', 1))
     assert path.stat().st_size == len(content)
-    with pytest.raises(DataError, match=r"does not belong to .*; run `masksd data prepare shapes"):
+    with pytest.raises(DataError, match=r"does not belong to .*; run `masksd data prepare ROOT"):
         find_index(place)
     prepare_data(place.refs.parent.parent, "shapes", progress=False)
     assert len(open_index(place).refs) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,13 @@ def test_a_folder_holds_every_prediction(
     predictor: Predictor, pictures: list[Path], tmp_path: Path
 ) -> None:
     output, rle = tmp_path / "out", tmp_path / "out.json"
-    assert predict_to_folder(predictor, pictures, EXPRESSIONS, output=output, rle=rle) == 3
+    found = predict_to_folder(predictor, pictures, EXPRESSIONS, output=output, rle=rle)
+    assert found.images == 3
+    areas = [0] * len(EXPRESSIONS)
+    for record in json.loads(rle.read_text()):
+        areas[EXPRESSIONS.index(record["expression"])] += record["area"]
+    assert found.pixels == areas
+    assert found.of == sum(math.prod(Image.open(picture).size) for picture in pictures)
     records = json.loads(rle.read_text())
     assert [(r["image"], r["expression"]) for r in records] == [
         (path.name, expression) for path in pictures for expression in EXPRESSIONS
@@ -129,10 +136,10 @@ def test_pictures_that_cannot_be_read_are_counted(
     pictures[1].write_bytes(b"no picture")
     output, rle = tmp_path / "out", tmp_path / "out.json"
     with pytest.warns(UserWarning, match=r"1 of 3 images were left out: .*b\.jpg: not a read"):
-        read = predict_to_folder(
+        found = predict_to_folder(
             predictor, pictures, EXPRESSIONS, output=output, rle=rle, skip_bad=True
         )
-    assert read == 2
+    assert found.images == 2
     assert {record["image"] for record in json.loads(rle.read_text())} == {"a.png", "c.bmp"}
     assert len(list(output.rglob("*.png"))) == 8
     for path in pictures:

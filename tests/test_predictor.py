@@ -134,9 +134,10 @@ def test_a_picture_in_memory_is_treated_as_its_file(
     with Image.open(tmp_path / "layer.png") as opened:
         predictor.set_image(opened)
     assert np.array_equal(np.asarray(predictor.image), expected)
-    for mode in ("I;16", "F"):
-        with pytest.raises(DataError, match=r"image: .* has more than 8 bits a channel"):
-            predictor.set_image(Image.new(mode, (4, 3)))
+    predictor.set_image(np.asarray(layer.transpose(Image.Transpose.ROTATE_270)))
+    assert np.array_equal(np.asarray(predictor.image), expected)
+    with pytest.raises(DataError, match=r"image: F has 32 bits a channel"):
+        predictor.set_image(Image.new("F", (4, 3)))
     assert np.array_equal(np.asarray(predictor.image), expected)
 
 
@@ -189,9 +190,9 @@ def test_every_expression_is_answered_as_the_whole_model_would(
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (np.zeros((4, 5, 3), dtype=np.uint8), r"got ndarray; use Image\.fromarray\(array\)$"),
-        (None, "got NoneType$"),
-        (3, "got int$"),
+        (np.zeros((4, 5, 3)), r"got float64 \(4, 5, 3\); pass \(255 \* array\)"),
+        (None, "image must be a path, a PIL image or an array, got NoneType$"),
+        (3, "image must be a path, a PIL image or an array, got int$"),
     ],
 )
 def test_what_is_no_picture_is_named_and_the_one_before_stays(
@@ -200,7 +201,7 @@ def test_what_is_no_picture_is_named_and_the_one_before_stays(
     predictor = Predictor(checkpoint)
     predictor.set_image(picture)
     before = predictor.image
-    with pytest.raises(ValueError, match=f"image must be a path or a PIL image, {expected}"):
+    with pytest.raises(ValueError, match=expected):
         predictor.set_image(image)
     assert predictor.image is before
 

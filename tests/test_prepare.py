@@ -233,7 +233,7 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
     content = json.loads((root / "mine" / "instances.json").read_text())
     content["annotations"][1]["segmentation"].append([1, 2])
     (root / "mine" / "instances.json").write_text(json.dumps(content))
-    assert main(["data", "prepare", "mine", str(root), "--check-pictures"]) == 0
+    assert main(["data", "prepare", str(root), "mine", "--check-pictures"]) == 0
     out = capfd.readouterr().out.splitlines()
     assert out[0].split() == ["split", "images", "objects", "refs", "sentences"]
     assert out[1].split() == ["val", "3", "3", "3", "3"]
@@ -247,11 +247,11 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
 @pytest.mark.filterwarnings("default:2 bad records left out")
 def test_prepare_counts_what_it_leaves_out(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spoil(root, "missing")
-    assert main(["data", "prepare", "mine", str(root)]) == 2
+    assert main(["data", "prepare", str(root), "mine"]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("masksd: error: image 8: ")
     assert error.endswith("or leave its refs out with --skip-bad")
-    assert main(["data", "prepare", "mine", str(root), "--skip-bad"]) == 0
+    assert main(["data", "prepare", str(root), "mine", "--skip-bad"]) == 0
     assert "masksd: warning: 2 bad records left out: image 8" in capfd.readouterr().err
 
 
@@ -259,6 +259,9 @@ def test_prepare_says_which_files_it_wants(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "prepare", "refcocog", str(tmp_path)]) == 2
+    hint = f"did you mean masksd data prepare {tmp_path} refcocog?"
+    assert hint in capfd.readouterr().err
+    assert main(["data", "prepare", str(tmp_path), "refcocog"]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert f"Wanted: {tmp_path / 'refcocog' / 'instances.json'}, one of refs(umd).p" in error
@@ -268,7 +271,7 @@ def test_prepare_says_which_files_it_wants(
 @pytest.mark.filterwarnings("default:split 'val' of refcoco")
 def test_published_counts_are_printed_beside(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (root / "mine").rename(root / "refcoco+")
-    assert main(["data", "prepare", "refcoco+", str(root)]) == 0
+    assert main(["data", "prepare", str(root), "refcoco+"]) == 0
     found = capfd.readouterr()
     head, row = found.out.splitlines()[:2]
     assert head.endswith("refs published  sentences published")
@@ -281,7 +284,7 @@ def test_an_index_elsewhere_serves_other_commands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "index"
-    assert main(["data", "prepare", "mine", str(root), "--output", str(place)]) == 0
+    assert main(["data", "prepare", str(root), "mine", "--output", str(place)]) == 0
     assert main(["data", "inspect", str(root), "mine", "--index", str(place)]) == 0
     stored = DataConfig(data_root=root, name="mine", index=place)
     data = open_split(DataConfig.from_dict(stored.to_dict()), "val", TOKENIZER, 8)

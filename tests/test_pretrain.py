@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from masksd.kit.cli import main
-from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.config import DataConfig, PretrainConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.views import ObjectViews, draw_cut, equal_sentences
 from masksd.kit.encoder_weights import encoder_bytes, load_encoder
 from masksd.kit.evaluation.alignment import area_under_curve, dot_relevance
 from masksd.kit.sources import build_model, open_split
-from masksd.kit.training.pretrain import PretrainConfig, contrastive_loss, pretrain
+from masksd.kit.training.pretrain import contrastive_loss, pretrain
 
 
 @pytest.fixture(scope="module")

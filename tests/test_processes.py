@@ -150,7 +150,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate_arguments(place: Path, output: Path) -> list[str]:
-    options = ["--limit", "7", "--batch-size", "2", "--protocol", "original", "--relevance"]
+    options = ["--eval-samples", "7", "--batch-size", "2", "--protocol", "original", "--relevance"]
     paths = ["--checkpoint", str(place / "checkpoint"), "--output", str(output)]
     return ["evaluate", *paths, *options, "--no-progress"]
 
@@ -163,7 +163,7 @@ def test_two_processes_evaluate_as_one(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert cli.main([*evaluate_arguments(place, one), "--device", "cpu"]) == 0
+    assert cli.main([*evaluate_arguments(place, one), "--cpu"]) == 0
     printed = capsys.readouterr().out
     done = evaluate_on_two(place, two)
     assert done.returncode == 0, done.stderr
@@ -187,10 +187,10 @@ def test_what_the_first_process_refuses_ends_the_others(place: Path, tmp_path: P
 @pytest.mark.slow
 def test_evaluations_that_differ_are_refused_by_both(place: Path, tmp_path: Path) -> None:
     one = [sys.executable, "-m", "masksd", *evaluate_arguments(place, tmp_path / "new")]
-    script = shlex.join(one) + " --limit $((6 + RANK))"
+    script = shlex.join(one) + " --eval-samples $((6 + RANK))"
     done = run(*TORCHRUN, "2", "--no-python", "bash", "-c", script)
     fix = "start every process with the same options"
-    line = f"masksd: error: limit is 6 on process 0 and 7 on process 1; {fix}"
+    line = f"masksd: error: eval_samples is 6 on process 0 and 7 on process 1; {fix}"
     assert set(ours(done.stderr)) == {line}
     assert list(tmp_path.iterdir()) == []
 
@@ -213,19 +213,6 @@ def test_commands_for_one_process_refuse_more(
     [line] = ours(capsys.readouterr().err)
     assert line.startswith(f"masksd: error: masksd {arguments[0]}")
     assert line.endswith("runs in one process, but 2 were started; start it without torchrun")
-
-
-def test_one_gpu_is_not_for_several_processes(
-    place: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("masksd.kit.cli.evaluate.device_name", str)
-    assert cli.main([*evaluate_arguments(place, tmp_path), "--device", "cuda:1"]) == 2
-    assert "device 'cuda:1' is one for 2 processes; use cuda or cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

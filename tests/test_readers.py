@@ -388,7 +388,7 @@ def test_parquet_with_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     with pytest.raises(DataError, match=r"row 0: its picture lies in the file; unpack .*prepare"):
         truths(tmp_path, "val")
     expected = {"a square": SQUARE, "it": SQUARE, "a corner": CORNER, "red": SQUARE}
-    assert main(["data", "prepare", "mine", str(tmp_path)]) == 0
+    assert main(["data", "prepare", str(tmp_path), "mine"]) == 0
     out = capfd.readouterr().out
     assert f"parquet, as on the Hugging Face Hub: {place / 'data' / 'val-00000'}" in out
     assert "and 1 more" in out

@@ -66,7 +66,8 @@ def test_commands_parse(capfd: pytest.CaptureFixture[str]) -> None:
             pytest.fail(f"{shlex.join(command)}\n{capfd.readouterr().err}")
 
 
-LAUNCHERS = {  # of torchrun and accelerate
+LAUNCHERS = {  # of torchrun, accelerate and tyro
+    "--tyro-print-completion",
     "--standalone",
     "--nproc_per_node",
     "--nnodes",
@@ -92,6 +93,7 @@ def test_options_named_in_the_text_exist(
         ["export"],
         ["data", "prepare"],
         ["data", "inspect"],
+        ["data", "words"],
     ):
         with pytest.raises(SystemExit):
             cli._parse([*command, "--help"])

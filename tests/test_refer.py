@@ -178,13 +178,10 @@ def test_bad_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be decoded"):
         read_image(tmp_path)
     path.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP image"):
+    with pytest.raises(DataError, match=r"a.bin: not a readable JPEG, PNG, WEBP, BMP, GIF, TIFF"):
         read_image(path)
-    Image.new("RGB", (4, 4)).save(path, "GIF")
+    Image.new("RGB", (4, 4)).save(path, "PPM")
     with pytest.raises(DataError, match="not a readable"):
-        read_image(path)
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path, "PNG")
-    with pytest.raises(DataError, match="more than 8 bits a channel"):
         read_image(path)
     for width, height in ((9000, 9000), (12000, 10000), (60000, 60000)):
         path.write_bytes(png_header(width, height))

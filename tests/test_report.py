@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str | Path) -> int:
-    return main(["evaluate", "--device", "cpu", "--no-progress", *map(str, arguments)])
+    return main(["evaluate", "--cpu", "--no-progress", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("protocol", ["original", "lavt"])
@@ -188,7 +188,7 @@ def test_the_default_is_the_short_table(place: Path, capsys: pytest.CaptureFixtu
 def test_the_original_protocol_prints_both_comparisons(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--checkpoint", place / "one", "--protocol", "original", "--limit", "3") == 0
+    assert run("--checkpoint", place / "one", "--protocol", "original", "--eval-samples", "3") == 0
     printed = capsys.readouterr().out
     assert "Pr@0.5 (>=)" in printed
     assert "mOver" in printed
@@ -197,7 +197,7 @@ def test_the_original_protocol_prints_both_comparisons(
 def test_reports_are_replaced_only_when_asked(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--checkpoint", place / "one", "--limit", "2", "--sentences", "own")
+    options = ("--checkpoint", place / "one", "--eval-samples", "2", "--sentences", "own")
     target = tmp_path / "report"
     assert run(*options, "--output", target) == 0
     before = {path: path.read_bytes() for path in target.iterdir()}
@@ -210,7 +210,7 @@ def test_reports_are_replaced_only_when_asked(
     assert run(*options, "--output", target, "--overwrite", "--split", "vall") == 2
     assert {path: path.read_bytes() for path in target.iterdir()} == before
     assert list(tmp_path.iterdir()) == [target]
-    assert run(*options, "--output", target, "--overwrite", "--limit", "4") == 0
+    assert run(*options, "--output", target, "--overwrite", "--eval-samples", "4") == 0
     assert len(read_samples(target)) == 4
     (target / "notes.txt").write_text("mine")
     assert run(*options, "--output", target, "--overwrite") == 2
@@ -244,7 +244,7 @@ def test_wrong_options_are_one_line(
 
 
 def test_json_reports_are_plain_json(place: Path, tmp_path: Path) -> None:
-    options = ("--checkpoint", place / "one", "--limit", "2", "--protocol", "cris")
+    options = ("--checkpoint", place / "one", "--eval-samples", "2", "--protocol", "cris")
     assert run(*options, "--output", tmp_path / "report") == 0
     fields = json.loads((tmp_path / "report" / REPORT).read_text())
     assert fields["fit"] == "letterbox"

@@ -45,13 +45,12 @@ from benchmarks.study.run import expected_seconds, missing_runs, run_study
 from benchmarks.study.studies import VARIANTS, get_study, only
 from benchmarks.study.summary import study_table, summarise
 from masksd.config import DistillConfig
-from masksd.kit.config import DataConfig, TrainConfig, TrainingError
+from masksd.kit.config import DataConfig, PretrainConfig, TrainConfig, TrainingError
 from masksd.kit.costs.budget import measure_budget
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.randomness import EpochSampler
 from masksd.kit.sources import build_model, wrap_model
-from masksd.kit.training.pretrain import PretrainConfig
 from masksd.models import create_model
 
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}

@@ -19,7 +19,7 @@ from benchmarks.train_step import Setting
 from masksd import DistillConfig
 from masksd.check import TOLERANCE
 from masksd.masking import apply_mask, keyed_noise, mask_correlated, select_tokens
-from masksd.masking.api import COUNTS, ROUNDINGS, SELECTIONS
+from masksd.masking_config import COUNTS, ROUNDINGS, SELECTIONS
 
 Found = dict[str, tuple[float, float]]
 """An error and the largest that is allowed, by what was compared."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.names import recorded_towers, recorded_train
-from masksd.kit.config import TrainConfig
+from masksd.kit.config import PretrainConfig, TrainConfig
 from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import get_recipe
-from masksd.kit.training.pretrain import PretrainConfig
 from masksd.kit.training.trainer import train
 
 LEVEL, PICTURES, STEPS, BATCH, TOWERS = "medium", 100, 1000, 8, 3000

@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.study.plan import Study
 from masksd.kit.checkpoints import MODEL
-from masksd.kit.config import DataConfig, TrainConfig
+from masksd.kit.config import DataConfig, PretrainConfig, TrainConfig
 from masksd.kit.storage.places import find_folder
-from masksd.kit.training.pretrain import PretrainConfig, pretrain
+from masksd.kit.training.pretrain import pretrain
 
 Fields = dict[str, Any]
 RECORDED: dict[str, Fields] = json.loads(

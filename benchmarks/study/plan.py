@@ -13,9 +13,8 @@ from typing import Any
 
 from masksd.config import DistillConfig
 from masksd.errors import check_choice, unknown_name
-from masksd.kit.config import TrainConfig
+from masksd.kit.config import PretrainConfig, TrainConfig
 from masksd.kit.costs.budget import count_step
-from masksd.kit.training.pretrain import PretrainConfig
 
 STEPS, COMPUTE = "steps", "compute"
 HOST = "host"

@@ -26,7 +26,7 @@ from masksd.kit.data.refer import ReferDataset
 from masksd.kit.devices import default_device, describe_machine
 from masksd.kit.evaluation.scoring import score
 from masksd.kit.sources import open_split
-from masksd.kit.training.saving import BEST
+from masksd.kit.training.resuming import BEST
 from masksd.kit.training.trainer import train
 
 _TIMED_STEPS = 8

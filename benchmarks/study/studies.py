@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.study import bases
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
 from masksd.config import DistillConfig
-from masksd.kit.config import TrainConfig
-from masksd.kit.training.pretrain import PretrainConfig
+from masksd.kit.config import PretrainConfig, TrainConfig
 
 
 def baselines() -> tuple[Variant, ...]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from masksd.kit.checkpoints import load_checkpoint as load_checkpoint
     from masksd.kit.config import DataConfig as DataConfig
+    from masksd.kit.config import PretrainConfig as PretrainConfig
     from masksd.kit.config import TrainConfig as TrainConfig
     from masksd.kit.config import TrainingError as TrainingError
     from masksd.kit.data.records import DataError as DataError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from masksd.kit.prediction.predictor import Predictor as Predictor
     from masksd.kit.recipes import get_recipe as get_recipe
     from masksd.kit.sources import build_model as build_model
-    from masksd.kit.training.pretrain import PretrainConfig as PretrainConfig
     from masksd.kit.training.pretrain import pretrain as pretrain
     from masksd.kit.training.trainer import RunResult as RunResult
     from masksd.kit.training.trainer import train as train
@@ -39,7 +39,7 @@ _ROOMS = {
     "DataConfig": "config",
     "DataError": "data.records",
     "Predictor": "prediction.predictor",
-    "PretrainConfig": "training.pretrain",
+    "PretrainConfig": "config",
     "ReferDataset": "data.refer",
     "RunResult": "training.trainer",
     "ShapesConfig": "data.shapes.build",

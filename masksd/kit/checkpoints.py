@@ -20,15 +20,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
 from masksd.errors import check_choice, check_fraction, one_line
-from masksd.kit.data.transforms import FITS
-from masksd.kit.storage.files import MANIFEST, verify_folder, write_folder
-from masksd.kit.storage.places import find_folder, read_unchanged
+from masksd.kit.data_config import FITS
+from masksd.kit.storage.files import MANIFEST, find_checkpoint, verify_folder, write_folder
+from masksd.kit.storage.places import read_unchanged
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from masksd.kit.data.text.tokenizers import Tokenizer
 
 MODEL, CONFIG, TRAINING = "model.safetensors", "checkpoint.json", "training.safetensors"
@@ -146,6 +146,7 @@ def check_finite(
     """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity.
 
     Example:
+        >>> import torch
         >>> check_finite({"neck.bias": torch.tensor([0.0, torch.nan])}, "model")
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -250,7 +251,7 @@ def newest_checkpoint(runs: str | Path) -> Path | None:
 
 def read_config(folder: str | Path) -> CheckpointConfig:
     """Read how a checkpoint's model is built and fed; nothing else is read or verified."""
-    root = find_folder(Path(folder))
+    root = find_checkpoint(folder)
     try:
         fields = json.loads((root / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

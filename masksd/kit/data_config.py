@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from masksd.errors import check_choice, unknown_name
 
+FITS = ("squash", "letterbox")
+"""How an image becomes a square; see :mod:`masksd.kit.data.transforms`."""
+
 
 def cache_folder() -> Path:
     """Where generated data go: ``$MASKSD_CACHE``, else ``masksd`` in the user's cache folder."""

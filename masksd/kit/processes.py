@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -44,6 +41,8 @@ def launched() -> int:
 
 def rank_and_world() -> tuple[int, int]:
     """Return this process's number and how many there are, (0, 1) without a process group."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -85,6 +84,7 @@ def start_processes(
                 f"ACCELERATE_USE_{kind} is set, but every process keeps the whole model (DDP); "
                 "start with torchrun, or write your own loop as examples/README.md shows for FSDP2"
             )
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -123,6 +123,8 @@ def check_same_everywhere(accelerator: Accelerator, facts: Mapping[str, Any]) ->
     """
     if accelerator.num_processes == 1:
         return
+    import torch.distributed as dist
+
     own = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
     found: list[dict[str, str]] = [{}] * accelerator.num_processes
     dist.all_gather_object(found, own)
@@ -165,6 +167,8 @@ def first_process_first() -> Iterator[None]:
 
 def leave_processes() -> None:
     """Wait for the others and leave them; what one process does from then on, it does alone."""
+    import torch.distributed as dist
+
     _, world = rank_and_world()
     if world > 1:
         _meet(world)
@@ -172,6 +176,8 @@ def leave_processes() -> None:
 
 
 def _meet(world: int) -> None:
+    import torch.distributed as dist
+
     # not barrier(), which wants to know the GPU
     dist.all_gather_object([None] * world, None)
 
@@ -223,6 +229,8 @@ def watch_others(accelerator: Accelerator, kept: str, timeout: float = TIMEOUT) 
 
 def _what_happened(error: RuntimeError, timeout: float) -> str | None:
     """Read the messages of gloo, NCCL and torch's store; None is an error of another kind."""
+    import torch.distributed as dist
+
     text = str(error).lower()
     if "gloo" in text or isinstance(error, dist.DistError):
         if any(words in text for words in DIED):

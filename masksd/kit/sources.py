@@ -15,12 +15,12 @@ from masksd.cross_modal import CrossModalDistill
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.hosts import lavt
 from masksd.kit.checkpoints import Checkpoint, CheckpointConfig
-from masksd.kit.config import DataConfig, TrainConfig, cache_folder
+from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.config.mixing import parse_share
 from masksd.kit.data.layout import data_sets, find_split_by
 from masksd.kit.data.refer import Encoder, ReferDataset
 from masksd.kit.data.selection import choose_refs
-from masksd.kit.data.shapes import ShapesConfig, build_shapes
+from masksd.kit.data.shapes import build_shapes, shapes_config, shapes_folder
 from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
 from masksd.kit.data.transforms import CLIP_MEAN, CLIP_STD
 from masksd.kit.encoder_weights import load_encoder
@@ -42,25 +42,6 @@ def find_root(data: DataConfig, progress: bool = True) -> Path:
         return data.data_root
     shapes = shapes_config(data)
     return build_shapes(shapes_folder(shapes), shapes, progress=progress)
-
-
-def shapes_folder(shapes: ShapesConfig) -> Path:
-    """Return where shapes are generated: a folder in the cache for each config.
-
-    Example:
-        >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
-        'shapes-hard-10-300-300-300-96px-seed0'
-    """
-    pictures = "-".join(map(str, shapes.images().values()))
-    name = f"shapes-{shapes.level}{shapes.variant}-{pictures}-{shapes.size}px-seed{shapes.seed}"
-    return cache_folder() / name
-
-
-def shapes_config(data: DataConfig) -> ShapesConfig:
-    """Return the shapes that are generated for a run."""
-    default = ShapesConfig()
-    train = default.train if data.pictures is None else data.pictures
-    return ShapesConfig(level=data.level, variant=data.variant, train=train)
 
 
 def open_split(

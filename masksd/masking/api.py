@@ -9,10 +9,8 @@ from torch import Tensor
 
 from masksd.errors import check_choice, check_fraction
 from masksd.masking import fused, reference
+from masksd.masking_config import COUNTS, ROUNDINGS, SELECTIONS
 
-SELECTIONS = ("top", "bottom")
-ROUNDINGS = ("nearest", "stochastic", "floor", "floor_or_one", "ceil", "independent")
-COUNTS = ("words", "sequence")
 IMPLEMENTATIONS: dict[str, ModuleType] = {"fused": fused, "reference": reference}
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``masksd train | evaluate | predict | demo | export | data | pretrain``.
+"""The command line: ``masksd train | evaluate | predict | demo | runs | data | export | pretrain``.
 
 Options come from the config dataclasses. A user's error is one line on stderr and exit code 2;
 ``MASKSD_TRACEBACK=1`` shows where it was raised.
@@ -20,9 +20,10 @@ from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.demo import Demo
 from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.export import Export
-from masksd.kit.cli.options import command
+from masksd.kit.cli.options import check_names, command
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.runs import Runs
 from masksd.kit.cli.threads import settle_threads
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import TrainingError, TrainingStopped
@@ -40,15 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 2 after a user's error, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where the
     reader of the output has left. Wrong options and ``--help`` leave by ``SystemExit``.
     """
-    if arguments is None:
-        settle_threads(sys.argv[1:])
+    settle = arguments is None  # elsewhere threads and the program's start are the caller's
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         for category in (DeprecationWarning, FutureWarning):  # between libraries, not for users
             warnings.simplefilter("ignore", category)
         try:
-            _run(arguments)
+            _run(arguments, settle)
         except BrokenPipeError:  # the reader has left, as head does
             _discard_output()
             return 141  # as a program that SIGPIPE ends
@@ -70,15 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: list[str]) -> None:
-    """Run a command and flush what it printed, after ``SystemExit`` too."""
+def _run(arguments: list[str], settle: bool) -> None:
+    """Run a command and flush what it printed, after ``SystemExit`` too.
+
+    Values are checked before torch is loaded, which takes seconds.
+    """
     try:
         if arguments == ["--version"]:
             print(f"masksd {masksd.__version__}")
         else:
             if arguments[:1] not in [[name] for name in DISTRIBUTED]:
                 check_one_process(" ".join(["masksd", *arguments[:1]]))
-            _parse(arguments).run()
+            check_names(arguments)
+            chosen = _parse(arguments)
+            if getattr(chosen, "check", None) is not None:
+                chosen.check()
+            if settle:
+                settle_threads(arguments)
+            chosen.run()
     finally:
         sys.stdout.flush()
 
@@ -100,6 +109,7 @@ def _parse(arguments: list[str]) -> Any:
         "export": Export,
         "data": command(_data),
         "pretrain": pretrain_command(),
+        "runs": Runs,
     }
     return tyro.extras.subcommand_cli_from_dict(
         commands,

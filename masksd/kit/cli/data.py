@@ -1,7 +1,8 @@
-"""``masksd data shapes | prepare | inspect``: data sets on disk."""
+"""``masksd data shapes | prepare | inspect | words``: data sets on disk."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ def data_commands() -> dict[str, Any]:
     from masksd.kit.data.shapes.build import ShapesConfig
 
     shapes = command(_shapes, config=unchecked(ShapesConfig()), output=(Path | None, None))
-    return {"shapes": shapes, "prepare": Prepare, "inspect": Inspect}
+    return {"shapes": shapes, "prepare": Prepare, "inspect": Inspect, "words": Words}
 
 
 def _shapes(options: Any) -> None:
@@ -27,8 +28,7 @@ def _shapes(options: Any) -> None:
     Attributes:
         output: folder; None takes the one in the cache that training uses.
     """
-    from masksd.kit.data.shapes import ShapesConfig, build_shapes
-    from masksd.kit.sources import shapes_folder
+    from masksd.kit.data.shapes import ShapesConfig, build_shapes, shapes_folder
 
     config = checked(ShapesConfig(), options.config)
     print(build_shapes(options.output or shapes_folder(config), config))
@@ -43,8 +43,8 @@ class Prepare:
     which and, for refcoco, refcoco+ and refcocog, where to get them.
 
     Attributes:
-        name: of the data set, the folder in ROOT: refcoco, refcoco+, refcocog or your own.
         root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or other files in NAME.
+        name: of the data set, the folder in ROOT: refcoco, refcoco+, refcocog or your own.
         split_by: whose split: unc, google, umd; unc-reviewed leaves out what files
             *_reviewed.json call wrong; None takes the one that papers use, or the only one.
         images: folder of the images; None takes ROOT/images, or ROOT/NAME where the files are not
@@ -55,13 +55,20 @@ class Prepare:
         check_pictures: decode every image instead of only looking for its file.
     """
 
-    name: Annotated[str, tyro.conf.Positional]
     root: Annotated[Path, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional]
     split_by: str | None = None
     images: Path | None = None
     output: Path | None = None
     skip_bad: Flag = False
     check_pictures: Flag = False
+
+    def check(self) -> None:
+        """Refuse the two in the other order."""
+        if not self.root.is_dir() and Path(self.name).is_dir():
+            raise ValueError(
+                f"no folder {self.root}; did you mean masksd data prepare {self.name} {self.root}?"
+            )
 
     def run(self) -> None:
         """Write the index and print what it holds."""
@@ -166,3 +173,49 @@ class Inspect:
         print(f"\n{format_surveys(surveys)}")
         cells = [read_cell(layout, index, row, self.text) for row in drawn]
         print(f"\n{draw_data_sheet(cells, output)}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Make a tokenizer of the words of a data set, for models that are trained from scratch.
+
+    Attributes:
+        root: folder with NAME/instances.json and NAME/refs(SPLIT_BY).p, or other files in NAME.
+        name: of the data set.
+        split_by: whose split: unc, google, umd; None takes the one that papers use, or the only
+            one.
+        split: whose words are taken.
+        text: which form of the expressions: sent (cleaned) or raw (as written).
+        least: a rarer word is left out and will be unknown, as the words of other splits are.
+        output: folder of the tokenizer, for --tokenizer; None takes ROOT/NAME/words.
+    """
+
+    root: Annotated[Path, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional]
+    split_by: str | None = None
+    split: str = "train"
+    text: Literal["sent", "raw"] = "sent"
+    least: int = 1
+    output: Path | None = None
+
+    def run(self) -> None:
+        """Read the sentences, write the tokenizer and say how to use it."""
+        from masksd.kit.data.layout import find_files, find_split_by
+        from masksd.kit.data.prepare import find_index
+        from masksd.kit.data.text.tokenizers import DEFAULT_LENGTH, Tokenizer
+        from masksd.kit.data.text.vocabularies import word_vocabulary, words_of
+
+        split_by = self.split_by or find_split_by(self.root, self.name)
+        index = find_index(find_files(self.root, self.name, split_by))
+        spans = index.refs[index.rows(self.split)]["sentences"].tolist()
+        sentences = [
+            index.sentence(row, self.text) for first, last in spans for row in range(first, last)
+        ]
+        words = words_of(sentences, self.least)
+        if not words:
+            raise ValueError(f"no word occurs {self.least} times; lower --least")
+        output = self.output or self.root / self.name / "words"
+        Tokenizer(word_vocabulary(words), DEFAULT_LENGTH).save(output)
+        print(f"{output}: {len(words)} words of {len(sentences)} sentences of split {self.split}")
+        chosen = ["--data-root", str(self.root), "--name", self.name, "--tokenizer", str(output)]
+        print(f"next: {shlex.join(['masksd', 'train', *chosen])}")

@@ -13,8 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from masksd.kit.cli.shared import device_name
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -29,20 +27,21 @@ class Demo:
         beside: a second checkpoint, which is shown the same.
         port: of the page; None takes the first free one from 7860 on.
         open: open the browser, where there is a display.
-        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        cpu: stay on the CPU even if there is a GPU.
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     beside: Path | None = None
     port: int | None = None
     open: bool = True
-    device: str | None = None
+    cpu: bool = False
 
     def run(self) -> None:
         """Serve the page until Ctrl-C."""
         from masksd.kit.checkpoints import load_checkpoint
         from masksd.kit.demo.explorer import Explorer, read_examples
         from masksd.kit.demo.server import load_gradio, serve
+        from masksd.kit.devices import default_device
 
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise ValueError(f"port must be from 1 to 65535, got {self.port}")
@@ -50,7 +49,7 @@ class Demo:
             gradio = load_gradio(uploads)
             from masksd.kit.demo.page import build_page
 
-            device = device_name(self.device)
+            device = default_device(cpu=self.cpu)
             folders = [self.checkpoint or _newest_or_new()]
             folders += [] if self.beside is None else [self.beside]
             explorers = [Explorer(load_checkpoint(each, device), str(each)) for each in folders]

@@ -8,6 +8,7 @@ from typing import Any
 
 from masksd.kit.config import TrainConfig
 from masksd.kit.costs.budget import Budget, check_splits, count_items, measure_budget
+from masksd.kit.costs.fits import kept, memory_here, needed, smaller
 from masksd.kit.sources import tokenizer_name
 
 HEADINGS = {
@@ -96,7 +97,19 @@ def _costs(budget: Budget, config: TrainConfig) -> list[str]:
     ]
     if config.mixed_precision != "no":
         lines.append(_line("", f"about half of the activations in {config.mixed_precision}"))
-    return lines
+    return [*lines, *_smaller(budget, config)]
+
+
+def _smaller(budget: Budget, config: TrainConfig) -> list[str]:
+    """Say what is there, and what would need less, where it does not fit."""
+    there, whose = memory_here(config.cpu)
+    lines = [_line("", f"{whose} has {there / 1e9:.1f}")]
+    if needed(budget, kept(budget, config)) <= there:
+        return lines
+    for way in smaller(config, budget):
+        lines.append(_line("", f"{way.needed / 1e9:6.1f} with {way.options}"))
+    more = "gradient checkpointing and torch.compile: in a loop of your own, examples/README.md"
+    return [*lines, _line("", f"  less with {more}")]
 
 
 def _steps(config: TrainConfig) -> list[str]:

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masksd.kit.checkpoints import read_config
 from masksd.kit.cli.options import checked, command, early_option, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, data_title, device_name
+from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import DataConfig
-from masksd.kit.evaluation.settings import EvaluateConfig
+from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
 from masksd.kit.processes import (
     check_one_process,
     check_same_everywhere,
@@ -24,14 +25,24 @@ if TYPE_CHECKING:
 
 def evaluate_command(arguments: list[str]) -> type:
     """Make the command; its data defaults to that of the checkpoint that the arguments name."""
-    stored = _stored_data(early_option(arguments, "--checkpoint", str(CHECKPOINT)))
+    stored = DataConfig()
+    if arguments[:1] == ["evaluate"]:
+        stored = _stored_data(early_option(arguments, "--checkpoint", str(CHECKPOINT)))
     return command(
         _evaluate,
+        _check,
         data=unchecked(stored),
         config=unchecked(EvaluateConfig(CHECKPOINT)),
         compare=(tuple[Path, Path] | None, None),
-        device=(str | None, None),
+        cpu=(bool, False),
     )
+
+
+def _check(options: Any) -> None:
+    config = checked(EvaluateConfig(CHECKPOINT), options.config)
+    checked(DataConfig(), options.data)
+    if options.compare is None:
+        read_config(config.checkpoint)
 
 
 def _evaluate(options: Any) -> None:
@@ -43,7 +54,7 @@ def _evaluate(options: Any) -> None:
     Attributes:
         compare: folders A and B of two reports: print what B gains over A, with intervals, and
             score nothing.
-        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        cpu: stay on the CPU even if there is a GPU.
     """
     config = checked(EvaluateConfig(CHECKPOINT), options.config)
     if options.compare is not None:
@@ -51,13 +62,12 @@ def _evaluate(options: Any) -> None:
         _compare(config, *options.compare)
         return
     data = checked(DataConfig(), options.data)
-    device = device_name(options.device)
     if launched() == 1:
-        _print(config, data, _score(config, data, device))
+        from masksd.kit.devices import default_device
+
+        _print(config, data, _score(config, data, str(default_device(cpu=options.cpu))))
         return
-    if ":" in device:
-        raise ValueError(f"device {device!r} is one for {launched()} processes; use cuda or cpu")
-    accelerator = start_processes(cpu=device == "cpu")
+    accelerator = start_processes(cpu=options.cpu)
     with watch_others(accelerator, kept="nothing was written"):
         check_same_everywhere(accelerator, {**dataclasses.asdict(config), **data.to_dict()})
         found = _score(config, data, str(accelerator.device))
@@ -73,7 +83,6 @@ def _score(config: EvaluateConfig, data: DataConfig, device: str) -> Evaluated:
 
 
 def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
-    from masksd.kit.evaluation.reading import SENTENCES
     from masksd.kit.evaluation.scoring import format_table
     from masksd.kit.scores.metrics import headline
     from masksd.kit.scores.report import kind_title, left_out, split_comparisons
@@ -124,8 +133,6 @@ def _compare(config: EvaluateConfig, a: Path, b: Path) -> None:
 
 def _stored_data(folder: str) -> DataConfig:
     """Return the data of a checkpoint's training; the default where it cannot be read."""
-    from masksd.kit.checkpoints import read_config
-
     try:
         fields = read_config(folder).data
     except (ValueError, OSError):

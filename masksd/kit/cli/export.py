@@ -34,6 +34,12 @@ class Export:
     hub: str | None = None
     public: bool = False
 
+    def check(self) -> None:
+        """Refuse what is no checkpoint."""
+        from masksd.kit.checkpoints import read_config
+
+        read_config(self.checkpoint)
+
     def run(self) -> None:
         """Export and print where."""
         from masksd.kit.export.folder import export_checkpoint

@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 
+OTHERWISE = {"--device": "--cpu", "--limit": "--eval-samples"}
 
-def command(run: Any, **options: Any) -> type:
+
+def command(run: Any, check: Any = None, **options: Any) -> type:
     """Make the dataclass of a command from a function, whose docstring is the help.
 
-    An option is (type, default), or a dataclass whose fields become options.
+    An option is (type, default), or a dataclass whose fields become options. ``check`` takes the
+    parsed options first and refuses what it can without loading torch.
 
     Example:
         >>> command(print, steps=(int, 3))().steps
@@ -31,15 +35,16 @@ def command(run: Any, **options: Any) -> type:
             fields.append((name, flat, dataclasses.field(default_factory=option)))
         else:
             fields.append((name, option[0], dataclasses.field(default=option[1])))
-    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"run": run})
+    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"check": check, "run": run})
     made.__doc__ = run.__doc__
     return made
 
 
-def unchecked(default: Any) -> type:
+def unchecked(default: Any, first: Sequence[str] = ()) -> type:
     """Copy a config's fields, values and help into a dataclass without its checks.
 
-    Configs inside are treated alike; an optional one that is None has no options.
+    Configs inside are treated alike; an optional one that is None has no options. The help shows
+    the fields named ``first`` before the others.
 
     Example:
         >>> from masksd.kit.config import DataConfig
@@ -48,7 +53,8 @@ def unchecked(default: Any) -> type:
     """
     hints = typing.get_type_hints(type(default))
     fields: list[Any] = []
-    for field in dataclasses.fields(default):
+    given = {field.name: field for field in dataclasses.fields(default)}
+    for field in (given[name] for name in dict.fromkeys([*first, *given])):
         value = getattr(default, field.name)
         if dataclasses.is_dataclass(value):
             inner: Any = unchecked(value)
@@ -75,6 +81,30 @@ def checked(default: Any, options: Any) -> Any:
         value, before = getattr(options, field.name), getattr(default, field.name)
         values[field.name] = checked(before, value) if dataclasses.is_dataclass(value) else value
     return dataclasses.replace(default, **values)
+
+
+def check_names(arguments: list[str]) -> None:
+    """Raise a ``ValueError`` for options that other programs have and ours calls otherwise.
+
+    Example:
+        >>> check_names(["predict", "a.png", "red", "--device=cpu"])
+        Traceback (most recent call last):
+        ValueError: unknown option --device; did you mean --cpu?
+    """
+    for name in given_options(arguments):
+        if name in OTHERWISE:
+            raise ValueError(f"unknown option {name}; did you mean {OTHERWISE[name]}?")
+
+
+def given_options(arguments: list[str]) -> list[str]:
+    """Return the names of the options in the arguments, with hyphens, each once.
+
+    Example:
+        >>> given_options(["train", "--eval_samples=3", "--lr", "-1"])
+        ['--eval-samples', '--lr']
+    """
+    names = (each.partition("=")[0].replace("_", "-") for each in arguments)
+    return list(dict.fromkeys(name for name in names if name.startswith("--")))
 
 
 def early_option(arguments: list[str], name: str, default: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from masksd.errors import check_fraction
-from masksd.kit.cli.shared import CHECKPOINT, device_name
+from masksd.kit.cli.shared import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Predict:
     folder of images, give a new folder. After an error nothing is left behind.
 
     Attributes:
-        image: a JPEG, PNG, WEBP or BMP file, or a folder of them.
+        image: a JPEG, PNG, WEBP, BMP, GIF or TIFF file, or a folder of them.
         expressions: what to find, as in "the red circle"; several are found one by one.
         checkpoint: folder that training wrote.
         output: the overlay, a PNG, with the mask beside it as ...-mask.png; or a new folder, for
@@ -32,7 +32,7 @@ class Predict:
             checkpoint's.
         skip_bad: go on without images of a folder that cannot be read; they are counted at the
             end.
-        device: cpu, cuda, cuda:1; None takes a GPU where there is one.
+        cpu: stay on the CPU even if there is a GPU.
         progress: show a progress bar for a folder.
     """
 
@@ -43,19 +43,29 @@ class Predict:
     rle: Path | None = None
     threshold: float | None = None
     skip_bad: bool = False
-    device: str | None = None
+    cpu: bool = False
     progress: bool = True
+
+    def check(self) -> None:
+        """Refuse what cannot be predicted or written."""
+        from masksd.kit.checkpoints import read_config
+        from masksd.kit.prediction.places import plan_output
+
+        plan_output(self.image, self.expressions, self.output, self.rle)
+        if self.threshold is not None:
+            check_fraction("threshold", self.threshold)
+        read_config(self.checkpoint)
 
     def run(self) -> None:
         """Predict and write."""
+        from masksd.kit.devices import default_device
         from masksd.kit.prediction.files import predict_to_files, predict_to_folder
         from masksd.kit.prediction.places import plan_output
         from masksd.kit.prediction.predictor import Predictor
 
         images, output = plan_output(self.image, self.expressions, self.output, self.rle)
-        if self.threshold is not None:
-            check_fraction("threshold", self.threshold)
-        predictor = Predictor.from_checkpoint(self.checkpoint, device_name(self.device))
+        device = default_device(cpu=self.cpu)
+        predictor = Predictor.from_checkpoint(self.checkpoint, device)
         if output.suffix:
             mask, pixels, share = predict_to_files(
                 predictor,
@@ -67,7 +77,7 @@ class Predict:
             )
             print(f"{output} and {mask.name}: {pixels} pixels ({share:.1%}) found")
             return
-        read = predict_to_folder(
+        found = predict_to_folder(
             predictor,
             images,
             self.expressions,
@@ -77,7 +87,11 @@ class Predict:
             skip_bad=self.skip_bad,
             progress=self.progress and len(images) > 1,
         )
-        print(f"{output}: overlays and masks of {read} {'image' if read == 1 else 'images'}")
-        if len(self.expressions) > 1:
-            for number, expression in enumerate(self.expressions, start=1):
-                print(f"  -{number}: {expression}")
+        read = f"{found.images} {'image' if found.images == 1 else 'images'}"
+        print(f"{output}: overlays and masks of {read}")
+        several = len(self.expressions) > 1
+        for number, (expression, pixels) in enumerate(
+            zip(self.expressions, found.pixels, strict=True), start=1
+        ):
+            name = f"-{number}: {expression}" if several else expression
+            print(f"  {name}: {pixels} pixels ({pixels / found.of:.1%}) found")

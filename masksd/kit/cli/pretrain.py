@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from masksd.errors import check_choice
 from masksd.kit.cli.options import checked, command, unchecked
-from masksd.kit.training.pretrain import PretrainConfig, pretrain
+from masksd.kit.config import PretrainConfig
+from masksd.models import list_models
 
 
 def pretrain_command() -> type:
     """Make the command."""
-    return command(_pretrain, config=unchecked(PretrainConfig()), bits=(Literal[32, 16, 8], 32))
+    return command(
+        _pretrain, _check, config=unchecked(PretrainConfig()), bits=(Literal[32, 16, 8], 32)
+    )
+
+
+def _check(options: Any) -> None:
+    from masksd.kit.training.checks import check_data
+
+    config = checked(PretrainConfig(), options.config)
+    check_choice("model", config.model, list_models())
+    check_data(config.data)
 
 
 def _pretrain(options: Any) -> None:
@@ -20,6 +32,8 @@ def _pretrain(options: Any) -> None:
         bits: of a number in the file of weights; fewer make it smaller, and 8 are enough to start
             a training from.
     """
+    from masksd.kit.training.pretrain import pretrain
+
     config = checked(PretrainConfig(), options.config)
     report = pretrain(config, options.bits)
     for name, found in (("untrained", report["untrained"]), ("trained", report)):

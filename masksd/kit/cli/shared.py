@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from masksd.kit.config import DataConfig
@@ -19,18 +18,3 @@ def data_title(data: DataConfig, split: str, scored: str = "at the original size
     """
     place = "generated" if data.data_root is None else data.data_root
     return f"{data.title()} ({place}), {split}, per cent, {scored}"
-
-
-def device_name(name: str | None) -> str:
-    """Check the name of a device that torch has; None takes a GPU where there is one."""
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name is None:
-        return "cuda" if gpus else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
-    if match is None:
-        raise ValueError(f"unknown device {name!r}; use cpu, cuda, cuda:1, ...")
-    if name != "cpu" and int(match[1] or 0) >= gpus:
-        raise ValueError(f"device {name!r} does not exist: torch finds {gpus} CUDA GPUs; use cpu")
-    return name

@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from masksd.errors import one_line
-from masksd.kit.cli.options import checked, command, early_option, unchecked
+from masksd.errors import check_choice, one_line
+from masksd.kit.cli.options import checked, command, early_option, given_options, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
+from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
 from masksd.models import list_models
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
+FIRST = ("model", "steps", "batch_size", "lr", "output")
+"""Settings that most runs need, which the help shows first."""
 UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
 TOWERS_FIT = {  # the values of options that keep the towers which come with masksd
     "--data-root": {"None"},
@@ -42,16 +45,21 @@ def train_command(arguments: list[str]) -> type:
         if option in arguments and not _has_value(arguments, option):
             raise ValueError(f"{option} takes one of {', '.join(known)}")
     resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
-    return command(
+    start = _resumed(arguments, resumed) if resumed else _start(arguments)
+    made: Any = command(
         _train,
-        settings=unchecked(_resumed(arguments, resumed) if resumed else _start(arguments)),
-        resume=(Path | None, None),
-        config=(Path | None, None),
-        allow=(tuple[str, ...], ()),
+        _check,
         preset=(str, early_option(arguments, "--preset", PRESET)),
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
+        config=(Path | None, None),
+        resume=(Path | None, None),
+        allow=(tuple[str, ...], ()),
         dry_run=(bool, False),
+        settings=unchecked(start, FIRST),
     )
+    made.given = given_options(arguments)
+    result: type = made
+    return result
 
 
 def _resumed(arguments: list[str], folder: str) -> TrainConfig:
@@ -105,7 +113,7 @@ def _start(arguments: list[str]) -> TrainConfig:
     file = early_option(arguments, "--config", "")
     if not file:
         return _recipe(arguments)
-    if "--preset" in {argument.partition("=")[0] for argument in arguments}:
+    if "--preset" in given_options(arguments):
         raise ValueError("--preset and --config both say what the run is; give one of them")
     return _unruled(load_config(Path(file)), arguments)
 
@@ -120,7 +128,7 @@ def _recipe(arguments: list[str]) -> TrainConfig:
 
 def _unruled(config: Any, arguments: list[str]) -> TrainConfig:
     """Return a config without the values that given options rule out."""
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    given = given_options(arguments)
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
@@ -144,11 +152,45 @@ def _takes_towers(arguments: list[str]) -> bool:
     return all(options.get(name) in {None, *values} for name, values in TOWERS_FIT.items())
 
 
+def _chosen(options: Any) -> TrainConfig:
+    """Return the run that the options describe, its values checked."""
+    from masksd.kit.training.resuming import load_run_config
+
+    if options.resume is not None:
+        base = load_run_config(options.resume)
+    elif options.config is not None:
+        base = load_config(options.config)
+    else:
+        base = get_recipe(options.preset)
+    config = checked(base, options.settings)
+    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+
+
+def _check(options: Any) -> None:
+    """Refuse a run that cannot start; a dry run needs no data."""
+    from masksd.kit.training.checks import check_start
+
+    config = _chosen(options)
+    lost = [*options_without_effect(config, options.given)]
+    if "--branches" in options.given:  # what is meant is then unknown
+        for each in lost:
+            if each.startswith("--distill.") and "(--branches)" in each:
+                raise ValueError(f"{each}; leave one of them out")
+    if options.dry_run:
+        check_choice("model", config.model, list_models())
+    else:
+        check_start(config, resume=options.resume is not None, allow=options.allow)
+
+
 def _train(options: Any) -> None:
     """Train a model with CM-MaskSD and score it; without any option, in minutes on a CPU.
 
     The default run starts from small towers that come with masksd. With another model, other data
     or --encoder-weights None it starts from scratch, which takes 1000 steps.
+
+    Most runs need no more than --preset or --config, --branches, --resume, --dry-run, --model,
+    --steps, --batch-size, --lr, --output, and for data of your own --data-root and --name.
 
     Attributes:
         resume: go on with the run in this folder, where it was saved last; every other option is
@@ -162,24 +204,20 @@ def _train(options: Any) -> None:
         dry_run: only print every value of the run with its parameters, multiply-adds, memory and
             steps.
     """
-    from masksd.kit.evaluation.scoring import format_table
-    from masksd.kit.training.resuming import load_run_config
-    from masksd.kit.training.trainer import train
-
-    if options.resume is not None:
-        base = load_run_config(options.resume)
-    elif options.config is not None:
-        base = load_config(options.config)
-    else:
-        base = get_recipe(options.preset)
-    config = checked(base, options.settings)
-    off: dict[str, Any] = dict.fromkeys(BRANCHES_OFF[options.branches])
-    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **off))
+    config = _chosen(options)
+    for each in options_without_effect(config, options.given):
+        warnings.warn(each, UserWarning, stacklevel=1)
     if options.dry_run:
         from masksd.kit.cli.dry_run import dry_run
 
         print(dry_run(options.preset, config))
         return
+    from masksd.kit.costs.fits import check_fits
+    from masksd.kit.evaluation.scoring import format_table
+    from masksd.kit.training.trainer import train
+
+    check_fits(config)
+
     result = train(config, resume=options.resume is not None, allow=options.allow)
     if os.environ.get("RANK", "0") == "0":
         print(data_title(config.data, config.eval_split))

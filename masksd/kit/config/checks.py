@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from masksd.kit.config.stored import METHODS
-from masksd.kit.data.selection import check_labels
 from masksd.kit.data_config import DataConfig
 from masksd.knowledge_config import ChannelDistillConfig
 
@@ -20,6 +19,16 @@ def check_kinds(config: Any) -> None:
                 f"{name} must be a {kind.__name__}, got a {type(value).__name__}; JSON becomes a "
                 "config with TrainConfig.from_json(text)"
             )
+
+
+def check_labels(labels: int | float) -> None:
+    """Raise a ``ValueError`` unless it is a whole number of at least 1, or a share in (0, 1)."""
+    number = type(labels) in (int, float)
+    if not number or not (labels >= 1 if type(labels) is int else 0 < labels < 1):
+        raise ValueError(
+            "labels must be a whole number of masks of at least 1, or a share in (0, 1), got "
+            f"{labels!r}"
+        )
 
 
 def check_unlabelled(config: Any) -> None:

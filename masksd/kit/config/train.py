@@ -16,8 +16,7 @@ from masksd.kit.config.checks import (
 )
 from masksd.kit.config.mixing import check_mix
 from masksd.kit.config.stored import StoredConfig
-from masksd.kit.data.transforms import FITS
-from masksd.kit.data_config import DataConfig, check_finite, check_whole
+from masksd.kit.data_config import FITS, DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
 from masksd.knowledge_config import ChannelDistillConfig
 

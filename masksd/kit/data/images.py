@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from masksd.kit.data.records import DataError, ImageRecord
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64 * 2**20
+_DARK = 16  # an image of 12 bits in 16, as of a satellite or a camera, has no larger value
+_BLACK = (
+    "{}: of its 16 bits a channel only the lower ones are used, so that it would turn black; "
+    "stretch its values and save it with 8 bits"
+)
 _ORIENTATION = 0x0112  # the EXIF tag
 _DAMAGE = (
     *(OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError),
@@ -26,9 +33,6 @@ _DAMAGE = (
     *(LookupError, ArithmeticError, AssertionError),
 )
 _OTHER_FILES = {  # what people put in the place of an image, by its first bytes
-    b"GIF8": "a GIF",
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
     b"%PDF": "a PDF",
     b"\0\0\0": "perhaps a HEIC or AVIF",
     b"<": "a web page or an SVG",
@@ -39,17 +43,19 @@ _OTHER_FILES = {  # what people put in the place of an image, by its first bytes
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
     """Read an image as 8-bit RGB, with transparency laid onto white.
 
+    Of 16 bits a channel the upper eight are taken. Of several frames or pages the first is read.
+
     The pixel limit is checked before anything is decoded, and the file is decoded to its end, so
     that a truncated one is an error here and not later.
 
     Args:
-        path: a JPEG, PNG, WEBP or BMP file of at most 64 Mi pixels.
+        path: a JPEG, PNG, WEBP, BMP, GIF or TIFF file of at most 64 Mi pixels.
         upright: turn the image as its EXIF orientation says. Wanted for images from a camera; not
             for data sets, whose masks belong to the pixels as they are stored.
 
     Raises:
-        DataError: the file is missing, damaged, too large, of another format or has 16 or 32 bits
-            a channel.
+        DataError: the file is missing, damaged, too large, of another format, has 32 bits a
+            channel, or 16 of which only the lower ones are used, which would turn black.
     """
     check_image_file(path)
     with _opened(path, str(path)) as image:
@@ -191,7 +197,7 @@ def check_image_file(path: str | Path) -> None:
 
 
 def to_rgb(image: Image.Image, upright: bool = False, name: str = "image") -> Image.Image:
-    """Turn any 8-bit image into RGB as :func:`read_image` does; errors call it ``name``.
+    """Turn any image into RGB as :func:`read_image` does; errors call it ``name``.
 
     Example:
         >>> to_rgb(Image.new("LA", (4, 3), (0, 0))).getpixel((0, 0))
@@ -200,6 +206,33 @@ def to_rgb(image: Image.Image, upright: bool = False, name: str = "image") -> Im
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in read_image
         return _to_rgb(image, upright, name)
+
+
+def from_array(array: NDArray[Any]) -> Image.Image:
+    """Turn an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` of 8 or 16 bits into an image.
+
+    Raises:
+        ValueError: another shape or type, with the line that converts it.
+
+    Example:
+        >>> from_array(np.full((2, 3), 0xAB12, dtype=np.uint16)).getpixel((0, 0))
+        171
+    """
+    shape, fix = array.shape, ""
+    if array.dtype not in (np.uint8, np.uint16):
+        fix = "(255 * array).astype(np.uint8), if white is 1"
+    elif not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))) or 0 in shape:
+        fix = "array.transpose(1, 2, 0), if channels come first"
+    if fix:
+        raise ValueError(
+            "an array must be uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4), got "
+            f"{array.dtype} {shape}; pass {fix}"
+        )
+    values = array if array.dtype == np.uint8 else (array >> 8).astype(np.uint8)
+    seen = values if len(shape) == 2 else values[..., :3]
+    if array.dtype == np.uint16 and seen.max() < _DARK:
+        raise DataError(_BLACK.format("image"))
+    return Image.fromarray(values)
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
@@ -211,21 +244,35 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 def _to_rgb(image: Image.Image, upright: bool, name: str) -> Image.Image:
     _check_pixels(image, name)
-    # Pillow reads colours of 16 bits as 8 bits: what a camera or satellite wrote turns black
-    deep = any(str(part[3]).endswith(";16B") for part in getattr(image, "tile", ()))
+    # of colours of 16 bits Pillow itself reads the upper eight
+    codecs = [part[3] for part in getattr(image, "tile", ())]
+    modes = [codec[0] if isinstance(codec, tuple) else codec for codec in codecs]
+    deep = any(re.search(";16[BLN]$", str(mode)) for mode in modes)
     try:
         image.load()
     except _DAMAGE as error:
         raise DataError(f"{name}: cannot be decoded: {error}") from None
-    if deep or image.mode[0] in "IF":
-        depth = image.mode if image.mode[0] in "IF" else f"16-bit {image.mode}"
-        raise DataError(f"{name}: {depth} has more than 8 bits a channel; convert it to 8 bits")
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name}: {image.mode} has 32 bits a channel; convert it to 8 bits")
+    if image.mode.startswith("I;16"):
+        exif = image.getexif()
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image.getexif().update(exif)
+        deep = True
+    if deep and max(_largest(image)) < _DARK:
+        raise DataError(_BLACK.format(name))
     if upright:
         image = _upright(image, name)
     try:
         return _on_white(image)
     except _DAMAGE as error:
         raise DataError(f"{name}: {image.mode} cannot be turned into RGB: {error}") from None
+
+
+def _largest(image: Image.Image) -> list[float]:
+    """Return the largest value of each channel that is seen, not of transparency."""
+    seen = image.convert("RGB").getextrema() if image.mode != "L" else [image.getextrema()]
+    return [high for _, high in seen]  # type: ignore[misc]
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:

@@ -179,7 +179,7 @@ def open_index(layout: Layout) -> Index:
             where = paths[0] if paths else layout.refs.parent
             raise DataError(
                 f"{layout.index} does not belong to {where} as it is now; run `masksd data prepare "
-                f"{layout.name} ROOT --split-by {layout.split_by}` again, or name another index "
+                f"ROOT {layout.name} --split-by {layout.split_by}` again, or name another index "
                 "(--index)"
             )
     return index

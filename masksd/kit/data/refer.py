@@ -21,7 +21,8 @@ from masksd.kit.data.layout import count_difference, find_files
 from masksd.kit.data.prepare import find_index
 from masksd.kit.data.records import BadRecords
 from masksd.kit.data.selection import mislabel, select_split
-from masksd.kit.data.transforms import FITS, fit_image, fit_mask
+from masksd.kit.data.transforms import fit_image, fit_mask
+from masksd.kit.data_config import FITS
 
 
 class Encoder(Protocol):

@@ -18,16 +18,6 @@ Positions = NDArray[np.int64]
 """Places of refs in a split, in order."""
 
 
-def check_labels(labels: int | float) -> None:
-    """Raise a ``ValueError`` unless it is a whole number of at least 1, or a share in (0, 1)."""
-    number = type(labels) in (int, float)
-    if not number or not (labels >= 1 if type(labels) is int else 0 < labels < 1):
-        raise ValueError(
-            "labels must be a whole number of masks of at least 1, or a share in (0, 1), got "
-            f"{labels!r}"
-        )
-
-
 def count_labels(labels: int | float, refs: int) -> int:
     """Return how many of a split's refs keep their masks.
 

@@ -1,6 +1,6 @@
 """What a data set holds: counts, lengths of expressions, areas of objects, a sheet of samples.
 
-This is what ``masksd data inspect`` shows, and what training checks before it starts.
+This is what ``masksd data inspect`` shows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from masksd.kit.text_tables import align_columns
 if TYPE_CHECKING:
     from PIL import Image
 
-    from masksd.kit.data.text.tokenizers import Tokenizer
-
-_CHECKED = 2_000  # expressions that check_words reads, which takes a fraction of a second
 _COLUMNS = 4  # of the sheet
 _LINES = 5  # of a caption
 _LINE_LENGTH = 36
@@ -40,16 +37,6 @@ class SplitCounts:
     objects: int
     refs: int
     sentences: int
-
-
-class Sentences(Protocol):
-    """What :func:`check_words` reads of a data set."""
-
-    def __len__(self) -> int: ...
-
-    def sentence(self, index: int) -> str:
-        """Return the expression of an item."""
-        ...
 
 
 class Spread(NamedTuple):
@@ -270,35 +257,3 @@ def spread_indices(total: int, limit: int) -> list[int]:
     if not limit or limit >= total:
         return list(range(total))
     return [index * total // limit for index in range(limit)]
-
-
-def check_words(dataset: Sentences, tokenizer: Tokenizer, name: str) -> str | None:
-    """Say how many expressions hold unknown words or are cut, in an even sample; None if none.
-
-    A ValueError where not one expression has a word that the tokenizer knows.
-    """
-    sentences = [dataset.sentence(index) for index in spread_indices(len(dataset), _CHECKED)]
-    unknown = cut = known = 0
-    for sentence in sentences:
-        kept = tokenizer.kept(sentence)
-        tokens = int(tokenizer.attention_mask(tokenizer.encode(sentence)).sum()) - 2
-        known += tokens > len(tokenizer.unknown_words(kept))
-        unknown += bool(tokenizer.unknown_words(sentence))
-        cut += kept != sentence
-    if sentences and not known:
-        raise ValueError(
-            f"tokenizer {name!r} knows no word of the sentences, as in {sentences[0][:80]!r}; "
-            "choose another tokenizer (--tokenizer)"
-        )
-    parts = []
-    if unknown:
-        share = f"{100 * unknown / len(sentences):.1f} %"
-        parts.append(
-            f"{share} of the sentences hold words that tokenizer {name!r} does not know "
-            "(--tokenizer)"
-        )
-    if cut:
-        share = f"{100 * cut / len(sentences):.1f} %"
-        of = "" if unknown else " of the sentences"
-        parts.append(f"{share}{of} are cut at max_length {tokenizer.max_length} (--max-length)")
-    return "; ".join(parts) or None

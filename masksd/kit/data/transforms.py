@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from masksd.errors import check_choice
+from masksd.kit.data_config import FITS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FITS = ("squash", "letterbox")
 _PAD = torch.tensor([123.0, 117.0, 104.0])  # CLIP's mean in 8 bits
 
 

@@ -19,13 +19,6 @@ from masksd.kit.processes import rank_and_world
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset
 
-SENTENCES = {
-    "own": "the right sentence",
-    "other": "another object's sentence",
-    "none": "no sentence",
-}
-"""The kinds of sentence that a model may be given, in the words of the tables."""
-
 
 class ScoringBatch(NamedTuple):
     """B samples to score, on the CPU, with S the side of the model's square."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 from masksd.kit.config import DataConfig
-from masksd.kit.evaluation.reading import SENTENCES, scoring_batches
+from masksd.kit.evaluation.reading import scoring_batches
 from masksd.kit.evaluation.recall import relevance_recall
 from masksd.kit.evaluation.scoring import (
     Evaluation,
@@ -20,7 +20,7 @@ from masksd.kit.evaluation.scoring import (
     score,
     scored_masks,
 )
-from masksd.kit.evaluation.settings import EvaluateConfig
+from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
@@ -83,13 +83,13 @@ def evaluate_checkpoint(
                 progress=progress,
             )
         options: dict[str, Any] = {
-            "limit": config.limit,
+            "limit": config.eval_samples,
             "batch_size": config.batch_size,
             "workers": config.workers,
             "progress": progress,
         }
         recipe: dict[str, Any] = {"protocol": rules.name, "threshold": threshold, **options}
-        kinds = possible_kinds(dataset, config.kinds, config.limit)
+        kinds = possible_kinds(dataset, config.kinds, config.eval_samples)
         results: dict[str, Evaluation] = {}
         for kind in kinds:
             results[kind] = whole = score(checkpoint, dataset, sentences=kind, **recipe)
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
                 checkpoint=str(config.checkpoint),
                 data=data.to_dict(),
                 split=config.split,
-                limit=config.limit,
+                limit=config.eval_samples,
                 hide=config.hide,
                 drop_words=config.drop_words,
                 version=version("masksd"),

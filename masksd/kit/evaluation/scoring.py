@@ -13,14 +13,13 @@ from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.evaluation.perturbation import Perturbation
 from masksd.kit.evaluation.reading import (
-    SENTENCES,
     ScoringBatch,
     choose_sentences,
     gather_rows,
     own_share,
     scoring_batches,
 )
-from masksd.kit.evaluation.settings import check_perturbation, check_scoring
+from masksd.kit.evaluation.settings import SENTENCES, check_perturbation, check_scoring
 from masksd.kit.feeding import predict_logits
 from masksd.kit.processes import rank_and_world
 from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headline, sample_iou

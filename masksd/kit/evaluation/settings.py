@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masksd.errors import check_choice, check_fraction
-from masksd.kit.evaluation.reading import SENTENCES
 from masksd.kit.scores.protocols import PROTOCOLS, Protocol
+
+SENTENCES = {
+    "own": "the right sentence",
+    "other": "another object's sentence",
+    "none": "no sentence",
+}
+"""The kinds of sentence that a model may be given, in the words of the tables."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class EvaluateConfig:
             in short. The model runs at its own size.
         sentences: what the model is given: own (the right sentence), other (another object's),
             none, or all three, one after the other.
-        limit: expressions scored, evenly spread over the split; 0 scores all.
+        eval_samples: expressions scored, evenly spread over the split; 0 scores all.
         threshold: probability above which a pixel belongs to the object, in [0, 1]; None takes the
             protocol's or the checkpoint's.
         batch_size: images per forward pass.
@@ -41,7 +47,7 @@ class EvaluateConfig:
     split: str = "val"
     protocol: str | None = None
     sentences: str = "all"
-    limit: int = 0
+    eval_samples: int = 0
     threshold: float | None = None
     batch_size: int = 64
     workers: int = 0
@@ -55,7 +61,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_choice("sentences", self.sentences, [*SENTENCES, "all"])
         check_choice("protocol", self.protocol or "original", PROTOCOLS)
-        check_scoring(self.threshold, self.limit, self.batch_size, self.workers)
+        _check_whole("eval_samples", self.eval_samples, 0)
+        check_scoring(self.threshold, self.eval_samples, self.batch_size, self.workers)
         check_perturbation(self.hide, self.drop_words)
 
     @property

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,14 @@ def coco_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+
+
+class Predicted(NamedTuple):
+    """How many images were read, the pixels of all masks of each expression, and of all images."""
+
+    images: int
+    pixels: list[int]
+    of: int
 
 
 def predict_to_files(
@@ -67,8 +75,8 @@ def predict_to_folder(
     threshold: float | None = None,
     skip_bad: bool = False,
     progress: bool = False,
-) -> int:
-    """Predict every expression on every image; write a folder and return how many were read.
+) -> Predicted:
+    """Predict every expression on every image; write a folder and say what was found.
 
     It has ``overlays/NAME.png`` and ``masks/NAME.png``, where NAME is the image's without suffix,
     with ``-1``, ``-2``, ... behind it if there are several expressions. The JSON file ``rle`` lists
@@ -82,6 +90,7 @@ def predict_to_folder(
         encode_expression(predictor.checkpoint, expression)
     bad: list[str] = []
     records = []
+    found, of = [0] * len(expressions), 0
     with StagedFolder(output, lambda: check_folder(output, rle, images)) as staged:
         for part in PARTS:
             (staged.path / part).mkdir()
@@ -93,9 +102,11 @@ def predict_to_folder(
                     raise DataError(f"{error} (--skip-bad goes on without it)") from None
                 bad.append(str(error))
                 continue
+            of += predictor.image.width * predictor.image.height if predictor.image else 0
             # one at a time: the probabilities of a large image need much memory
             for number, expression in enumerate(expressions, start=1):
                 mask = predictor.predict(expression, threshold).mask
+                found[number - 1] += int(mask.sum())
                 name = f"{image.stem}-{number}.png" if len(expressions) > 1 else f"{image.stem}.png"
                 for part, png in zip(PARTS, _pngs(predictor, mask), strict=True):
                     (staged.path / part / name).write_bytes(png)
@@ -115,7 +126,7 @@ def predict_to_folder(
             UserWarning,
             stacklevel=2,
         )
-    return len(images) - len(bad)
+    return Predicted(len(images) - len(bad), found, of)
 
 
 def _pngs(predictor: Predictor, mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PARTS = ("overlays", "masks")
 """Folders in a folder of predictions."""
 
@@ -24,6 +24,8 @@ def plan_output(
     """
     if not expressions:
         raise ValueError("no expression; say what to find, as in 'the red circle'")
+    if not image.exists():
+        raise ValueError(f"image {image}: no such file or folder")
     images = list_images(image) if image.is_dir() else [image]
     several = image.is_dir() or len(expressions) > 1
     if output is None:

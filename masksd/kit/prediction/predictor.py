@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from masksd.errors import check_fraction
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint
-from masksd.kit.data.images import read_image, to_rgb
+from masksd.kit.data.images import from_array, read_image, to_rgb
 from masksd.kit.data.text.cleaning import is_blank
 from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
@@ -74,24 +74,26 @@ class Predictor:
         """Load a checkpoint that training wrote, as in ``runs/NAME/checkpoint``."""
         return cls(load_checkpoint(folder, device))
 
-    def set_image(self, image: str | Path | Image.Image) -> None:
+    def set_image(self, image: str | Path | Image.Image | NDArray[Any]) -> None:
         """Choose the image, and encode it where the model encodes it without a sentence.
 
         Args:
-            image: a JPEG, PNG, WEBP or BMP file, or a PIL image with 8 bits a channel; it is turned
-                upright as its EXIF says, and laid onto white where it is transparent.
+            image: a JPEG, PNG, WEBP, BMP, GIF or TIFF file, a PIL image, or an array ``(H, W)``,
+                ``(H, W, 3)`` or ``(H, W, 4)`` of uint8 or uint16, colours in the order RGB. It is
+                turned upright as its EXIF says, and laid onto white where it is transparent.
 
         Raises:
-            ValueError: neither a path nor an image.
-            DataError: a file that is missing, damaged, too large or has more than 8 bits a channel;
-                the image set before stays.
+            ValueError: neither a path nor an image, or an array of another shape or type.
+            DataError: a file that is missing, damaged, too large or has 32 bits a channel; the
+                image set before stays.
         """
         from PIL import Image
 
+        if isinstance(image, np.ndarray):
+            image = from_array(image)
         if not isinstance(image, str | Path | Image.Image):
-            hint = "; use Image.fromarray(array)" if isinstance(image, np.ndarray) else ""
             raise ValueError(
-                f"image must be a path or a PIL image, got {type(image).__name__}{hint}"
+                f"image must be a path, a PIL image or an array, got {type(image).__name__}"
             )
         if isinstance(image, Image.Image):
             upright = to_rgb(image, upright=True)

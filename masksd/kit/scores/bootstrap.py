@@ -80,7 +80,7 @@ def pair_rows(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list
             more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
             raise DataError(
                 f"{len(alone)} samples are in {name} only: {listed}{more}; "
-                "score both models on the same split with the same --limit"
+                "score both models on the same split with the same --eval-samples"
             )
     order = sorted(keyed[0])
     for key in order:

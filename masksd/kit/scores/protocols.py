@@ -8,11 +8,12 @@ from the public code of CRIS (``engine/engine.py``), LAVT (``test.py``) and CARI
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from masksd.errors import check_choice, check_fraction
-from masksd.kit.scores.resampling import resize, unletterbox
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -164,6 +165,8 @@ def predict_mask(
         tensor([[False,  True],
                 [False,  True]])
     """
+    from masksd.kit.scores.resampling import resize, unletterbox
+
     values = logits.float()
     if protocol.resampled == "probabilities":
         values = values.sigmoid()

@@ -67,8 +67,8 @@ def _seal(folder: Path) -> None:
     flush(folder)
 
 
-def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
-    """Check a folder of :func:`write_folder` against its manifest, which must have ``wanted``."""
+def find_checkpoint(folder: str | Path) -> Path:
+    """Return where a checkpoint is now, without a look at its files."""
     root = find_folder(Path(folder))
     if not root.is_dir():
         raise ValueError(
@@ -79,6 +79,12 @@ def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
         near = root / "checkpoint"
         hint = f"; did you mean {near}?" if (near / MANIFEST).is_file() else ""
         raise ValueError(f"{root} is not a checkpoint: it has no {MANIFEST}{hint}")
+    return root
+
+
+def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
+    """Check a folder of :func:`write_folder` against its manifest, which must have ``wanted``."""
+    root = find_checkpoint(folder)
     try:
         files = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
         entries = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}

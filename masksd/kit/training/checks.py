@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Collection, Iterator, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from masksd.kit.config import TrainConfig
+from masksd.errors import check_choice
+from masksd.kit.checkpoints import read_config
+from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.schedules import Schedule
 from masksd.kit.storage.places import check_place
+from masksd.kit.training.resuming import check_changes, load_run_config
+from masksd.models.registry import check_pretrained, list_models
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILES = (
     *("config.json", "metrics.jsonl", "curves.png", "sheet.png"),
     *("checkpoint", "checkpoints", "best"),
 )
 """What a run's folder holds."""
+
+
+def check_start(config: TrainConfig, *, resume: bool = False, allow: Collection[str] = ()) -> None:
+    """Raise a ``ValueError`` for what can be seen to be wrong before torch is loaded."""
+    check_choice("model", config.model, list_models())
+    check_data(config.data)
+    if config.pretrained:
+        check_pretrained(config.model)
+    folder = config.output_folder()
+    if resume:
+        check_changes(load_run_config(folder), config, allow)
+        return
+    check_teacher_stays(config)
+    check_output(folder, config.overwrite)
+    for checkpoint in (config.start_from, config.teacher):
+        if checkpoint is not None:
+            read_config(checkpoint)
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise an error unless data are generated, or their files are there."""
+    from masksd.kit.data.layout import find_files, find_split_by
+    from masksd.kit.data.shapes import shapes_config
+
+    if data.generated() or data.data_root is None:
+        shapes_config(data)
+        return
+    split_by = data.split_by or find_split_by(data.data_root, data.name)
+    find_files(data.data_root, data.name, split_by, data.images, data.index)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -89,12 +123,14 @@ def batch_norm_watched(model: nn.Module, batch_size: int) -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> layer = nn.BatchNorm2d(3).eval()
+        >>> layer = torch.nn.BatchNorm2d(3).eval()
         >>> with batch_norm_watched(layer, batch_size=1):
         ...     layer(torch.ones(1, 3, 1, 1))
         Traceback (most recent call last):
         ValueError: batch_size 1 leaves BatchNorm layer '' one value per channel, which it ...
     """
+    from torch import nn
+
     handles = [
         layer.register_forward_pre_hook(partial(_check_values, name=name, batch_size=batch_size))
         for name, layer in model.named_modules()

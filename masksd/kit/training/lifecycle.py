@@ -25,17 +25,17 @@ from masksd.kit.storage.places import HeldFolder, flush
 from masksd.kit.training.checks import has_checkpoint
 from masksd.kit.training.resuming import (
     CONFIG,
+    LATEST,
     LOG,
     SHEET,
+    best_score,
     check_items,
     check_teacher,
     cut_log,
     read_log,
 )
 from masksd.kit.training.saving import (
-    LATEST,
     SavedLoop,
-    best_score,
     data_numbers,
     drop_later,
     keep_best,

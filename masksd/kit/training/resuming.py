@@ -7,17 +7,18 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
 from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
-from masksd.kit.training.saving import LATEST
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"
 NUMBERS = ("skipped", "bad_steps", "processes", "items", "images", "evaluated")
 """What the state of every run holds beside tensors."""
@@ -208,3 +209,17 @@ def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
     text = "".join(json.dumps(record) + "\n" for record in records)
     write_files({path: text.encode()})
     return records
+
+
+def best_score(run_folder: Path) -> float:
+    """Return the score of the checkpoint that is kept as the best one; -1 without one.
+
+    Example:
+        >>> best_score(Path("runs/nowhere"))
+        -1.0
+    """
+    try:
+        text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
+        return float(json.loads(text)["mIoU"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0

@@ -24,6 +24,7 @@ from masksd.kit.randomness import keyed_seed
 from masksd.kit.storage.files import MANIFEST, write_folder
 from masksd.kit.storage.places import find_folder, remove_folder
 from masksd.kit.training.loop import Loop
+from masksd.kit.training.resuming import BEST, LATEST, OLDER, SCORE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from masksd.distill import CrossModalMaskedSelfDistill
     from masksd.kit.data.refer import ReferDataset
     from masksd.kit.mixing import MixedDataset
-
-LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 
 
 class SavedLoop(Loop):
@@ -199,17 +198,3 @@ def keep_best(run_folder: Path, score: float) -> None:
         (folder / SCORE).write_text(json.dumps({"mIoU": score}) + "\n", encoding="utf-8")
 
     write_folder(run_folder / BEST, fill)
-
-
-def best_score(run_folder: Path) -> float:
-    """Return the score of the checkpoint that is kept as the best one; -1 without one.
-
-    Example:
-        >>> best_score(Path("runs/nowhere"))
-        -1.0
-    """
-    try:
-        text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
-        return float(json.loads(text)["mIoU"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1.0

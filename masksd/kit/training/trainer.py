@@ -21,7 +21,7 @@ from torch import Tensor
 
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
-from masksd.kit.data.survey import check_words
+from masksd.kit.data.text.coverage import check_words
 from masksd.kit.processes import (
     check_same_everywhere,
     first_process_first,
@@ -34,15 +34,13 @@ from masksd.kit.storage.places import HeldFolder, StagedFolder
 from masksd.kit.training.checks import (
     check_output,
     check_sizes,
-    check_teacher_stays,
+    check_start,
     warn_of_long_warmup,
 )
 from masksd.kit.training.resuming import (
-    check_changes,
     check_unfinished,
     checkpoint_digest,
     load_run,
-    load_run_config,
 )
 from masksd.kit.training.run import Run
 from masksd.kit.training.trackers import check_tracker, tracker_options
@@ -117,12 +115,7 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
     """
     start = time.perf_counter()
     folder = config.output_folder()
-    config.data.generated()  # raises unless the data have a folder or are generated
-    if resume:
-        check_changes(load_run_config(folder), config, allow)
-    else:
-        check_teacher_stays(config)
-        check_output(folder, config.overwrite)
+    check_start(config, resume=resume, allow=allow)
     accelerator = start_processes(
         config.cpu, config.mixed_precision, config.timeout, **tracker_options(config)
     )

@@ -47,7 +47,7 @@ def read_parquet(files: Sequence[Path], folder: Path, bad: BadRecords | None) ->
             if data and not (folder / name).is_file():
                 raise DataError(
                     f"{where}: its picture lies in the file; unpack the pictures once with "
-                    f"`masksd data prepare NAME ROOT`, into {folder / _PICTURE_FOLDER}"
+                    f"`masksd data prepare ROOT NAME`, into {folder / _PICTURE_FOLDER}"
                 )
             several = row.get("samples")
             for number, sample in enumerate([row] if several is None else several):

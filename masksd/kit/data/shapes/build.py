@@ -23,6 +23,7 @@ from masksd.kit.data.segmentation import encode_runs
 from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expressions
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
+from masksd.kit.data_config import DataConfig, cache_folder
 from masksd.kit.storage.places import StagedFolder
 
 FORMAT = 1
@@ -250,3 +251,22 @@ def _annotations(scene: Scene, image_id: int, first: int, size: int) -> list[dic
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def shapes_folder(shapes: ShapesConfig) -> Path:
+    """Return where shapes are generated: a folder in the cache for each config.
+
+    Example:
+        >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
+        'shapes-hard-10-300-300-300-96px-seed0'
+    """
+    pictures = "-".join(map(str, shapes.images().values()))
+    name = f"shapes-{shapes.level}{shapes.variant}-{pictures}-{shapes.size}px-seed{shapes.seed}"
+    return cache_folder() / name
+
+
+def shapes_config(data: DataConfig) -> ShapesConfig:
+    """Return the shapes that are generated for a run."""
+    default = ShapesConfig()
+    train = default.train if data.pictures is None else data.pictures
+    return ShapesConfig(level=data.level, variant=data.variant, train=train)

@@ -7,7 +7,8 @@ any ids. Only the steps that the three kinds of ours consist of are accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +59,7 @@ def find_vocabulary(name_or_dir: str | Path) -> Vocabulary:
     if name == "shapes":
         from masksd.kit.data.shapes import shapes_vocabulary
 
-        return _word_vocabulary(shapes_vocabulary())
+        return word_vocabulary(shapes_vocabulary())
     if folder.is_dir():
         if all((folder / each).is_file() for each in CLIP_FILES):
             return _clip_vocabulary(folder)
@@ -139,7 +140,20 @@ def _flat(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield step
 
 
-def _word_vocabulary(words: Sequence[str]) -> Vocabulary:
+def words_of(sentences: Iterable[str], least: int = 1) -> list[str]:
+    """Return the words that occur so often at the least, the most frequent first.
+
+    Example:
+        >>> words_of(["the red circle", "The star!"])
+        ['the', 'circle', 'red', 'star']
+    """
+    backend = word_vocabulary(()).backend
+    split, lower = backend.pre_tokenizer.pre_tokenize_str, backend.normalizer.normalize_str
+    counts = Counter(word for each in sentences for word, _ in split(lower(each)))
+    return sorted((word for word in counts if counts[word] >= least), key=lambda w: (-counts[w], w))
+
+
+def word_vocabulary(words: Sequence[str]) -> Vocabulary:
     """Build a vocabulary of lower-case words, split at spaces and punctuation.
 
     The words get the ids from 2 on; 0 pads, 1 is unknown, start and end come last.
@@ -222,6 +236,7 @@ def _folder_of(source: str | Path, files: Sequence[str]) -> Path:
             f"tokenizer {name!r} is not in the cache and cannot be downloaded "
             f"({type(error).__name__}); get {' and '.join(files)} with `hf download {name} "
             f"{wanted} tokenizer_config.json --revision {revision}` where there is a network, or "
-            "pass a folder that holds them"
+            "pass a folder that holds them; `masksd data words ROOT NAME` makes one of your own "
+            "sentences"
         ) from None
     return Path(path).parent
