@@ -152,14 +152,14 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
             raise _Differs(
                 f"masking all {what} of the first sample changes the others' logits by "
                 f"{found:.3g} of their size: {path} may not have the batch in its first "
-                "dimension, as in (L, B, C); name a module that gives (B, N, C)"
+                "dimension, as in (L, B, C), or embed them in another order; name a module that "
+                "gives (B, N, C), or the pictures of the sentences"
             )
-    row = 0
-    if masker.modality == "image" and plain.pictures is not None:
-        row = int(plain.pictures[0])
     for (tap, _), one, other in zip(taps, seen, changed, strict=True):
         if one is None or other is None:
             continue
+        pictures = plain.pictures if len(one) != batch else None
+        row = 0 if pictures is None else int(pictures[0])
         found = difference(other[row], one[row])
         yield "left over", found
         if found > allowed:
@@ -238,7 +238,7 @@ class _Spy:
         self.change_input = False
 
     def found(self) -> Tensor | None:
-        """Return what the first call in the last pass gave."""
+        """Return what the last pass gave."""
         found, self.output, self.change_input = self.output, None, True
         return found
 
@@ -271,9 +271,12 @@ class _Spy:
         return tuple(map(changed, args)), {name: changed(x) for name, x in kwargs.items()}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.tap.acts() and self.output is None:
-            # tokens of a prefix are never masked, and may depend on anything
-            self.output = output[:, self.tap.prefix :] if self.tap.prefix else output
+        if not self.tap.acts():
+            return
+        # tokens of a prefix are never masked, and may depend on anything
+        output = output[:, self.tap.prefix :] if self.tap.prefix else output
+        before = [] if self.output is None else [self.output]
+        self.output = torch.cat([*before, output]) if self.tap.in_parts else output
 
 
 def tolerance(segmenter: Segmenter, logits: Tensor) -> float:

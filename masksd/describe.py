@@ -141,20 +141,40 @@ def _place(tap: EmbeddingTap | TapGroup, masker: TokenMasker) -> str:
 
 
 def _replayable(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Propose what a user's taps could name beside."""
+    """Propose what a user's taps could name beside, the dearest modules first."""
     if type(passes.segmenter) is not TapSegmenter or passes.config.one_pass:
         return []
     found = replayable(passes.segmenter, passes.maskers, args, kwargs)
-    named = [
-        f"{modality}_only={tuple(found[modality][:_FEW])}"
-        + (f" and {len(found[modality]) - _FEW} smaller ones" if found[modality][_FEW:] else "")
-        for modality in ("image", "text")
-        if found.get(modality)
-    ]
-    return [f"  could be replayed too: {', '.join(named)}"] if named else []
+    if not any(found.values()):
+        return []
+    costs = _shares(passes.segmenter, args, kwargs)
+    named, saved = [], 0.0
+    for modality in ("image", "text"):
+        dear = {path: costs.get(path, 0.0) for path in found.get(modality, ())}
+        paths = sorted((path for path in dear if dear[path] >= _DEAR), key=lambda path: -dear[path])
+        saved += sum(dear[path] for path in paths)
+        named += [f"{modality}_only={tuple(paths)}"] if paths else []
+    if not named:
+        return []
+    return [f"  could be replayed too, {saved:.0%} of a forward: {', '.join(named)}"]
 
 
-_FEW = 4
+_DEAR = 0.01
+"""Share of a forward below which a module is not worth naming."""
+
+
+def _shares(
+    segmenter: TapSegmenter, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, float]:
+    """Return each module's share of the host's multiply-adds, by path."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        segmenter.plain(*args, **kwargs)
+    counts = {path: sum(each.values()) for path, each in counter.get_flop_counts().items()}
+    total = counts["Global"] or 1
+    root = f"{type(segmenter.root).__name__}."
+    return {path.removeprefix(root): count / total for path, count in counts.items()}
 
 
 def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from masksd.config import DistillConfig, checked_config
 from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
 from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import BatchNormTold, evaluating, without_gradients
+from masksd.modules import BatchNormTold, check_wrappable, evaluating, without_gradients
 from masksd.one_pass import one_pass_step
 from masksd.step import DistillOutput as DistillOutput
 from masksd.step import Passes
@@ -164,6 +164,7 @@ class CrossModalMaskedSelfDistill(Wrapper):
         self = cls.__new__(cls)
         teaching = None
         if teacher is not None:
+            check_wrappable(teacher, "teacher")
             teaching = segmenter_for(teacher, config, taps, None, example, valid)
         segmenter = segmenter_for(host, config, taps, text_encoder, example, valid)
         self._set_up(segmenter, config, {}, example, check, teaching)

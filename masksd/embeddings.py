@@ -127,6 +127,7 @@ def on_positions(
         raise ValueError(
             f"{path} embeds {positions} positions, the mask has {hidden.shape[1]}"
             + (f" on a grid of {grid}" if grid else "")
+            + "; embeddings of words that are masked together have as many"
         )
     (rows, columns), (height, width) = grid, positions
     if (rows, columns) == (width, height) and rows != columns:

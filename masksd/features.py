@@ -82,10 +82,12 @@ class Given(NamedTuple):
     Attributes:
         size: height and width of the images; None where they are what the tapped module is given.
         valid: gives bool ``(B, L)``, True for real words.
+        pictures: the picture of each sentence, ``(B,)``, where sentences share pictures.
     """
 
     size: tuple[int, int] | None
     valid: Callable[[], Tensor]
+    pictures: Tensor | None = None
 
 
 def first_of_picture(pictures: Tensor) -> Tensor:

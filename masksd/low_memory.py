@@ -187,8 +187,8 @@ class Gradients:
                 if "second time" in str(error):
                     raise RuntimeError(
                         "low_memory=True runs each part backward once, but what comes before a "
-                        "module of image_only or text_only is used by others too: name the "
-                        "modules before it as well, or the one around them"
+                        "module of image_only or text_only is used by others too: leave it out, "
+                        "name the modules before it as well, or the one around them"
                     ) from error
                 if "use_reentrant" not in str(error):
                     raise

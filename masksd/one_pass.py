@@ -13,8 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from masksd.branches import NAMES
-from masksd.embeddings import TokenMask
+from masksd.embeddings import TokenMask, samples_of
+from masksd.features import first_of_picture
 from masksd.grids import cells, embedding_grid, square_cells
+from masksd.hosts.pictures import rows_of_pictures
 from masksd.losses import consistency_loss
 from masksd.masker import TokenMasker, first_position
 from masksd.segmenter import Given
@@ -63,6 +65,7 @@ class _Patches:
 
     def __init__(self, masker: TokenMasker, given: Given, cell: int | None, step: Tensor) -> None:
         self.masker, self.size, self.cell, self.step = masker, given.size, cell, step
+        self.pictures = given.pictures
         self.drawn: TokenMask | None = None
         self.mask: Tensor
         self.relevance: Tensor
@@ -70,7 +73,9 @@ class _Patches:
     def __call__(
         self, output: Tensor, positions: tuple[int, ...], given: tuple[int, int] | None
     ) -> tuple[TokenMask, tuple[int, int]]:
-        size, own = self.size or given, self.masker.masking.cell
+        another = self.drawn is not None  # tower, which may see images of a size of its own
+        size = given or self.size if another else self.size or given
+        own = self.masker.masking.cell
         if size is None:
             raise ValueError(
                 "images=None takes the images' size from what image_embedding is given, but that "
@@ -78,11 +83,17 @@ class _Patches:
             )
         embedded = embedding_grid(positions, size)
         grid = cells(embedded, size, self.cell) if own is None else square_cells(size, own)
-        if self.drawn is not None:  # for another tower
-            return self.drawn, embedded
-        batch = len(output)
-        self.mask, self.relevance = self.masker.draw_blindly(
-            (batch, math.prod(grid)), None, output.device, self.step, first_position(batch)
-        )
-        self.drawn = self.masker.token_mask(self.mask, grid)
-        return self.drawn, embedded
+        if self.drawn is None:
+            batch = len(output) if self.pictures is None else len(self.pictures)
+            mask, relevance = self.masker.draw_blindly(
+                (batch, math.prod(grid)), None, output.device, self.step, first_position(batch)
+            )
+            if self.pictures is not None:
+                shared = first_of_picture(self.pictures)
+                mask, relevance = mask[shared], relevance[shared]
+            self.mask, self.relevance = mask, relevance
+            self.drawn = self.masker.token_mask(mask, grid)
+        rows = None
+        if self.pictures is not None:
+            rows = rows_of_pictures(self.pictures, len(output))
+        return self.drawn if rows is None else samples_of(self.drawn, rows), embedded

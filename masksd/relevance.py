@@ -182,7 +182,8 @@ def _dot(kind: str, modality: str, plain: Pass) -> Tensor:
         raise ValueError(
             f"relevance {kind!r} of {modality} needs its tokens and a pooled vector of "
             f"{'text' if image else 'image'} in one space; got {came[0]} and {came[1]}. "
-            f"Possible here: {possible}"
+            f"Possible here: {possible}; a host by taps may name where they are in "
+            "Taps(patches=, image_vector=, words=, sentence=)"
         )
     return correlate(local, pooled)
 

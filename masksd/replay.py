@@ -85,6 +85,14 @@ class Replay(Recorder):
         copied._module, copied._own = copy.deepcopy((self._module, self._own), memo)
         return copied
 
+    def _record(self, args: tuple[Any, ...], output: Any) -> None:
+        if self._calls:
+            raise RuntimeError(
+                f"{self.path} ran twice in one pass, and what runs for each sample cannot be "
+                f"replayed: leave it out of {self.modality}_only, or name what is around the loop"
+            )
+        super()._record(args, output)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module, or give what it gave."""
         if in_backward():  # which would take the tensors saved by one run for those of another

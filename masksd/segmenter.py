@@ -191,17 +191,17 @@ class Segmenter(nn.Module):
         self,
         image: TokenMask | LateMask | None,
         text: TokenMask | None,
-        grid: Any = None,
+        place: Any = None,
     ) -> Iterator[None]:
         """Mask what is given while the model runs inside.
 
-        ``grid`` is that of flat patches, or a list of those of a group.
+        ``place`` is that of the image embedding, or a list of those of a group.
         """
         with contextlib.ExitStack() as stack:
             for modality, mask in (("image", image), ("text", text)):
                 if mask is not None:
-                    flat = grid if modality == "image" else None
-                    stack.enter_context(self.taps[modality].masking(mask, flat))
+                    where = place if modality == "image" else None
+                    stack.enter_context(self.taps[modality].masking(mask, where))
             yield
 
     def recording(self) -> contextlib.AbstractContextManager[Any]:

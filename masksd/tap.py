@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,18 @@ LateMask = Callable[
 
 Takes its output, its positions, ``(h, w)`` or ``(N,)``, and the size of the map that its module was
 given, if any; returns the embedding's own grid as well."""
+
+
+class Place(NamedTuple):
+    """Where an embedding takes its mask.
+
+    Attributes:
+        grid: rows and columns of an embedding whose positions lie in a row.
+        rows: which samples of the mask it embeds, one after another; None for all of them.
+    """
+
+    grid: Any = None
+    rows: Tensor | None = None
 
 
 class EmbeddingTap(Hook):
@@ -74,8 +86,8 @@ class EmbeddingTap(Hook):
         super().__init__()
         if any(isinstance(hook, EmbeddingTap) for hook in module._forward_hooks.values()):
             raise ValueError(
-                f"{path} is tapped already: unwrap() the first wrapper before adding a second, and "
-                "copy a model before wrapping it"
+                f"{path} is tapped already: unwrap() the first wrapper before adding a second, "
+                "copy a model before wrapping it, release(model) what was unpickled with hooks"
             )
         known = known_layout(module)
         if known is None and width is None:
@@ -88,7 +100,7 @@ class EmbeddingTap(Hook):
         self.width: int = known[0] if width is None and known else width or 0
         self.positions: tuple[int, ...] | None = None
         self.size: tuple[int, int] | None = None
-        self._channels_first = known[1] if channels_first is None and known else channels_first
+        self._channels_first = known[1] if known and known[1] is not None else channels_first
         self.prefix, self.in_parts = prefix, in_parts
         self.seen = 0
         self.after: Callable[[Tensor], Tensor] | None = None
@@ -104,13 +116,22 @@ class EmbeddingTap(Hook):
         with self.acting():
             yield
         if self.positions is None:
-            raise RuntimeError(not_run(self.path))
+            raise RuntimeError(self._unseen())
+
+    @property
+    def masks(self) -> bool:
+        """Whether a masked pass runs."""
+        return self._pending is not None
+
+    def _unseen(self) -> str:
+        return not_run(self.path)
 
     @contextlib.contextmanager
-    def masking(
-        self, mask: TokenMask | LateMask, grid: tuple[int, int] | None = None
-    ) -> Iterator[None]:
-        """Mask the one time that the module runs inside; ``grid`` is that of a flat embedding."""
+    def masking(self, mask: TokenMask | LateMask, place: Place | None = None) -> Iterator[None]:
+        """Mask what the module embeds inside."""
+        grid, rows = place or Place()
+        if rows is not None and isinstance(mask, TokenMask):
+            mask = samples_of(mask, rows)
         self._pending, self._grid, self.seen = mask, grid, 0
         self._with_gradients = torch.is_grad_enabled()
         try:
@@ -220,6 +241,6 @@ class EmbeddingTap(Hook):
 def _wrong_batch(path: str, embedded: int, samples: int) -> str:
     return (
         f"{path} embeds a batch of {embedded}, but the logits are a batch of {samples}: name a "
-        "module that sees each sample once; where the host loops over samples, set "
-        "Taps(in_parts=True); where sentences share a picture, name Taps(pictures=...)"
+        "module that sees each sample once; Taps(in_parts=True) is for hosts that loop over "
+        "samples, Taps(pictures=...) for sentences that share a picture"
     )

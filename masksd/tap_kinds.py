@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from masksd.embeddings import TokenMask
 from masksd.modules import find_module
-from masksd.tap import EmbeddingTap, LateMask
+from masksd.tap import EmbeddingTap, LateMask, Place
 
 
 class TapGroup:
@@ -39,16 +41,16 @@ class TapGroup:
 
     @contextlib.contextmanager
     def masking(
-        self, mask: TokenMask | LateMask, grid: Sequence[tuple[int, int]] | None = None
+        self, mask: TokenMask | LateMask, places: Sequence[Place] | None = None
     ) -> Iterator[None]:
-        """Mask all of them inside; ``grid`` has that of each, where it is flat."""
+        """Mask all of them inside; ``places`` has one for each."""
         start = 0
         with contextlib.ExitStack() as stack:
             for number, tap in enumerate(self.members):
                 part = slice(start, start + tap.width)
                 start += tap.width
-                own = None if grid is None else grid[number]
-                stack.enter_context(tap.masking(_with_channels(mask, part), own))
+                place = None if places is None else places[number]
+                stack.enter_context(tap.masking(_with_channels(mask, part), place))
             yield
 
 
@@ -86,6 +88,12 @@ class TableTap(EmbeddingTap):
         """The parameter as it is now: distributed training replaces it."""
         table: nn.Parameter = getattr(self.owner, self.name)
         return table
+
+    def _unseen(self) -> str:
+        return (
+            f"no F.embedding(ids, {self.path}) and no {self.path}[ids] was seen in this pass: look "
+            "words up in one of these ways, or keep them in an nn.Embedding"
+        )
 
     def attach(self, module: nn.Module) -> None:
         """Take note of the owner; there is nothing to hook."""
@@ -133,7 +141,24 @@ class _Lookups(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         ids = self.tap.ids(func, args, kwargs)
-        return output if ids is None else self.tap(self.tap.owner, (ids,), output)
+        if ids is None:
+            return output
+        if self.tap.masks and _in_checkpoint():
+            raise RuntimeError(
+                f"{self.tap.path} is a parameter and looked up inside a gradient-checkpointed "
+                "region, where its mask would be gone in backward: look words up before it"
+            )
+        return self.tap(self.tap.owner, (ids,), output)
+
+
+def _in_checkpoint() -> bool:
+    """Whether what runs now will run again in backward."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == checkpoint.__code__.co_filename:
+            return True
+    return False
 
 
 def table_at(host: nn.Module, path: str) -> nn.Module | None:

@@ -123,10 +123,10 @@ def made_from(tensors: list[Tensor], leaves: list[Tensor]) -> bool:
 def replayable(
     segmenter: Segmenter, modalities: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, list[str]]:
-    """Name, by modality, the outermost modules that see it alone, the largest first.
+    """Name, by modality, the outermost modules that see it alone.
 
-    ``modalities`` are those that are masked. What is named already, or has no parameters, or sees
-    neither modality, is left out.
+    ``modalities`` are those that are masked. What is named already, or has no parameters, is left
+    out; so is what sees neither modality, if both are masked.
     """
     root, trial = segmenter.root, Trial(segmenter, args, kwargs)
     if any(map(is_compiled, root.modules())):  # they would keep the hooks
@@ -136,17 +136,17 @@ def replayable(
         for hook, module in [*segmenter.replayed(), *segmenter.tapped()]
         if not isinstance(hook, TableTap)  # whose module has more in it than the table
     }
-
-    def size(path: str) -> int:
-        return -sum(p.numel() for p in root.get_submodule(path).parameters())
-
+    sights = {masked: Sight(trial, masked, root.modules()) for masked in modalities}
     found = {}
-    for masked in modalities:
-        sight = Sight(trial, masked, root.modules())
-        paths = sorted(_unchanged(sight, root, "", known), key=size)
-        found["text" if masked == "image" else "image"] = paths
-    both = set.intersection(*map(set, found.values())) if len(found) > 1 else set()
-    return {modality: [p for p in paths if p not in both] for modality, paths in found.items()}
+    for masked, sight in sights.items():
+        others = [other for name, other in sights.items() if name != masked]
+        paths = _unchanged(sight, root, "", known)
+        found["text" if masked == "image" else "image"] = [
+            path
+            for path in paths
+            if not any(other.alone(root.get_submodule(path)) for other in others)
+        ]
+    return found
 
 
 def _unchanged(sight: Sight, module: nn.Module, path: str, known: set[nn.Module]) -> Iterator[str]:

@@ -87,7 +87,7 @@ class TwoVisionTowers(nn.Module):
     def forward(self, images: Tensor, images_evf: Tensor, input_ids: Tensor, offset: Tensor) -> Any:
         maps = self.sam(images)
         number = torch.arange(len(images)).repeat_interleave(offset.diff())
-        seen = self.beit_patches(images_evf).flatten(2).mT[number]
+        seen = self.beit_patches(images_evf[number]).flatten(2).mT  # once a sentence
         prompt = self.prompt(torch.cat([seen, self.beit_words(input_ids)], 1).tanh().mean(1))
         found = []
         for picture in range(len(images)):

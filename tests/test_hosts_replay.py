@@ -19,7 +19,9 @@ import masksd
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.describe import multiply_adds
 from masksd.models import create_model
+from masksd.modules import evaluating
 from masksd.replay import Replay
+from masksd.towers import replayable
 
 C, LENGTH = 10, 6
 wrap = CrossModalMaskedSelfDistill.wrap
@@ -27,7 +29,8 @@ CONFIG = DistillConfig(
     image=MaskingConfig(ratio=0.5), text=MaskingConfig(ratio=0.5, rounding="ceil"), seed=2
 )
 PLAIN = Taps("stem", "words", "head", valid="mask", cell=8)
-REPLAYED = dataclasses.replace(PLAIN, image_only=("vision", "deep"), text_only=("text",))
+REPLAYED_ONLY = {"image_only": ("vision", "deep"), "text_only": ("text",)}
+REPLAYED = dataclasses.replace(PLAIN, **REPLAYED_ONLY)
 
 
 def as_it_is(maps):
@@ -431,36 +434,57 @@ def test_what_cannot_be_replayed_is_said(tree, path, message):
 # Proposals
 
 
-def test_describe_proposes_what_sees_one_modality():
+def proposed(sd, inputs):
+    with evaluating(sd.segmenter), torch.no_grad():
+        return replayable(sd.segmenter, ("image", "text"), inputs, {})
+
+
+def test_what_sees_one_modality_is_found():
     inputs, _ = batch()
 
-    def proposed(**changes):
-        text = wrap(
-            make(bridge=changes.get("bridge")),
-            CONFIG,
-            taps=dataclasses.replace(PLAIN, **{k: v for k, v in changes.items() if k != "bridge"}),
-        ).describe(*inputs)
-        return [line for line in text.splitlines() if "could be replayed" in line]
+    def found(host, **changes):
+        sd = wrap(host, CONFIG, taps=dataclasses.replace(PLAIN, **changes))
+        return proposed(sd, inputs)
 
-    assert proposed() == [
-        "  could be replayed too: image_only=('vision', 'deep'), text_only=('text',)"
-    ]
-    assert proposed(image_only=("vision", "deep"), text_only=("text",)) == []
-    assert proposed(image_only=("vision",)) == [
-        "  could be replayed too: image_only=('deep',), text_only=('text',)"
-    ]
-    # The bridge makes all of the image tower see words.
-    assert proposed(bridge="early") == ["  could be replayed too: text_only=('text', 'bridge')"]
+    assert found(make()) == {"image": ["vision", "deep"], "text": ["text"]}
+    assert found(make(), **REPLAYED_ONLY) == {"image": [], "text": []}
+    assert found(make(), image_only=("vision",)) == {"image": ["deep"], "text": ["text"]}
+    # The bridge makes all of the image tower see words, also while it is zero.
+    bridged = make(bridge="early")
+    assert found(bridged) == {"image": [], "text": ["text", "bridge"]}
+    nn.init.zeros_(bridged.bridge.weight)
+    nn.init.zeros_(bridged.bridge.bias)
+    assert found(copy.deepcopy(bridged)) == {"image": [], "text": ["text", "bridge"]}
+
+
+def test_what_sees_neither_modality_is_not_proposed():
+    class Positions(TwoTowers):
+        def __init__(self):
+            super().__init__()
+            self.text = nn.ModuleDict(
+                {"mix": nn.Linear(C, C), "positions": nn.Embedding(LENGTH, C)}
+            )
+            self.early = nn.Conv2d(3, 3, 1)
+
+        def forward(self, images, ids, mask):
+            places = self.text["positions"](torch.arange(LENGTH))
+            sentence = (self.text["mix"](self.words(ids)) + places).mean(1)[:, :, None, None]
+            maps = self.vision(self.stem(self.early(images)))
+            return self.head(self.norm(maps + self.deep(maps) * sentence).relu())
+
+    inputs, _ = batch()
+    sd = wrap(Positions(), CONFIG, taps=PLAIN)
+    assert proposed(sd, inputs) == {"image": ["vision", "deep"], "text": ["text.mix"]}
+
+
+def test_describe_proposes_what_is_dear_and_takes_its_own_advice():
+    inputs, _ = batch()
+    text = wrap(make(), CONFIG, taps=PLAIN).describe(*inputs)
+    advice = "could be replayed too, 48% of a forward: image_only=('vision', 'deep')"
+    assert advice in text
+    taps = dataclasses.replace(PLAIN, image_only=("vision", "deep"))
+    assert "could be replayed" not in wrap(make(), CONFIG, taps=taps).describe(*inputs)
     assert "could be replayed" not in wrap(lavt(), CONFIG).describe(*lavt_batch())
-
-
-def test_describe_proposes_no_module_behind_a_bridge_that_starts_at_zero():
-    inputs, _ = batch()
-    host = make(bridge="early")
-    nn.init.zeros_(host.bridge.weight)
-    nn.init.zeros_(host.bridge.bias)
-    text = wrap(host, CONFIG, taps=PLAIN).describe(*inputs)
-    assert "could be replayed too: text_only=('text', 'bridge')" in text
 
 
 # The rest of the house

@@ -14,10 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.hosts import clip_words
 from tests import look_alikes
-from tests.look_alikes import LOOK_ALIKES, Loop, Queries, TwoVisionTowers, WordTable, truth
+from tests.look_alikes import (
+    LOOK_ALIKES,
+    Loop,
+    Queries,
+    TwoVisionTowers,
+    WordTable,
+    pictures,
+    sentences,
+    truth,
+)
 
 wrap = CrossModalMaskedSelfDistill.wrap
 CONFIG = DistillConfig(
@@ -103,7 +112,8 @@ def masked_by_hand(name, host, args, modality, mask, token):
         elif name == "EVF-SAM" and modality == "image":
             rows, width = mask[[0, 2]], look_alikes.C  # sentences 0 and 1 are of picture 0
             stack.enter_context(replacing(host.sam[0], rows, token[:width]))
-            stack.enter_context(replacing(host.beit_patches, rows, token[width:]))
+            shared = mask[[0, 0, 2]]  # this tower sees the picture of each sentence
+            stack.enter_context(replacing(host.beit_patches, shared, token[width:]))
         else:
             module = host.get_submodule(getattr(taps, f"{modality}_embedding"))
             stack.enter_context(replacing(module, mask, token))
@@ -240,7 +250,7 @@ def test_without_pictures_the_error_names_it():
     with pytest.raises(ValueError, match=r"pictures must be from 0 to 1, .* got 0 to 3"):
         sd.double()(*args, **target)
     _, sd = wrapped("EVF-SAM", pictures=lambda *args: torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"pictures must be .* each of 3 sentences, .* got \(2,\)"):
+    with pytest.raises(ValueError, match=r"pictures must be .* of 3 sentences, .* got .*\(2,\)"):
         sd.double()(*args, **target)
 
 
@@ -263,7 +273,7 @@ def test_lists_are_refused_with_the_remedy():
 def test_a_loop_must_be_said():
     args, target = call("a loop")
     _, sd = wrapped("a loop", in_parts=False)
-    with pytest.raises(ValueError, match=r"batch of 1, .* set Taps.in_parts=True"):
+    with pytest.raises(ValueError, match=r"batch of 1, .* Taps.in_parts=True. is for .* loop"):
         sd.double()(*args, **target)
     _, sd = wrapped("a loop", in_parts=False, logits="head")
     with pytest.raises(RuntimeError, match=r"head ran twice in one pass.*in_parts=True"):
@@ -383,3 +393,126 @@ def test_the_guide_says_how_many_lines_each_takes():
     page = (Path(__file__).parents[1] / "examples" / "README.md").read_text()
     assert f"<!-- lines -->\n{table_of_lines()}<!-- end -->" in page
     assert max(map(lines_of, LOOK_ALIKES)) <= 20
+
+
+# Faults that were found by trying
+
+
+def test_towers_of_different_layouts_are_measured_one_by_one():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 8, 8)
+
+        def forward(self, images):
+            return self.conv(images).permute(0, 2, 3, 1)
+
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Conv2d(3, 8, 8, 8)), Rows()
+            self.words, self.head = nn.Embedding(9, 8), nn.Conv2d(8, 1, 1)
+
+        def forward(self, images, ids):
+            maps = self.a(images) + self.b(images).permute(0, 3, 1, 2)
+            return self.head(maps * self.words(ids).mean(1)[:, :, None, None])
+
+    inputs = torch.randn(2, 3, 32, 48), torch.tensor([[3, 4], [5, 6]])
+    taps = Taps(("a", "b"), "words", valid=look_alikes.words_above_two)
+    for named in (taps, dataclasses.replace(taps, image_embedding=("a.0", "b"))):
+        sd = wrap(Host(), CONFIG, taps=named, example=inputs)
+        sd(*inputs, target=torch.zeros(2, 32, 48))
+        members = sd.segmenter.taps["image"].members
+        assert [(tap.width, tap.positions) for tap in members] == [(8, (4, 6))] * 2
+
+
+def test_features_of_pictures_and_of_sentences_are_told_apart():
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual, self.words = nn.Conv2d(3, 8, 8, 8), nn.Embedding(9, 8)
+            self.spread, self.head = nn.Identity(), nn.Conv2d(8, 1, 1)
+            self.odd = nn.Identity()
+
+        def forward(self, images, ids, number):
+            maps = self.visual(images)
+            self.odd(torch.cat([maps, maps]))
+            spread = self.spread(maps[number.long()])
+            return self.head(spread * self.words(ids).mean(1)[:, :, None, None])
+
+    number = torch.tensor([0, 0, 1])
+    inputs = torch.randn(2, 3, 32, 32), torch.randint(3, 9, (3, 4)), number
+    found = []
+    taps = Taps("visual", "words", valid=look_alikes.words_above_two, pictures="number")
+    for place in ("visual", "spread"):
+        sd = wrap(Host(), CONFIG, taps=dataclasses.replace(taps, patches=place))
+        plain = sd.segmenter.plain(*inputs)
+        expected = sd.segmenter.wrapped.visual(inputs[0])[number].flatten(2).mT
+        found.append(torch.equal(plain.image.local, expected))
+    assert found == [True, True]
+    with pytest.raises(ValueError, match=r"patches has 4 rows: there are 3 sent.* 2 pictures"):
+        wrap(Host(), CONFIG, taps=dataclasses.replace(taps, patches="odd"))(*inputs)
+    sd = wrap(Host(), CONFIG, taps=taps)
+    with pytest.raises(ValueError, match=r"pictures must be .* got torch.float32 \(3,\)"):
+        sd(*inputs[:2], number.float())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_table_in_a_checkpointed_region_is_refused(reentrant):
+    class Checkpointed(WordTable):
+        def forward(self, img, word):
+            maps = self.visual(img)
+
+            def mix(maps):
+                return look_alikes.mixed(maps, F.embedding(word, self.table))
+
+            mixed = torch.utils.checkpoint.checkpoint(mix, maps, use_reentrant=reentrant)
+            return (self.head(mixed),)
+
+    sd = wrap(Checkpointed(), CONFIG, taps=look_alikes.word_table_taps())
+    with pytest.raises(RuntimeError, match="table is a parameter and looked up inside a"):
+        sd(pictures(), sentences(), target=truth())
+
+
+def test_pictures_in_another_order_in_a_loop():
+    class Host(Loop):
+        def forward(self, images, ids, number):
+            maps = torch.cat([self.visual(image[None]) for image in images])
+            words = torch.cat([self.words(each[None]) for each in ids])
+            return list(self.head(look_alikes.mixed(maps[number], words)))
+
+    taps = dataclasses.replace(look_alikes.loop_taps(), pictures="number")
+    sd = wrap(Host(), CONFIG, taps=taps)
+    number = torch.tensor([1, 0, 0])
+    out = sd(list(pictures(number=2)), sentences(), number, target=truth())
+    out.loss.backward()
+    assert all(parameter.grad.any() for parameter in sd.distill_parameters())
+    assert torch.equal(out.masks["lmvsd"][1], out.masks["lmvsd"][2])
+
+
+def test_what_runs_for_each_sample_cannot_be_replayed():
+    taps = dataclasses.replace(look_alikes.loop_taps(), image_only=("deep",))
+
+    class Host(Loop):
+        def __init__(self):
+            super().__init__()
+            self.deep = nn.Conv2d(look_alikes.C, look_alikes.C, 1)
+
+        def forward(self, images, ids):
+            return [
+                self.head(look_alikes.mixed(self.deep(self.visual(i[None])), self.words(w[None])))[
+                    0
+                ]
+                for i, w in zip(images, ids, strict=True)
+            ]
+
+    with pytest.raises(
+        RuntimeError, match=r"deep ran twice in one pass, .* leave it out of image_only"
+    ):
+        wrap(Host(), CONFIG, taps=taps)(pictures(), sentences(), target=truth())
+
+
+def test_an_embedding_named_twice_is_refused():
+    taps = dataclasses.replace(look_alikes.loop_taps(), text_embedding=("words.weight", "words"))
+    with pytest.raises(ValueError, match="text_embedding names words twice"):
+        wrap(Loop(), CONFIG, taps=taps)

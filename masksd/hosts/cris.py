@@ -120,7 +120,7 @@ class CrisSegmenter(Segmenter):
         Takes ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded with 0, and in training the
         truth ``(B, 1, H, W)`` in [0, 1].
         """
-        size, valid = self.given(*args, **kwargs)
+        given = self.given(*args, **kwargs)
         images = self._call.get(IMAGES, args, kwargs)
         tokens = self._call.get(TOKENS, args, kwargs)
         target = self._call.find(TRUTH, args, kwargs)
@@ -139,12 +139,12 @@ class CrisSegmenter(Segmenter):
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._in_space(words), sentence, valid()),
+            TextFeatures(self._in_space(words), sentence, given.valid()),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
             target=target,
-            size=size,
+            size=given.size,
         )
 
     def given(self, *args: Any, **kwargs: Any) -> Given:

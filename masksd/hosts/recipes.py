@@ -14,7 +14,7 @@ from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
 from masksd.hosts.tapped import TapSegmenter
-from masksd.hosts.taps import Taps
+from masksd.hosts.taps import Embedding, Taps
 from masksd.modules import check_wrappable, find_module, try_out
 from masksd.segmenter import Segmenter
 from masksd.tap_kinds import table_at
@@ -102,27 +102,27 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
     for modality in ("image", "text"):
         if getattr(taps, f"{modality}_embedding") is None:
             continue
-        widths: list[int | None] = []
-        for path, width, _ in taps.embeddings(modality):
-            found = width
-            if width is None and (modality == "image" or table_at(host, path) is None):
-                found, first = _width(host, taps, modality, path, example)
-                if first is not None:
-                    taps = dataclasses.replace(taps, channels_first=first)
-            widths.append(found)
-        named: Any = widths[0] if len(widths) == 1 else tuple(widths)
-        taps = dataclasses.replace(taps, **{f"{modality}_width": named})
+        found = []
+        for each in taps.embeddings(modality):
+            table = modality == "text" and table_at(host, each.path) is not None
+            stated = each.width is not None or table
+            found.append(each if stated else _measured(host, taps, modality, each, example))
+        named = {f"{modality}_width": tuple(each.width for each in found)}
+        if modality == "image":
+            named["channels_first"] = tuple(each.channels_first for each in found)
+        taps = dataclasses.replace(taps, **named)  # type: ignore[arg-type]
     return taps
 
 
-def _width(
-    host: nn.Module, taps: Taps, modality: str, path: str, example: tuple[Any, ...]
-) -> tuple[int | None, bool | None]:
-    """Return the width of an embedding, and whether channels come first in its output."""
+def _measured(
+    host: nn.Module, taps: Taps, modality: str, stated: Embedding, example: tuple[Any, ...]
+) -> Embedding:
+    """Find the width of an embedding, and whether channels come first in its output."""
+    path = stated.path
     field = f"{modality}_embedding"
     module = find_module(host, path, field)
     if known_layout(module) is not None:
-        return None, None
+        return stated
     recorder = Recorder(path, taps.in_parts)
     recorder.attach(module)
     try:
@@ -135,8 +135,8 @@ def _width(
         raise ValueError(f"{field}: {not_embeddings(path, output)}")
     shape = tuple(output.shape)
     if len(shape) != 4:
-        return shape[-1], None
-    first = taps.channels_first
+        return stated._replace(width=shape[-1])
+    first = stated.channels_first
     if first is None:
         images = given[0] if taps.images is None else Arguments(host).get(taps.images, example, {})
         rows, columns = images.shape[-2:]
@@ -146,4 +146,4 @@ def _width(
                 f"{path} gives {tuple(shape)}, which may be (B, C, h, w) or (B, h, w, C) for "
                 f"pictures of {rows}x{columns}; state image_width and channels_first"
             )
-    return shape[1 if first else -1], first
+    return stated._replace(width=shape[1 if first else -1], channels_first=first)

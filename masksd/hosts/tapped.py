@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.embeddings import TokenMask, samples_of
+from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
 from masksd.grids import cells, embedding_grid
 from masksd.hooks import Recorder
@@ -26,9 +26,11 @@ from masksd.hosts.layout import (
     pick,
 )
 from masksd.hosts.one_sided import replays
+from masksd.hosts.pictures import by_sentence, check_pictures, rows_of_pictures
 from masksd.hosts.taps import Taps, tap_embeddings
 from masksd.modules import check_not_compiled, check_wrappable, find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
+from masksd.tap import Place
 from masksd.tap_kinds import TapGroup
 
 RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
@@ -124,13 +126,12 @@ class TapSegmenter(Segmenter):
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
         valid = self._real_words(args, kwargs, logits)
-        size, grids = self._places(args, kwargs)
-        grid = cells(grids[0], size, taps.cell)
-        pictures, firsts = self._pictures(args, kwargs, logits)
-        patches = found.get("patches")
-        if patches is not None:
-            prefix = next(taps.embeddings("image"))[2]
-            patches = as_tokens(patches, grid, prefix, size)
+        pictures = self._pictures(args, kwargs, logits)
+        size, places = self._places(args, kwargs, pictures)
+        grid = cells(places[0].grid, size, taps.cell)
+        if "patches" in found:
+            prefix = next(taps.embeddings("image")).prefix
+            found["patches"] = as_tokens(found["patches"], grid, prefix, size)
         for field, dims, shape in (
             ("sentence", 2, "(B, C)"),
             ("image_vector", 2, "(B, C)"),
@@ -138,16 +139,16 @@ class TapSegmenter(Segmenter):
         ):
             if field in found and found[field].ndim != dims:
                 raise ValueError(f"{field} must be {shape}, got {tuple(found[field].shape)}")
-        vector = found.get("image_vector")
         if pictures is not None:
-            patches = None if patches is None else patches[pictures]
-            vector = None if vector is None else vector[pictures]
+            embedded = [tap.seen for tap, _ in self.tapped("image")]
+            for field in {"patches", "image_vector"} & set(found):
+                found[field] = by_sentence(found[field], pictures, embedded, field)
         return Pass(
             logits,
-            ImageFeatures(patches, grid, vector),
+            ImageFeatures(found.get("patches"), grid, found.get("image_vector")),
             TextFeatures(found.get("words"), found.get("sentence"), valid),
             host_output=output,
-            inputs=(args, kwargs, grids, towers, firsts),
+            inputs=(args, kwargs, places, towers),
             loss=self._own_loss(output),
             target=None
             if taps.target is None
@@ -163,7 +164,10 @@ class TapSegmenter(Segmenter):
                 "one_pass=True draws masks for a whole batch before the model has run, but "
                 "Taps(in_parts=True) embeds it in parts: use two passes"
             )
-        return Given(self._size(args, kwargs), lambda: self._valid(args, kwargs))
+        where, pictures = self.where.pictures, None
+        if where is not None:
+            pictures = self._call.get(where, args, kwargs, "pictures")
+        return Given(self._size(args, kwargs), lambda: self._valid(args, kwargs), pictures)
 
     def masked(
         self,
@@ -173,7 +177,7 @@ class TapSegmenter(Segmenter):
         **parts: nn.Module,
     ) -> Tensor:
         """Run the host again, with tokens masked; replay what sees only the other modality."""
-        args, kwargs, grids, towers, firsts = plain.inputs
+        args, kwargs, places, towers = plain.inputs
         recorder = self._recorders.get("logits")
         recording = recorder.recording() if recorder else contextlib.nullcontext()
         unmasked = {"image": image is None, "text": text is None}
@@ -182,10 +186,8 @@ class TapSegmenter(Segmenter):
             for (hook, _), output in zip(self.replayed(), towers, strict=True)
             if unmasked[hook.modality]
         )
-        if image is not None and firsts is not None:
-            image = samples_of(image, firsts)
-        grid = grids if isinstance(self.taps["image"], TapGroup) else grids[0]
-        with replaying, self.masking(image, text, grid), recording:
+        place = places if isinstance(self.taps["image"], TapGroup) else places[0]
+        with replaying, self.masking(image, text, place), recording:
             output = self.wrapped(*args, **kwargs)
             output = recorder.taken()[1] if recorder else output
         logits = as_logits(pick(output, self.where.logits, "logits"))
@@ -217,9 +219,9 @@ class TapSegmenter(Segmenter):
         return height_and_width(images)
 
     def _places(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-        """Return the size of the images, and the grid of each image embedding."""
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], pictures: Tensor | None
+    ) -> tuple[tuple[int, int], list[Place]]:
+        """Return the size of the images, and where each image embedding takes its mask."""
         taps = [tap for tap, _ in self.tapped("image")]
         size = self._size(args, kwargs) or taps[0].size
         if size is None:
@@ -229,35 +231,21 @@ class TapSegmenter(Segmenter):
             )
         # towers may see the images at sizes of their own
         sizes = [size, *(tap.size or size for tap in taps[1:])]
-        pairs = zip(taps, sizes, strict=True)
-        return size, [embedding_grid(tap.positions, own) for tap, own in pairs]
+        places = []
+        for tap, own in zip(taps, sizes, strict=True):
+            rows = None if pictures is None else rows_of_pictures(pictures, tap.seen)
+            places.append(Place(embedding_grid(tap.positions, own), rows))
+        return size, places
 
     def _pictures(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the picture of each sentence, and the first sentence of each picture."""
+    ) -> Tensor | None:
+        """Return the picture of each sentence, where the user names it."""
         if self.where.pictures is None:
-            return None, None
+            return None
         pictures = self._call.get(self.where.pictures, args, kwargs, "pictures")
-        if not isinstance(pictures, Tensor) or pictures.shape != logits.shape[:1]:
-            came = tuple(pictures.shape) if isinstance(pictures, Tensor) else pictures
-            raise ValueError(
-                f"pictures must be the number of the picture of each of {len(logits)} sentences, "
-                f"int64 ({len(logits)},), got {came!r}"
-            )
-        pictures = pictures.to(logits.device)
-        count = self.tapped("image")[0][0].seen
-        # a step on a GPU must not wait for it; the check before the first one may
-        may_look = pictures.device.type == "cpu" or not torch.is_grad_enabled()
-        if may_look and not torch.compiler.is_compiling():
-            low, high = int(pictures.min()), int(pictures.max())
-            if low < 0 or high >= count:
-                raise ValueError(
-                    f"pictures must be from 0 to {count - 1}, the pictures that were embedded, got "
-                    f"{low} to {high}"
-                )
-        numbers = torch.arange(count, device=logits.device)
-        return pictures, (pictures == numbers[:, None]).int().argmax(1)
+        embedded = [tap.seen for tap, _ in self.tapped("image")]
+        return check_pictures(pictures, len(logits), embedded).to(logits.device)
 
     def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         valid: Any = self.where.valid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,6 +13,15 @@ from masksd.hosts.layout import Function, Place
 from masksd.modules import check_not_compiled, find_module
 from masksd.tap import EmbeddingTap
 from masksd.tap_kinds import TableTap, TapGroup, table_at
+
+
+class Embedding(NamedTuple):
+    """What is stated of one embedding."""
+
+    path: str
+    width: int | None
+    prefix: int
+    channels_first: bool | None
 
 
 @dataclass(frozen=True)
@@ -59,17 +68,19 @@ class Taps:
             for several.
         text_width: channels of the text embedding, likewise.
         channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``; needed
-            only where neither the type of the module nor ``image_width`` decides it.
+            only where neither the type of the module nor ``image_width`` decides it; a tuple for
+            several.
         prefix: tokens of the image embedding before the patches, such as a class token; a tuple for
             several.
         image_only: modules that see no words, such as an image tower. They run in the plain pass;
             where only words are masked, their outputs are replayed, with their graph. Each runs
-            once a pass and does not write into what it gave. ``sd.describe(*inputs)`` proposes
-            them, and the first step checks them.
+            once a pass, and the host does not write into what they gave. ``sd.describe(*inputs)``
+            proposes them, and the first step checks them.
         text_only: modules that see no image, such as BERT; replayed where only patches are masked.
-        pictures: where several sentences share a picture that is embedded once: argument with the
-            number of the picture of each sentence, int64 ``(B,)`` for ``B`` sentences. They share
-            the mask that is drawn for the first of them.
+        pictures: where a call brings fewer pictures than sentences: argument with the number of
+            the picture of each sentence, int64 ``(B,)``. Sentences of one picture share the mask
+            that is drawn for the first of them. What has a row for each picture, and not for each
+            sentence, is told by its length.
         in_parts: whether the host runs named modules several times in a pass, for some samples of
             the batch each time and in their order: a loop over samples.
 
@@ -93,20 +104,23 @@ class Taps:
     cell: int | None = None
     image_width: int | tuple[int | None, ...] | None = None
     text_width: int | tuple[int | None, ...] | None = None
-    channels_first: bool | None = None
+    channels_first: bool | tuple[bool | None, ...] | None = None
     prefix: int | tuple[int, ...] = 0
     image_only: tuple[str, ...] = ()
     text_only: tuple[str, ...] = ()
     pictures: Argument | None = None
     in_parts: bool = False
 
-    def embeddings(self, modality: str) -> Iterator[tuple[str, int | None, int]]:
-        """Give path, stated width and prefix of each embedding of a modality."""
+    def embeddings(self, modality: str) -> Iterator[Embedding]:
+        """Give what is stated of each embedding of a modality."""
         named = getattr(self, f"{modality}_embedding")
         paths = (named,) if not isinstance(named, tuple | list) else tuple(named)
         widths = self._each(f"{modality}_width", len(paths))
-        prefixes = self._each("prefix", len(paths)) if modality == "image" else [0] * len(paths)
-        yield from zip(paths, widths, prefixes, strict=True)
+        prefixes, first = [0] * len(paths), [None] * len(paths)
+        if modality == "image":
+            prefixes = self._each("prefix", len(paths))
+            first = self._each("channels_first", len(paths))
+        yield from map(Embedding, paths, widths, prefixes, first)
 
     def _each(self, field: str, number: int) -> list[Any]:
         value = getattr(self, field)
@@ -123,18 +137,20 @@ def tap_embeddings(
     """Make the taps of a modality's embeddings, each with its module; nothing is touched yet."""
     found: list[tuple[EmbeddingTap, nn.Module]] = []
     field = f"{modality}_embedding"
-    for path, width, prefix in taps.embeddings(modality):
+    for path, width, prefix, first in taps.embeddings(modality):
         owner = table_at(host, path) if modality == "text" and isinstance(path, str) else None
         if owner is not None:
             found.append((TableTap(owner, path, in_parts=taps.in_parts), owner))
             continue
         module = find_module(host, path, field)
+        if any(module is other for _, other in found):
+            raise ValueError(f"{field} names {path} twice: {[tap.path for tap, _ in found]}")
         check_not_compiled(host, module, path)
         tap = EmbeddingTap(
             module,
             path,
             width=width,
-            channels_first=taps.channels_first if modality == "image" else None,
+            channels_first=first,
             prefix=prefix,
             in_parts=taps.in_parts,
         )
