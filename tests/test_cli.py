@@ -99,14 +99,14 @@ def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
     assert head[:4] == ["run", "date", "model", "method"]
     assert [row[0] for row in rows] == [str(tmp_path / "new"), str(tmp_path / "old")]
     scores = [f"{100 * own[name]:.2f}" for name in ("mIoU", "oIoU")]
-    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", "-"]
+    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", scores[0]]
     assert rows[0][3:] == expected
     assert following[:3] == ["next:", "masksd", "predict"]
     log.write_text(first + "\n")
     os.utime(log)
     done = masksd(tmp_path, "runs", tmp_path)
     head, row, *_, following = [line.split() for line in done.stdout.splitlines()]
-    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", "-"]
+    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", scores[0]]
     assert " ".join(following) == f"next: masksd train --resume {tmp_path / 'new'}"
 
 

@@ -90,7 +90,7 @@ def gains(split: str, model: str = HOST) -> str:
     )
 
 
-def missing(masks: int = 200, model: str = HOST) -> str:
+def missing(masks: int = MASKS[0], model: str = HOST) -> str:
     """Gains at equal steps with part of the image hidden, or words left out."""
     tables = {split: found(masks, split, model) for split in CONDITIONS}
     if not all(tables.values()):
