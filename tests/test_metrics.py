@@ -54,12 +54,12 @@ def oracle(samples: list[Sample], empty: Fraction = Fraction(1)) -> dict[str, Fr
     """Score lists of pixels with exact fractions."""
     ious, plain, over, under, none_right, some_right = [], [], [], [], [], []
     total = [0, 0, 0, 0]
-    for prediction, truth, _, _ in samples:
+    for prediction, truth, area, _ in samples:
         both = sum(p and t for p, t in zip(prediction, truth, strict=True))
         either = sum(p or t for p, t in zip(prediction, truth, strict=True))
         ious.append(share(both, either, empty))
-        plain.append(share(both, either, Fraction(1)))
-        (some_right if any(truth) else none_right).append(any(prediction) == any(truth))
+        plain.append(share(both, either, Fraction(not area)))  # an object may vanish in the mask
+        (some_right if area else none_right).append(any(prediction) == bool(area))
         over.append(share(sum(prediction) - both, sum(prediction), Fraction(0)))
         under.append(share(sum(truth) - both, sum(truth), Fraction(0)))
         new = (both, either, sum(prediction), sum(truth))

@@ -35,7 +35,7 @@ def write_set(root: Path, name: str, splits: str, first: int) -> Path:
         number = first + place
         images.append(image(number))
         annotations.append(annotation(number, number))
-        said = [f"red circle {name} {number} {again}" for again in "ab"]
+        said = [f"the big red circle {name} {number} {again}" for again in "ab"]
         split = "train" if letter == "t" else "val"
         new = ref(number, number, number, *said, split=split)
         refs.append(new | {"ann_id": [-1]} if letter == "n" else new)
@@ -55,7 +55,7 @@ def said(data: MixedDataset) -> list[str]:
 
 
 def numbers(data: MixedDataset) -> list[int]:
-    return [int(sentence.split()[3]) for sentence in said(data)]
+    return [int(sentence.split()[-2]) for sentence in said(data)]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_kinds_and_places_of_mixed_sets(tmp_path: Path) -> None:
     far = tmp_path / "b" / "far"
     far.mkdir(parents=True)
     Image.new("RGB", (8, 6), (31, 0, 0)).save(far / "1.png")
-    row = {"picture": "1.png", "sentence": "red circle far 31", "mask": [[1, 1, 5, 1, 5, 5]]}
+    row = {"picture": "1.png", "sentence": "red circle far 31 a", "mask": [[1, 1, 5, 1, 5, 5]]}
     (far / "train.jsonl").write_text(json.dumps(row))
     data = DataConfig(data_root=tmp_path / "a", images=tmp_path / "elsewhere", name="one")
     mix = (str(tmp_path / "a" / "near"), f"{far}=2")
@@ -194,3 +194,9 @@ def test_a_mixed_run(
     resumed = load_checkpoint(half / "checkpoint").model.state_dict()
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_weight_that_leaves_nothing_is_refused(two: tuple[Path, Path]) -> None:
+    sets = [opened(each) for each in two]
+    with pytest.raises(ValueError, match=r"mix: weight 0.01 of .* leaves none for an epoch; give"):
+        MixedDataset(sets, [1.0, 0.01])

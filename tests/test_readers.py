@@ -25,7 +25,7 @@ from masksd.kit.data.readers.labelme import read_labelme
 from masksd.kit.data.readers.parquet import _CocoRows, _picture
 from masksd.kit.data.readers.refer import Records
 from masksd.kit.data.readers.reviewed import drop_errors
-from masksd.kit.data.readers.rows import Rows
+from masksd.kit.data.readers.rows import Rows, split_of
 from masksd.kit.data.records import DataError
 from masksd.kit.data.refer import ReferDataset
 from tests.refer_folders import annotation, image, ref, write_refer
@@ -169,6 +169,17 @@ def test_a_table_of_splits_pictures_in_folders_and_no_object(tmp_path: Path) -> 
     assert index.no_object.tolist() == [False, False, False, True]
 
 
+def test_rows_that_say_the_same_count_once(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    picture().save(place / "a.png")
+    row = {"picture": "a.png", "mask": json.dumps([SQUARE_POLYGON])}
+    several = {**row, "sentence": json.dumps(["one", "two"])}
+    write_csv(place / "data.csv", [{**row, "sentence": "one"}, several, several])
+    _, index = prepare_data(tmp_path, "mine", progress=False)
+    assert truths(tmp_path, index=index).keys() == {"one", "two"}
+    assert len(index.sentences) == 2
+
+
 def huge(place: Path) -> str:
     Image.new("1", (9_000, 9_000)).save(place / "huge.png")
     return "huge.png"
@@ -203,7 +214,8 @@ HOSTILE: list[tuple[Any, str]] = [
     ({**ROW, "mask": "text.png"}, r"text\.png: not a readable"),
     ({**ROW, "mask": [[0, 0, 1, 0, 1, float("nan")]]}, "nan is not a number within 24 pixels"),
     ({**ROW, "mask": [[0, 0, 1, 0, 1, 1e30]]}, "1e\\+30 is not a number within 24 pixels"),
-    ({**ROW, "mask": [[0, 0, 1, 1]]}, "no polygon of at least 3 points"),
+    ({**ROW, "mask": [[0, 0, 5, 5]]}, "no polygon of at least 3 points"),
+    ({**ROW, "mask": [[0.2, 0.2, 1, 0.2, 1, 0.7]]}, "coordinates from 0 to 1, and they are pixels"),
     ({**ROW, "mask": [[[[[0]]]]]}, "segmentation: "),
     ({**ROW, "mask": {"size": [9, 12], "counts": [5]}}, "the runs cover 5 of 108 pixels"),
     ({**ROW, "mask": {"size": [12, 9], "counts": [108]}}, "its height and width are swapped"),
@@ -258,7 +270,8 @@ def test_hostile_rows(tmp_path: Path, row: dict[str, Any], says: str) -> None:
         ("data.csv", b'picture,sentence,mask\na,"b', "not valid CSV: unexpected end"),
         ("data.csv", b"picture,sentence,mask\na," + b"x" * 200_000 + b",m\n", "not valid CSV"),
         ("data.csv", b"picture\na.png\n", "no 'sentence'; .* it has 'picture'"),
-        ("data.csv", b"picture,sentence,mask\na.png,b,m.png,more,yet\n", "no such file"),
+        ("data.csv", b"picture,sentence,mask\na.png,b,m,more,yet\n", "5 cells, but the header has"),
+        ("data.csv", b"picture;sentence;mask\na.png;b;m\n", "a CSV has commas between its cells"),
     ],
 )
 def test_hostile_tables(tmp_path: Path, name: str, text: bytes, says: str) -> None:
@@ -343,6 +356,14 @@ def test_hostile_labelme(tmp_path: Path, content: Any, says: str) -> None:
     with pytest.warns(UserWarning, match=rf"2\.json.*{says}"):
         _, index = prepare_data(tmp_path, "mine", skip_bad=True, progress=False)
     assert list(truths(tmp_path, "val", index)) == ["good"]
+
+
+def test_explanations_beside_reasonseg_are_no_data(tmp_path: Path) -> None:
+    write_labelme(tmp_path / "mine/val/1.json", [shape("target", SQUARE_POLYGON)], text="one")
+    (tmp_path / "mine/explanatory").mkdir()
+    (tmp_path / "mine/explanatory/train.json").write_text("[]")
+    (tmp_path / "mine/classes.json").write_text("{}")
+    check(tmp_path, {"one": SQUARE}, "val")
 
 
 def test_a_picture_that_labelme_names_stays_in_the_folder(tmp_path: Path) -> None:
@@ -435,6 +456,36 @@ def test_parquet_of_coco_records(tmp_path: Path) -> None:
     index = find_index(find_files(tmp_path, "mine", "parquet"))
     assert index.refs["ref_id"].tolist() == [70, 71]  # as in the refer format
     assert index.sentences["sent_id"].tolist() == [7000, 7100]
+
+
+def test_parquet_of_two_layouts_or_of_two_objects_of_one_id(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    picture().save(place / "a.png")
+    write_parquet(place / "train.parquet", coco_rows())
+    rows = [{"picture": "a.png", "sentence": "a", "mask": json.dumps([CORNER_POLYGON])}]
+    write_parquet(place / "val.parquet", rows)
+    with pytest.raises(DataError, match="parquet files of two layouts"):
+        prepare_data(tmp_path, "mine", progress=False)
+    (place / "val.parquet").unlink()
+    first, second = coco_rows()
+    second["raw_anns"] = second["raw_anns"].replace('"id": 71', '"id": 70')
+    write_parquet(place / "train.parquet", [first, second | {"ann_id": 70}])
+    with pytest.raises(DataError, match="'raw_anns' has id 70, which is another in .*row 0"):
+        prepare_data(tmp_path, "mine", progress=False)
+
+
+def test_splits_have_one_word_each(tmp_path: Path) -> None:
+    place = folder(tmp_path)
+    picture().save(place / "a.png")
+    write_parquet(place / "all.parquet", coco_rows(split="validation"))
+    check(tmp_path, {"object 70": SQUARE, "object 71": CORNER}, "val")
+    for name in ("refcoco_val", "val_0", "val2", "Valid", "dev", "ref-l4-val"):
+        assert split_of(name) == "val", name
+    assert [split_of(name) for name in ("my-test", "refcoco_testA", "data")] == [
+        *("test", "testA", "train")
+    ]
+    with pytest.raises(DataError, match="'train_val' says train and val: name the split"):
+        split_of("train_val")
 
 
 @pytest.mark.parametrize(
@@ -550,6 +601,13 @@ def test_refs_of_several_objects_and_of_none(tmp_path: Path) -> None:
     row = index.refs["object"].tolist()
     assert row[1] == row[4]  # the same objects in another order
     assert len(set(row)) == 5
+
+
+def test_refs_of_grefcoco_without_sentences_or_with_a_bare_minus_one(tmp_path: Path) -> None:
+    refs = [ref(1, 70, 7, "one"), ref(2, [-1], 7, "x") | {"sentences": []}, ref(3, -1, 8, "none")]
+    write_grefs(tmp_path, refs)
+    with pytest.warns(UserWarning, match="1 refs without any sentence are left out"):
+        check(tmp_path, {"one": SQUARE, "none": 0 * SQUARE}, "val")
 
 
 @pytest.mark.parametrize(
@@ -690,6 +748,7 @@ def test_any_labelme(tmp_path: Path, text: Any, shapes: Any, points: Any, label:
         survive(lambda: read_labelme([path], tmp_path, None))
 
 
+@pytest.mark.filterwarnings("ignore:.* refs without any sentence:UserWarning")
 @ANYTHING
 @given(raw=VALUES, info=VALUES, changes=st.dictionaries(st.sampled_from(COCO_FIELDS), VALUES))
 def test_any_row_of_parquet(raw: Any, info: Any, changes: dict[str, Any]) -> None:

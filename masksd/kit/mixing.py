@@ -38,6 +38,11 @@ class MixedDataset(Dataset[dict[str, Any]]):
         self._counts: list[int] = []  # of the items of each copy in an epoch
         for number, data in enumerate(leave_out_held(sets)):
             rest = float(weights[number])
+            if not round(rest * len(data)):
+                raise ValueError(
+                    f"mix: weight {rest:g} of {data.layout.refs.parent}, which has {len(data)} "
+                    f"items, leaves none for an epoch; give at least {1 / len(data):.2g}"
+                )
             while round(rest * len(data)):
                 own = keyed_seed(seed, "copy", number, len(self.copies))
                 first = rest == float(weights[number])

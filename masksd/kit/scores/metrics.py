@@ -94,7 +94,9 @@ def sample_columns(rows: Rows, protocol: Protocol) -> SampleColumns:
     counts = np.array([[row[field] for field in COUNTS] for row in rows], dtype=np.int64)
     inter, union, predicted, truth = counts.T
     iou = np.array([row["iou"] for row in rows], dtype=np.float64)
-    plain = np.where(union > 0, inter / np.maximum(union, 1), 1.0)
+    # an object that vanished when its mask was resized is no empty truth
+    areas = np.array([row.get("object_area", row["truth_area"]) for row in rows], dtype=np.int64)
+    plain = np.where(union > 0, inter / np.maximum(union, 1), areas == 0)
     over = (predicted - inter) / np.maximum(predicted, 1)
     under = (truth - inter) / np.maximum(truth, 1)
     compare = {">": np.greater, ">=": np.greater_equal}
@@ -125,10 +127,10 @@ def group_scores(
     counts, shares, hits = sample_columns(rows, protocol)
     ones = np.ones(len(rows), dtype=np.int64)
     exact = np.rint(shares * _ONE).astype(np.int64)
-    predicted, truth = counts[:, 2] > 0, counts[:, 3] > 0
+    areas = np.array([row["object_area"] for row in rows])
+    predicted, truth = counts[:, 2] > 0, areas > 0
     found = np.column_stack([truth, ~truth & ~predicted, truth & predicted])
     columns = np.column_stack([ones, counts, found, exact, hits])
-    areas = np.array([row["object_area"] for row in rows])
     members = {"all": ones > 0}
     for values, groups in ((areas, SIZES), (np.array(words), LENGTHS)):
         for group, (least, end) in groups.items():

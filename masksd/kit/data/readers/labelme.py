@@ -27,16 +27,29 @@ _LOOKED_AT = 65_536  # bytes that tell what a file is
 
 
 def find_labelme(folder: Path) -> list[Path]:
-    """List the JSON files of a folder and of the folders in it, if the first is of labelme."""
+    """List the JSON files of labelme in a folder and in the folders in it.
+
+    Others, such as the explanations of ReasonSeg, have no picture beside them and no shapes.
+    """
     files = [path for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern))]
-    for path in files[:1]:
-        try:
-            with path.open("rb") as file:
-                if b'"shapes"' in file.read(_LOOKED_AT):
-                    return files
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return []
+    shapes = {path for path in files if _has_shapes(path)}
+    if not shapes:
+        return []
+    return [path for path in files if path in shapes or _beside(path)]
+
+
+def _has_shapes(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"shapes"' in file.read(_LOOKED_AT)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _beside(path: Path) -> str | None:
+    """Return the name of the picture beside a file."""
+    names = (f"{path.stem}{suffix}" for suffix in _PICTURES)
+    return next((name for name in names if (path.parent / name).is_file()), None)
 
 
 def read_labelme(files: Sequence[Path], folder: Path, bad: BadRecords | None) -> Records:
@@ -67,7 +80,7 @@ def _read(path: Path, folder: Path, rows: Rows) -> int:
         if label.lower() == "flag":  # of old files, without meaning
             continue
         polygon = _polygon(shape, where)
-        if "ignore" in label.lower():
+        if "ignore" in label.lower() and (text is not None or label.lower() == "ignore"):
             ignored.append(polygon)
         else:
             objects.setdefault(label if text is None else "", []).append(polygon)

@@ -16,7 +16,7 @@ from typing import Any
 
 from masksd.kit.data.images import check_stays_inside, size_of_bytes
 from masksd.kit.data.readers.refer import Records, check_records
-from masksd.kit.data.readers.rows import MASK, PICTURE, SENTENCE, Rows, split_of
+from masksd.kit.data.readers.rows import MASK, PICTURE, SENTENCE, Rows, one_word, split_of
 from masksd.kit.data.records import BadRecords, DataError, attempt, typed
 
 _ROWS = 32  # at a time
@@ -52,8 +52,14 @@ def read_parquet(files: Sequence[Path], folder: Path, bad: BadRecords | None) ->
             several = row.get("samples")
             for number, sample in enumerate([row] if several is None else several):
                 at = where if several is None else f"{where}: samples[{number}]"
-                own = {**sample, "picture": name, "split": row.get("split")}
+                own = {**sample, "split": row.get("split")}
+                own |= {} if name is None else {"picture": name}
                 rows.add(own, at, split_of(path.stem), size)
+    if coco.refs and rows.refs:
+        raise DataError(
+            f"{folder}: parquet files of two layouts, with COCO's records and with pictures: put "
+            "them into folders of their own"
+        )
     return coco.records() if coco.refs else rows.records()
 
 
@@ -137,7 +143,14 @@ class _CocoRows:
                 raise DataError(f"{where}: field {name!r} is not valid JSON: {error}") from None
             for value in found if isinstance(found, list) else [found]:
                 entry: dict[str, Any] = typed(value, dict, f"{where}: field {name!r}")
-                known.setdefault(str(entry.get("id")), (f"{where}: field {name!r}", entry))
+                first = known.setdefault(str(entry.get("id")), (f"{where}: field {name!r}", entry))
+                if first[1] != entry:
+                    raise DataError(
+                        f"{where}: field {name!r} has id {entry.get('id')}, which is another in "
+                        f"{first[0]}"
+                    )
+        if isinstance(row.get("split"), str):
+            row = {**row, "split": one_word(row["split"])}
         self.refs.append((where, row))
 
     def records(self) -> Records:

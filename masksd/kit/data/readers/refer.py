@@ -5,6 +5,7 @@ In gRefCOCO a ref speaks of several objects, whose union is its truth, or of non
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -134,13 +135,26 @@ def check_refs(
     objects = _Objects(annotations, images)
     refs: dict[int, Ref] = {}
     sentences: dict[int, Sentence] = {}
+    silent = 0
     for where, entry in found:
+        if _says_nothing(entry):
+            silent += 1
+            continue
         ref = attempt(bad, _ref, entry, where, objects, bad)
         if ref is not None:
             add_once(refs, ref.ref_id, ref, where, "ref_id")
             for sentence in ref.sentences:
                 add_once(sentences, sentence.sent_id, sentence, f"{where}: sentences", "sent_id")
+    if silent:
+        warnings.warn(f"{silent} refs without any sentence are left out", UserWarning, stacklevel=2)
     return list(refs.values())
+
+
+def _says_nothing(entry: object) -> bool:
+    """Whether a ref of gRefCOCO, whose val has some without a sentence, is to be left out."""
+    if not isinstance(entry, dict) or type(entry.get("ann_id")) is not list:
+        return False
+    return bool(entry.get("sentences") == [])
 
 
 def check_records(
@@ -163,6 +177,8 @@ class _Objects:
     def find(self, entry: dict[str, Any], where: str) -> int:
         """Return the id of what a ref speaks of."""
         image_id, listed = integer(entry, "image_id", where), entry.get("ann_id")
+        if listed == -1:  # of no object
+            listed = []
         if type(listed) is not list:
             ann_id = integer(entry, "ann_id", where)
             self._check(ann_id, image_id, where)

@@ -43,6 +43,10 @@ def drop_errors(
                 f"{path}: none of its expressions is one of the refs; it belongs to another data "
                 "set, or its 'file_name' and 'caption' are written otherwise"
             )
+        if refs and not kept:
+            raise DataError(
+                f"{path}: it calls every expression of the refs wrong; is it of this data?"
+            )
         refs = kept
     return refs
 

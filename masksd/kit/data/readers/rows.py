@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ PICTURE = ("picture", "image", "file_name")
 SENTENCE = ("sentence", "sentences", "answer")
 MASK = ("mask", "polygon", "rle", "segmentation")
 """The names that a column may have."""
-_SPLITS = {"validation": "val", **{name: name for name in ("train", "val", "test")}}
-_SPLITS |= {"testA": "testA", "testB": "testB"}
+_SPLITS = {
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **{name.lower(): name for name in ("train", "test", "testA", "testB")},
+}
+"""The words for a split, in lower case."""
 
 
 class Rows:
@@ -57,13 +61,15 @@ class Rows:
     ) -> None:
         name = check_file_name(_cell(row, PICTURE, where), where, field="picture", deep=True)
         said = _cell(row, SENTENCE, where)
+        if isinstance(said, str) and said.lstrip().startswith("["):
+            said = _json(said, "sentences", where)
         sentences = list(said) if isinstance(said, (list, tuple)) else [said]
         mask = _cell(row, MASK, where)
         key = mask if isinstance(mask, str) else json.dumps(mask, default=repr)
         split = row.get("split") or split
         if not isinstance(split, str):
             raise DataError(f"{where}: field 'split' is {split!r:.40}, expected a text")
-        split = _SPLITS.get(split, split)
+        split = one_word(split)
         if name not in self.images:
             width, height = size or read_size(self.folder, name, where)
             entry = {"id": len(self.images) + 1, "width": width, "height": height}
@@ -77,16 +83,15 @@ class Rows:
         new = {"ref_id": len(self.refs) + 1, **ids, "split": split, "sentences": []}
         ref = self.refs.setdefault((name, key, split), (where, new))[1]
         for sentence in sentences:
+            if any(sentence == known["sent"] for known in ref["sentences"]):
+                continue  # two rows that say the same
             self.sentences += 1
             ref["sentences"].append({"sent_id": self.sentences, "sent": sentence, "raw": sentence})
 
     def _segmentation(self, mask: Any, image: dict[str, Any], where: str) -> Any:
         """Turn a cell into COCO's segmentation; a tuple without parts is no object."""
         if isinstance(mask, str) and mask.lstrip()[:1] in ("[", "{"):
-            try:
-                mask = json.loads(mask)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: field 'mask' is not valid JSON: {error}") from None
+            mask = _json(mask, "mask", where)
         if isinstance(mask, str):
             name = check_file_name(mask, where, field="mask", deep=True)
             width, height = image["width"], image["height"]
@@ -102,17 +107,46 @@ class Rows:
                 f"{where}: field 'mask' is {mask!r:.40}, expected the file of a mask, polygons, a "
                 "run-length code, or [] for no object"
             )
-        return _polygons(mask) if mask else ()
+        polygons = _polygons(mask) if mask else ()
+        numbers = [number for polygon in polygons for number in polygon]
+        if numbers and all(type(number) in (int, float) and 0 <= number <= 1 for number in numbers):
+            raise DataError(
+                f"{where}: field 'mask' has coordinates from 0 to 1, and they are pixels: multiply "
+                "shares by the picture's width and height"
+            )
+        return polygons
 
 
 def split_of(name: str) -> str:
     """Return the split that a name says; "train" where it says none.
 
+    Raises:
+        DataError: it says two.
+
     Example:
-        >>> split_of("testA-00000-of-00001"), split_of("validation"), split_of("data")
+        >>> split_of("testA-00000-of-00001"), split_of("refcoco_val"), split_of("data")
         ('testA', 'val', 'train')
     """
-    return _SPLITS.get(name.split("-")[0], "train")
+    words = [word.rstrip("0123456789").lower() for word in re.split(r"[^A-Za-z0-9]+", name)]
+    found = list(dict.fromkeys(_SPLITS[word] for word in words if word in _SPLITS))
+    if len(found) > 1:
+        raise DataError(
+            f"the name {name!r} says {' and '.join(found)}: name the split in a column 'split', or "
+            "by one word"
+        )
+    return found[0] if found else "train"
+
+
+def one_word(split: str) -> str:
+    """Return a split by the word that is used here, as "val" for "validation"."""
+    return _SPLITS.get(split.strip().lower(), split.strip())
+
+
+def _json(text: str, field: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: field {field!r} is not valid JSON: {error}") from None
 
 
 def _cell(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
@@ -120,9 +154,14 @@ def _cell(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
     for name in names:
         if row.get(name) not in (None, ""):
             return row[name]
+    there = [name for name in names if name in row]
+    if there:
+        empty = "; write [] for no object" if names is MASK else ""
+        raise DataError(f"{where}: field {there[0]!r} is empty{empty}")
+    alone = "; a CSV has commas between its cells" if len(row) == 1 else ""
     raise DataError(
         f"{where}: no {names[0]!r}; wanted a column {' or '.join(map(repr, names))}, it has "
-        f"{', '.join(map(repr, row))}"
+        f"{', '.join(map(repr, row))}{alone}"
     )
 
 

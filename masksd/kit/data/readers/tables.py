@@ -42,10 +42,26 @@ def _csv(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(_bounded(file, path), strict=True)
     try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         for row in reader:
-            yield f"{path}: line {reader.line_num}", row
+            where = f"{path}: line {reader.line_num}"
+            whole = attempt(bad, _whole, row, where)
+            if whole is not None:
+                yield where, whole
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
+        where = f"{path}: after line {reader.line_num}"
+        raise DataError(f"{where}: not valid CSV: {error}") from None
+
+
+def _whole(row: dict[Any, Any], where: str) -> dict[str, Any]:
+    """Return a row, or refuse one with more cells than the header has."""
+    if None in row:
+        count = len(row) - 1
+        raise DataError(
+            f"{where}: {count + len(row[None])} cells, but the header has {count}; put a cell that "
+            "has a comma into double quotes"
+        )
+    return row
 
 
 def _lines(
@@ -63,7 +79,12 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value: dict[str, Any] = typed(json.loads(line), dict, where)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
+        said = (
+            f"{error.msg} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else error
+        )
+        raise DataError(f"{where}: not valid JSON: {said}") from None
     return value
 
 
