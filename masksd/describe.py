@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from masksd.branches import MainPass, MaskedBranch
 from masksd.hosts.tapped import TapSegmenter
 from masksd.masker import TokenMasker
+from masksd.modules import plain_attention
 from masksd.step import DistillOutput, Passes
 from masksd.tap import EmbeddingTap
 from masksd.tap_kinds import TapGroup
@@ -167,9 +169,7 @@ def _shares(
     segmenter: TapSegmenter, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, float]:
     """Return each module's share of the host's multiply-adds, by path."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter:
         segmenter.plain(*args, **kwargs)
     counts = {path: sum(each.values()) for path, each in counter.get_flop_counts().items()}
     total = counts["Global"] or 1
@@ -222,15 +222,17 @@ def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str
 
 def multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
     """Count the multiply-adds of a call, the same on every device; return its result too."""
+    with counting() as counter:
+        result = run()
+    return counter.get_total_flops() // 2, result  # it counts two for a multiply-add
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Any]:
+    """Count inside, with a counter of torch's."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
     # Fused kernels differ by device, and the counter does not know all of them.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            result = run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2, result  # it counts two for a multiply-add
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter

@@ -160,6 +160,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
             >>> sd.unwrap() is host
             True
         """
+        if isinstance(host, Wrapper):
+            raise ValueError("the host is wrapped already: call its unwrap() first, or train it")
         config = checked_config(config, teacher)
         self = cls.__new__(cls)
         teaching = None

@@ -77,6 +77,20 @@ class BatchNormTold:
             ) from error
 
 
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep torch's attention layers off their fast path, which only evaluation takes.
+
+    It gives nested tensors where there is padding, rounds otherwise, and no counter sees it.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def try_out(module: nn.Module, run: Callable[..., T], example: tuple[Any, ...]) -> T:
     """Call ``run`` with the module in evaluation mode, without gradients; random state is kept."""
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})

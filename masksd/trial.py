@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from masksd.modules import is_compiled
+from masksd.modules import is_compiled, plain_attention
 from masksd.segmenter import Pass, Segmenter
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class Trial:
     def run(self, function: Callable[[], T]) -> T:
         """Run a pass and forget what it drew and wrote."""
         with (
+            plain_attention(),
             torch.random.fork_rng(devices=self._devices),
             self.segmenter.keeping_buffers(every=True),
             warnings.catch_warnings(),

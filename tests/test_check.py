@@ -848,3 +848,43 @@ def test_transformers_trainer_does_not_take_our_config_for_its_own(tmp_path):
     assert not hasattr(sd, "config")
     assert sd.distill_config == DistillConfig()
     Trainer(sd, TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+
+
+class Padded(nn.Module):
+    """Towers of torch's own layers, whose fast path gives nested tensors where there is padding."""
+
+    def __init__(self):
+        super().__init__()
+
+        def layers():
+            layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+            return nn.TransformerEncoder(layer, 2)
+
+        self.patches, self.visual = nn.Conv2d(3, 16, 8, 8), layers()
+        self.words, self.lang = nn.Embedding(30, 16), layers()
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, images, ids):
+        patches = self.visual(self.patches(images).flatten(2).mT)
+        words = self.lang(self.words(ids), src_key_padding_mask=ids == 0)
+        return self.head(patches * words[:, :1]).mT.unflatten(2, (4, 4))
+
+
+def test_attention_that_gives_nested_tensors_in_evaluation_is_judged_and_described():
+    taps = Taps("patches", "words", valid=lambda ids: ids > 0)
+    inputs = torch.randn(2, 3, 32, 32), torch.tensor([[3, 4, 5, 0], [6, 7, 8, 9]])
+    sd = CrossModalMaskedSelfDistill.wrap(Padded(), taps=taps)
+    text = sd.describe(*inputs)
+    assert "image_only=('visual',), text_only=('lang',)" in text
+    named = dataclasses.replace(taps, image_only=("visual",), text_only=("lang",))
+    sd = CrossModalMaskedSelfDistill.wrap(Padded(), taps=named)
+    sd(*inputs, target=torch.zeros(2, 32, 32)).loss.backward()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert "could be replayed" not in sd.describe(*inputs)
+
+
+def test_a_wrapper_is_not_wrapped_again():
+    taps = Taps("patches", "words", valid=lambda ids: ids > 0)
+    sd = CrossModalMaskedSelfDistill.wrap(Padded(), taps=taps)
+    with pytest.raises(ValueError, match=r"wrapped already: call its unwrap\(\) first"):
+        CrossModalMaskedSelfDistill.wrap(sd, taps=taps)

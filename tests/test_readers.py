@@ -470,7 +470,7 @@ def test_parquet_of_two_layouts_or_of_two_objects_of_one_id(tmp_path: Path) -> N
     first, second = coco_rows()
     second["raw_anns"] = second["raw_anns"].replace('"id": 71', '"id": 70')
     write_parquet(place / "train.parquet", [first, second | {"ann_id": 70}])
-    with pytest.raises(DataError, match="'raw_anns' has id 70, which is another in .*row 0"):
+    with pytest.raises(DataError, match=r"'raw_anns' has id 70, which is another in .*row 0"):
         prepare_data(tmp_path, "mine", progress=False)
 
 

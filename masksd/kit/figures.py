@@ -159,12 +159,14 @@ def draw_sheet(rows: Sequence[SheetRow], path: str | Path) -> Path:
     grid = figure.subplots(len(rows), columns, squeeze=False)
     _fill(grid, rows, titles, width=15, lines=6, y=0.5, fontsize=13, va="center")
     if rows[0].relevance is not None:
-        column = titles.index("relevance") + 1
-        scale = ScalarMappable(cmap="viridis")
+        below = grid[-1, titles.index("relevance") + 1].inset_axes([0.1, -0.34, 0.8, 0.07])
         bar = figure.colorbar(
-            scale, ax=grid[:, column], location="bottom", shrink=0.9, pad=0.01, ticks=[0, 1]
+            ScalarMappable(cmap="viridis"), cax=below, orientation="horizontal", ticks=[0, 1]
         )
         bar.ax.set_xticklabels(["least", "most"], fontsize=11)
+    height = float(figure.get_figheight())  # room for titles of two lines, and below the bar
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0.25 / height, 1, 1 - 0.45 / height))
     return save_figure(figure, path)
 
 

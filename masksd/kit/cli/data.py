@@ -218,4 +218,6 @@ class Words:
         Tokenizer(word_vocabulary(words), DEFAULT_LENGTH).save(output)
         print(f"{output}: {len(words)} words of {len(sentences)} sentences of split {self.split}")
         chosen = ["--data-root", str(self.root), "--name", self.name, "--tokenizer", str(output)]
+        if "val" not in index.splits:
+            chosen += ["--eval-split", self.split]
         print(f"next: {shlex.join(['masksd', 'train', *chosen])}")

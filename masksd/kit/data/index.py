@@ -95,7 +95,12 @@ class Index:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of ``refs`` that belong to a split, in order."""
         if split not in self.splits:
-            raise unknown_name("split", split, self.splits)
+            error = unknown_name("split", split, self.splits)
+            raise ValueError(
+                f"{error}. Name one that is there, as with --eval-split or --split"
+                if len(self.splits) == 1
+                else str(error)
+            )
         return np.flatnonzero(self.refs["split"] == self.splits.index(split))
 
     @property

@@ -187,7 +187,7 @@ def shrunk(image: Image.Image) -> Picture:
 
 
 def read_examples(checkpoint: Checkpoint, count: int = 8) -> list[tuple[Picture, str]]:
-    """Return pictures of the checkpoint's own validation split with a sentence each.
+    """Return pictures of the checkpoint's own validation split, or another, with a sentence each.
 
     Shapes are generated where they are not in the cache.
 
@@ -196,7 +196,13 @@ def read_examples(checkpoint: Checkpoint, count: int = 8) -> list[tuple[Picture,
     """
     config = checkpoint.config
     data = DataConfig.from_dict(config.data)
-    split = open_split(data, "val", checkpoint.tokenizer, config.image_size, cache=False)
+    for name in ("val", "test", "train"):
+        try:
+            split = open_split(data, name, checkpoint.tokenizer, config.image_size, cache=False)
+            break
+        except ValueError as error:
+            if name == "train" or not str(error).startswith("unknown split"):
+                raise
     indices = spread_indices(len(split), count)
     return [(shrunk(split.image(index)), split.sentence(index)) for index in indices]
 

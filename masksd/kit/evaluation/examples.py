@@ -94,6 +94,8 @@ def _hidden(
     if "vmlsd" not in hides:
         return patches, None
     words = hidden_words(tokenizer, tokens, out.masks["vmlsd"][row])
+    if not any(hidden for _, hidden in words):
+        return patches, "no word hidden"
     return patches, " ".join(BOX if hidden else word for word, hidden in words)
 
 

@@ -47,7 +47,7 @@ mask = predictor.predict("the red circle").mask
 
 From a shell: `masksd predict IMAGE "the red circle" --checkpoint FOLDER`
 
-## Use without masksd
+## Read the weights without masksd
 
 `model.safetensors` holds {tensors} tensors under the keys of the model's own modules, which are
 plain PyTorch; `checkpoint.json` says how they are built and fed; the tokenizer is one of the
