@@ -659,6 +659,25 @@ def test_reviewed_expressions_are_left_out_where_asked(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "index(unc-reviewed).safetensors").is_file()
 
 
+def test_a_review_speaks_of_one_object_and_one_data_set(tmp_path: Path) -> None:
+    refs = [ref(1, 70, 7, "left guy"), ref(2, 71, 7, "left guy")]
+    write_refer(tmp_path, [image(7)], [annotation(n, 7) for n in (70, 71)], refs)
+    said = {"file_name": "7.png", "caption": "left guy"}
+    marks = [
+        {"id": n, "image_id": n, "caption_quality": n, "original_id": 70 + n} for n in range(2)
+    ]
+    review = json.dumps({"images": [{"id": n, **said} for n in range(2)], "annotations": marks})
+    (tmp_path / "mine/mine_val_reviewed.json").write_text(review)
+    (tmp_path / "mine/refcoco+_val_reviewed.json").write_text("{")  # not of this data set
+    found = find_index(find_files(tmp_path, "mine", "unc-reviewed"))
+    assert found.refs["ref_id"].tolist() == [2]
+    (tmp_path / "mine/mine_val_reviewed.json").write_text(
+        review.replace('_quality": 1', '_quality": 0')
+    )
+    with pytest.raises(DataError, match="it calls every expression of the refs wrong"):
+        find_index(find_files(tmp_path, "mine", "unc-reviewed"))
+
+
 @pytest.mark.parametrize(
     ("quality", "changes", "says"),
     [

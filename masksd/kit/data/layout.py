@@ -133,6 +133,9 @@ def find_files(
     known = _split_names(folder)
     author = split_by.removesuffix(_REVIEWED)
     reviewed = sorted(folder.glob("*_reviewed.json")) if author != split_by else []
+    # Ref-L4 gives the files of all published sets at once; one of another set is not for this one
+    other_sets = {published for published, _ in PUBLISHED} - {name}
+    reviewed = [path for path in reviewed if path.name.partition("_")[0] not in other_sets]
     refs_names = [f"{kind}refs({author}).{end}" for kind in ("", "g") for end in ("p", "json")]
     if not known:  # then refs.json can only be of this split
         refs_names.append("refs.json")

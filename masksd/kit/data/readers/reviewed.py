@@ -2,7 +2,8 @@
 
 ``refcoco_val_reviewed.json`` and its like have COCO's layout, an image an expression:
 ``images`` of ``id``, ``file_name`` and ``caption``, and ``annotations`` of ``image_id`` and
-``caption_quality``, 0 where the expression is wrong.
+``caption_quality``, 0 where the expression is wrong, and perhaps ``original_id``, the object that it
+is said of.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from masksd.kit.data.records import DataError, ImageRecord, Ref, entries, integer, read_json, typed
 
-Wrong = set[tuple[str, str]]  # file names with expressions
+Said = set[tuple[str, str, int | None]]  # file name, expression, object where it is told
 
 
 def drop_errors(
@@ -32,7 +33,8 @@ def drop_errors(
             left = []
             for sentence in ref.sentences:
                 name = named.get(id(ref), "")
-                keys = {(name, _plain(text)) for text in (sentence.sent, sentence.raw)}
+                texts = {_plain(text) for text in (sentence.sent, sentence.raw)}
+                keys = {(name, text, of) for text in texts for of in (ref.ann_id, None)}
                 met = met or not keys.isdisjoint(known)
                 if keys.isdisjoint(wrong):
                     left.append(sentence)
@@ -51,7 +53,7 @@ def drop_errors(
     return refs
 
 
-def _read(path: Path) -> tuple[Wrong, Wrong]:
+def _read(path: Path) -> tuple[Said, Said]:
     """Return what a file calls wrong, and all that it speaks of."""
     content: dict[str, Any] = typed(read_json(path), dict, f"{path}: the file")
     told: dict[int, tuple[str, str]] = {}
@@ -61,14 +63,16 @@ def _read(path: Path) -> tuple[Wrong, Wrong]:
             for field in ("file_name", "caption")
         )
         told[integer(entry, "id", where)] = name, _plain(caption)
-    wrong: Wrong = set()
+    wrong: Said = set()
+    known: Said = {(*each, None) for each in told.values()}
     for where, entry in _dicts(content, "annotations", path):
         image_id = integer(entry, "image_id", where)
         if image_id not in told:
             raise DataError(f"{where}: field 'image_id' is {image_id}, which no image has")
+        of = integer(entry, "original_id", where) if "original_id" in entry else None
         if not integer(entry, "caption_quality", where):
-            wrong.add(told[image_id])
-    return wrong, set(told.values())
+            wrong.add((*told[image_id], of))
+    return wrong, known
 
 
 def _dicts(content: dict[str, Any], field: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
