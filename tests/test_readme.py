@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -38,6 +39,14 @@ def test_links_to_files_are_not_broken() -> None:
     for path in TEXTS:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_names_of_code_in_the_guide_exist() -> None:
+    page = (ROOT / "examples/README.md").read_text()
+    names = set(re.findall(r"`(masksd(?:\.\w+)+)`", page))
+    assert len(names) > 12
+    for name in names:
+        assert callable(pkgutil.resolve_name(name)), name
 
 
 def test_tables_of_the_benchmarks_are_those_of_the_csv_files() -> None:

@@ -2,8 +2,8 @@
 
 ``refcoco_val_reviewed.json`` and its like have COCO's layout, an image an expression:
 ``images`` of ``id``, ``file_name`` and ``caption``, and ``annotations`` of ``image_id`` and
-``caption_quality``, 0 where the expression is wrong, and perhaps ``original_id``, the object that it
-is said of.
+``caption_quality``, 0 where the expression is wrong, and perhaps ``original_id``, the object that
+it is said of.
 """
 
 from __future__ import annotations
