@@ -320,7 +320,7 @@ def test_a_table_that_is_not_looked_up_or_is_compiled():
             return (self.head(look_alikes.mixed(self.visual(img), words)),)
 
     sd = wrap(Multiplied(), CONFIG, taps=look_alikes.word_table_taps())
-    with pytest.raises(RuntimeError, match="table exists, but did not run in this pass"):
+    with pytest.raises(RuntimeError, match=r"no F.embedding\(ids, table\) and no table\[ids\] was"):
         sd(*args, **target)
     sd = wrap(make("BarLeRIa"), CONFIG, taps=look_alikes.word_table_taps())
     with pytest.raises(RuntimeError, match=r"table is a parameter, .* keep it in an nn.Embedding"):

@@ -261,7 +261,7 @@ def test_what_other_runs_need_is_not_lost(data: DataConfig, tmp_path: Path) -> N
     run.checkpoint.rename(tmp_path / "away")
     with pytest.raises(ValueError, match="holds a run already"):
         train(config)
-    with pytest.raises(ValueError, match=r"no checkpoint to go on from; move one of checkpoints"):
+    with pytest.raises(ValueError, match="to go on from; move one of best and checkpoints"):
         train(config, resume=True)
     (run.folder / "checkpoints" / "step-2").rename(run.checkpoint)
     again = train(config, resume=True)

@@ -73,7 +73,8 @@ def run(data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResult
 
 def test_run_writes_everything(run: RunResult) -> None:
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint"}
+    written = {"config.json", "metrics.jsonl", "curves.png", "sheet.png", "checkpoint", "best"}
+    assert names == written
     assert json.loads((run.folder / "config.json").read_text())["distill"]["lambda_image"] == 0.75
     first, second, last = lines(run)
     assert [first["step"], second["step"], last["step"]] == [5, 10, 10]

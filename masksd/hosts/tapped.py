@@ -92,6 +92,7 @@ class TapSegmenter(Segmenter):
             if field in modules
         }
         self.where, self.cell = taps, taps.cell
+        self._prefix = next(taps.embeddings("image")).prefix
         self.shared_space = taps.shared_space
         self.sources, self.reruns = {"logits": name_of(taps.logits) or "what the host returns"}, {}
         if taps.loss is not None:
@@ -130,8 +131,7 @@ class TapSegmenter(Segmenter):
         size, places = self._places(args, kwargs, pictures)
         grid = cells(places[0].grid, size, taps.cell)
         if "patches" in found:
-            prefix = next(taps.embeddings("image")).prefix
-            found["patches"] = as_tokens(found["patches"], grid, prefix, size)
+            found["patches"] = as_tokens(found["patches"], grid, self._prefix, size)
         for field, dims, shape in (
             ("sentence", 2, "(B, C)"),
             ("image_vector", 2, "(B, C)"),

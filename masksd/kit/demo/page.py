@@ -68,7 +68,9 @@ def build_page(explorers: Sequence[Explorer], examples: Sequence[tuple[Picture, 
                 everything = gr.Button("Show all patches", elem_id="everything")
                 notes = gr.Textbox(label="Notes", interactive=False, lines=2, elem_id="notes")
                 upload = gr.File(
-                    label="Your picture: JPEG, PNG, WEBP or BMP", height=150, elem_id="upload"
+                    label="Your picture: JPEG, PNG, WEBP, BMP, TIFF or GIF",
+                    height=150,
+                    elem_id="upload",
                 )
         if examples:
             gr.Markdown("## Examples")
