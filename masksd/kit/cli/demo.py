@@ -63,7 +63,10 @@ class Demo:
             # as Ctrl-C does, it lets the uploads be deleted
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             print(f"{url} shows {' and '.join(map(str, folders))}; Ctrl-C ends it", flush=True)
-            page.block_thread()
+            try:
+                page.block_thread()
+            finally:
+                page.close(verbose=False)  # before the uploads are deleted
 
 
 def _newest_or_new() -> Path:
