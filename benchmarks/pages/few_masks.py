@@ -199,6 +199,6 @@ TABLES = {
 
 
 def draw() -> None:
-    """Draw the figure of the front page."""
-    if _there(CLEAN[0]):
+    """Draw the figure of the front page, once there is a curve to draw."""
+    if len(_there(CLEAN[0])) > 1:
         draw_curve(FIGURES / "few_masks.png")
