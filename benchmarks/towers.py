@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, Taps, segmentation_loss
-from masksd.describe import multiply_adds
+from masksd.describe import module_shares, multiply_adds
 from masksd.hosts import bert_words
 from masksd.models import create_model
 
@@ -115,12 +114,9 @@ CASES = {
 
 def share_of_the_rest(case: Case) -> float:
     """d: the share of the host's forward that runs in every pass."""
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
-        case.host(*case.inputs)
-    counts = {path: sum(each.values()) for path, each in counter.get_flop_counts().items()}
-    root = type(case.host).__name__
-    named = [path for paths in case.towers.values() for path in paths]
-    return 1 - sum(counts[f"{root}.{path}"] for path in named) / counts["Global"]
+    with torch.no_grad():
+        shares = module_shares(case.host, lambda: case.host(*case.inputs))
+    return 1 - sum(shares[path] for paths in case.towers.values() for path in paths)
 
 
 def take(case: Case, taps: Taps) -> Tensor:

@@ -86,7 +86,7 @@ def check_tapped(segmenter: Segmenter) -> None:
     """Refuse to mask a module that the model no longer uses under its name."""
     now = modules_by_path(segmenter.root)
     for tap, module in segmenter.tapped():
-        path = tap.path.rpartition(".")[0] if isinstance(tap, TableTap) else tap.path
+        path = tap.module_path
         if now.get(path) is not module:
             became = f"a {type(now[path]).__name__}" if path in now else "gone"
             raise RuntimeError(
@@ -243,14 +243,12 @@ class _Spy:
         return found
 
     def __enter__(self) -> _Spy:
-        self._handles = (
-            []
-            if self.blind
-            else [
+        self._handles = []
+        if not self.blind:
+            self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
                 self.module.register_forward_hook(self._after),
             ]
-        )
         return self
 
     def __exit__(self, *error: object) -> None:

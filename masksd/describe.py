@@ -149,7 +149,7 @@ def _replayable(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     found = replayable(passes.segmenter, passes.maskers, args, kwargs)
     if not any(found.values()):
         return []
-    costs = _shares(passes.segmenter, args, kwargs)
+    costs = module_shares(passes.segmenter.root, partial(passes.segmenter.plain, *args, **kwargs))
     named, saved = [], 0.0
     for modality in ("image", "text"):
         dear = {path: costs.get(path, 0.0) for path in found.get(modality, ())}
@@ -165,16 +165,13 @@ _DEAR = 0.01
 """Share of a forward below which a module is not worth naming."""
 
 
-def _shares(
-    segmenter: TapSegmenter, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, float]:
-    """Return each module's share of the host's multiply-adds, by path."""
+def module_shares(root: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
+    """Return by path the share of a call's multiply-adds that each module of ``root`` does."""
     with counting() as counter:
-        segmenter.plain(*args, **kwargs)
+        run()
     counts = {path: sum(each.values()) for path, each in counter.get_flop_counts().items()}
-    total = counts["Global"] or 1
-    root = f"{type(segmenter.root).__name__}."
-    return {path.removeprefix(root): count / total for path, count in counts.items()}
+    total, above = counts["Global"] or 1, f"{type(root).__name__}."
+    return {path.removeprefix(above): count / total for path, count in counts.items()}
 
 
 def _costs(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -59,3 +59,13 @@ def cells(grid: tuple[int, int], size: tuple[int, int], cell: int | None) -> tup
         # large patches are cells already; 2 x 2 cells would leave nothing to choose from
         cell = 1 if height // grid[0] >= 8 else min(32, max(1, min(height, width) // 8))
     return min(grid[0], max(1, height // cell)), min(grid[1], max(1, width // cell))
+
+
+def known_size(size: tuple[int, int] | None, path: str) -> tuple[int, int]:
+    """Return the size of the images, or raise where no argument and no map at ``path`` tells it."""
+    if size is None:
+        raise ValueError(
+            f"images=None takes the images' size from what {path} is given, but that is no map "
+            "(B, C, H, W): name the argument, or a function of the call"
+        )
+    return size

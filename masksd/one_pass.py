@@ -15,7 +15,7 @@ from torch import Tensor
 from masksd.branches import NAMES
 from masksd.embeddings import TokenMask, samples_of
 from masksd.features import first_of_picture
-from masksd.grids import cells, embedding_grid, square_cells
+from masksd.grids import cells, embedding_grid, known_size, square_cells
 from masksd.hosts.pictures import rows_of_pictures
 from masksd.losses import consistency_loss
 from masksd.masker import TokenMasker, first_position
@@ -74,13 +74,9 @@ class _Patches:
         self, output: Tensor, positions: tuple[int, ...], given: tuple[int, int] | None
     ) -> tuple[TokenMask, tuple[int, int]]:
         another = self.drawn is not None  # tower, which may see images of a size of its own
-        size = given or self.size if another else self.size or given
+        found = given or self.size if another else self.size or given
+        size = known_size(found, "image_embedding")
         own = self.masker.masking.cell
-        if size is None:
-            raise ValueError(
-                "images=None takes the images' size from what image_embedding is given, but that "
-                "is no map (B, C, H, W): name the argument, or a function of the call"
-            )
         embedded = embedding_grid(positions, size)
         grid = cells(embedded, size, self.cell) if own is None else square_cells(size, own)
         if self.drawn is None:

@@ -119,6 +119,11 @@ class EmbeddingTap(Hook):
             raise RuntimeError(self._unseen())
 
     @property
+    def module_path(self) -> str:
+        """The path of the module that it is attached to."""
+        return self.path
+
+    @property
     def masks(self) -> bool:
         """Whether a masked pass runs."""
         return self._pending is not None

@@ -84,6 +84,11 @@ class TableTap(EmbeddingTap):
         super().__init__(nn.Identity(), path, width=width, channels_first=False, in_parts=in_parts)
 
     @property
+    def module_path(self) -> str:
+        """The path of the owner."""
+        return self.path.rpartition(".")[0]
+
+    @property
     def table(self) -> nn.Parameter:
         """The parameter as it is now: distributed training replaces it."""
         table: nn.Parameter = getattr(self.owner, self.name)

@@ -1,6 +1,6 @@
 """Sentences that share a picture, and what a host has of a picture only once.
 
-What has as many rows as there are sentences belongs to sentences, other numbers to pictures.
+A tensor with a row for each sentence belongs to the sentences; any other belongs to the pictures.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def check_pictures(pictures: Any, sentences: int, embedded: Sequence[int]) -> Te
     """Return the picture of each sentence, or raise; ``embedded`` are the batches of the towers."""
     good = isinstance(pictures, Tensor) and pictures.shape == (sentences,)
     if not good or pictures.is_floating_point() or pictures.dtype == torch.bool:
-        came = (
-            f"{pictures.dtype} {tuple(pictures.shape)}" if hasattr(pictures, "dtype") else pictures
-        )
+        came = pictures
+        if isinstance(pictures, Tensor):
+            came = f"{pictures.dtype} {tuple(pictures.shape)}"
         raise ValueError(
             f"pictures must be the number of the picture of each of {sentences} sentences, int64 "
             f"({sentences},), got {came}"

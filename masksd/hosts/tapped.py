@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
-from masksd.grids import cells, embedding_grid
+from masksd.grids import cells, embedding_grid, known_size
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import (
@@ -223,12 +223,7 @@ class TapSegmenter(Segmenter):
     ) -> tuple[tuple[int, int], list[Place]]:
         """Return the size of the images, and where each image embedding takes its mask."""
         taps = [tap for tap, _ in self.tapped("image")]
-        size = self._size(args, kwargs) or taps[0].size
-        if size is None:
-            raise ValueError(
-                f"images=None takes the images' size from what {taps[0].path} is given, but that "
-                "is no map (B, C, H, W): name the argument, or a function of the call"
-            )
+        size = known_size(self._size(args, kwargs) or taps[0].size, taps[0].path)
         # towers may see the images at sizes of their own
         sizes = [size, *(tap.size or size for tap in taps[1:])]
         places = []

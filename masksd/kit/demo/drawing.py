@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from masksd.errors import one_line
-from masksd.kit.demo.explorer import Explorer, Picture, iou
+from masksd.kit.demo.explorer import Explorer, Picture
+from masksd.kit.evaluation.examples import iou
 from masksd.kit.evaluation.perturbation import GRID
 from masksd.kit.figures import covered, heat, overlay, png_bytes
 

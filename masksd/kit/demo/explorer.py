@@ -27,8 +27,6 @@ from masksd.kit.evaluation.examples import hidden_words, on_square
 from masksd.kit.evaluation.perturbation import GRID, paint_cells
 from masksd.kit.feeding import model_inputs, predict_logits
 from masksd.kit.prediction.predictor import Predictor, encode_expression
-from masksd.kit.scores.metrics import sample_iou
-from masksd.kit.scores.protocols import get_protocol
 from masksd.kit.sources import open_split, wrap_model
 from masksd.modules import evaluating
 
@@ -77,7 +75,7 @@ class Explorer:
         name: what the page calls it.
 
     Raises:
-        ValueError: what the checkpoint says of its training is no config of the method.
+        ValueError: the method stored in the checkpoint is not a valid DistillConfig.
 
     Example:
         >>> from masksd.kit.config import TrainConfig
@@ -205,16 +203,6 @@ def read_examples(checkpoint: Checkpoint, count: int = 8) -> list[tuple[Picture,
                 raise
     indices = spread_indices(len(split), count)
     return [(shrunk(split.image(index)), split.sentence(index)) for index in indices]
-
-
-def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Return the IoU of two masks; two empty ones agree.
-
-    Example:
-        >>> iou(np.array([True, True]), np.array([True, False]))
-        0.5
-    """
-    return sample_iou(int((a & b).sum()), int((a | b).sum()), get_protocol("original"))
 
 
 def _method(checkpoint: Checkpoint) -> tuple[DistillConfig, str]:

@@ -21,6 +21,8 @@ from masksd.kit.feeding import (
     probabilities_of,
 )
 from masksd.kit.figures import BranchView, SheetRow
+from masksd.kit.scores.metrics import sample_iou
+from masksd.kit.scores.protocols import get_protocol
 from masksd.modules import evaluating
 from masksd.step import DistillOutput
 
@@ -57,8 +59,7 @@ def example_rows(
             """Return the mask at the image's own size, and its IoU."""
             probabilities = probabilities_of(config, logits, truth.shape)
             found = (probabilities > config.threshold).cpu().numpy()
-            union = int((found | truth).sum())
-            return found, int((found & truth).sum()) / union if union else 1.0
+            return found, iou(found, truth)
 
         relevance = out.relevance.get("lmvsd", tokens[:0])[
             row : row + 1
@@ -106,6 +107,16 @@ def hidden_words(tokenizer: Tokenizer, tokens: Tensor, mask: Tensor) -> list[tup
         (tokenizer.decode(tokens[at : at + 1].cpu()).strip(), bool(mask[at]))
         for at in range(1, end)
     ]
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the IoU of two masks; two empty ones agree.
+
+    Example:
+        >>> iou(np.array([True, True]), np.array([True, False]))
+        0.5
+    """
+    return sample_iou(int((a & b).sum()), int((a | b).sum()), get_protocol("original"))
 
 
 def on_square(values: Tensor) -> NDArray[Any]:

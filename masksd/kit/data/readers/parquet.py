@@ -9,14 +9,21 @@ segmentation (lmms-lab/RefCOCO); and rows with a picture and a list ``samples`` 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.images import check_stays_inside, size_of_bytes
 from masksd.kit.data.readers.refer import Records, check_records
-from masksd.kit.data.readers.rows import MASK, PICTURE, SENTENCE, Rows, one_word, split_of
+from masksd.kit.data.readers.rows import (
+    MASK,
+    PICTURE,
+    SENTENCE,
+    Rows,
+    json_cell,
+    one_word,
+    split_of,
+)
 from masksd.kit.data.records import BadRecords, DataError, attempt, typed
 
 _ROWS = 32  # at a time
@@ -137,10 +144,7 @@ class _CocoRows:
 
     def add(self, row: dict[str, Any], where: str) -> None:
         for name, known in zip(_RAW, (self.objects, self.images), strict=True):
-            try:
-                found = json.loads(row[name])
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: field {name!r} is not valid JSON: {error}") from None
+            found = json_cell(row[name], name, where)
             for value in found if isinstance(found, list) else [found]:
                 entry: dict[str, Any] = typed(value, dict, f"{where}: field {name!r}")
                 first = known.setdefault(str(entry.get("id")), (f"{where}: field {name!r}", entry))

@@ -62,7 +62,7 @@ class Rows:
         name = check_file_name(_cell(row, PICTURE, where), where, field="picture", deep=True)
         said = _cell(row, SENTENCE, where)
         if isinstance(said, str) and said.lstrip().startswith("["):
-            said = _json(said, "sentences", where)
+            said = json_cell(said, "sentences", where)
         sentences = list(said) if isinstance(said, (list, tuple)) else [said]
         mask = _cell(row, MASK, where)
         key = mask if isinstance(mask, str) else json.dumps(mask, default=repr)
@@ -91,7 +91,7 @@ class Rows:
     def _segmentation(self, mask: Any, image: dict[str, Any], where: str) -> Any:
         """Turn a cell into COCO's segmentation; a tuple without parts is no object."""
         if isinstance(mask, str) and mask.lstrip()[:1] in ("[", "{"):
-            mask = _json(mask, "mask", where)
+            mask = json_cell(mask, "mask", where)
         if isinstance(mask, str):
             name = check_file_name(mask, where, field="mask", deep=True)
             width, height = image["width"], image["height"]
@@ -142,7 +142,8 @@ def one_word(split: str) -> str:
     return _SPLITS.get(split.strip().lower(), split.strip())
 
 
-def _json(text: str, field: str, where: str) -> Any:
+def json_cell(text: str, field: str, where: str) -> Any:
+    """Read a cell that holds JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
