@@ -26,6 +26,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_writes_rows_like_the_committed_ones(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

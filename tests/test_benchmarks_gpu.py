@@ -113,6 +113,7 @@ def test_a_failure_ends_a_part_and_not_the_run(
     assert written(tmp_path)[-1]["note"] == "RuntimeError: no kernel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "verdict"),
     [(lambda *_: {"masks": (1.0, 0)}, "outside"), (lambda *_: {}["masks"], "failed")],

@@ -79,12 +79,14 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert budget.activations == pytest.approx(total, rel=0.15)
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_batch_and_weights_do_not() -> None:
     small, large = (measure_budget(TrainConfig(batch_size=size)) for size in (2, 8))
     assert large.activations == pytest.approx(4 * small.activations, rel=0.02)
     assert (large.weights, large.plain, large.step) == (small.weights, small.plain, small.step)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_needs_no_gradient_and_no_moments() -> None:
     whole = measure_budget(TrainConfig(batch_size=2))
     frozen = measure_budget(TrainConfig(batch_size=2, frozen=("encoder.",)))
@@ -122,6 +124,7 @@ def test_items_of_published_data_are_known_without_them(
     assert count_items(other) == ({}, "not known without --data-root")
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_every_value_once_and_both_step_counts() -> None:
     config = dataclasses.replace(get_recipe("paper-ablation-vit-b"), batch_size=2)
     text = dry_run("paper-ablation-vit-b", config)
@@ -167,12 +170,14 @@ def test_a_dry_run_looks_for_the_splits_where_the_data_are(tmp_path: Path) -> No
     check_splits(TrainConfig(data=DataConfig(name="mine"), eval_split="holdout"))  # not known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_dry_run_says_what_16_bit_keeps(precision: Any) -> None:
     text = dry_run("mine", TrainConfig(batch_size=1, mixed_precision=precision))
     assert ("about half of the activations in bf16" in text) == (precision == "bf16")
 
 
+@pytest.mark.slow
 def test_a_batch_that_batch_norm_cannot_normalise_is_refused() -> None:
     config = TrainConfig(model="clip_cris_rn50", image_size=32, batch_size=1)
     with pytest.raises(ValueError, match="batch_size 1 leaves BatchNorm layer '"):
@@ -180,6 +185,7 @@ def test_a_batch_that_batch_norm_cannot_normalise_is_refused() -> None:
     measure_budget(dataclasses.replace(config, batch_size=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_a_budget(name: str) -> None:
     """On a batch of two, which a large one differs from in nothing but memory."""
@@ -189,6 +195,7 @@ def test_every_recipe_has_a_budget(name: str) -> None:
     assert budget.activations > 0
 
 
+@pytest.mark.slow
 def test_what_makes_a_step_smaller_is_counted() -> None:
     config = TrainConfig(batch_size=8)
     budget = measure_budget(config)
@@ -210,6 +217,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_would_help() -> None:
     check_fits(TrainConfig(batch_size=512, cpu=True))
 
 
+@pytest.mark.slow
 def test_a_dry_run_offers_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(batch_size=2, cpu=True)
     assert "--accumulate" not in dry_run("mine", config)
@@ -219,6 +227,7 @@ def test_a_dry_run_offers_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "with --batch-size 1 --accumulate 2\n" in text
 
 
+@pytest.mark.slow
 def test_low_memory_needs_less_by_little_more_than_one_host_pass() -> None:
     budgets = {
         low: measure_budget(TrainConfig(distill=DistillConfig(low_memory=low)))

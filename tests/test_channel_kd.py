@@ -316,6 +316,7 @@ def test_without_any_mask_it_learns_from_the_teacher_alone() -> None:
     assert kd.sd.segmenter.encoder.words.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "branches"), [("cross-modal", {"image": BRANCHES["image"]}), ("cwd", {})]
 )

@@ -251,6 +251,7 @@ def test_modes_that_exclude_each_other_are_refused():
         CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
 
 
+@pytest.mark.slow
 def test_a_compiled_wrapper_compiles_each_of_two_graphs_once():
     images, tokens, truth = make_batch(4)
     config = DistillConfig(image=MaskingConfig(every=3), text=TEXT)

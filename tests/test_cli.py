@@ -383,6 +383,7 @@ def test_help_shows_units_and_defaults(
     assert "--level STR" in text
 
 
+@pytest.mark.slow
 def test_branches_turn_the_method_off(place: Path, tmp_path: Path) -> None:
     options = ("--data-root", place / "data", "--output", "plain", "--no-progress", *SMALL)
     done = masksd(tmp_path, "train", "--branches", "lmvsd", *options)
@@ -408,6 +409,7 @@ def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
     assert shown["refs"] == "42,404 items, 21,202 steps per epoch, 7 in all <- train_items"
 
 
+@pytest.mark.slow
 def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) -> None:
     options = ("--data-root", place / "data", "--output", "run", "--no-progress", *RUN)
     run = ("train", "--epochs", "1", "--warmup-epochs", "1", "--model", "lavt_tiny", *options)
@@ -423,6 +425,7 @@ def test_epochs_and_branches_on_the_command_line(place: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_predict_writes_a_folder(place: Path, tmp_path: Path) -> None:
     checkpoint = ("--checkpoint", place / "runs/one/checkpoint", "--cpu")
     pictures = tmp_path / "pictures"

@@ -86,6 +86,7 @@ def gradients(sd):
     return {name: p.grad for name, p in sd.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_tapped_host_compiles_to_one_graph_and_never_again(backend):
     eager, sd = wrapped(), wrapped()

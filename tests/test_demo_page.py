@@ -34,7 +34,10 @@ from tests.test_broken_pictures import cmyk, encoded, noise, png
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
 MISSING += [] if CHROMIUM and DRIVER else ["chromium with chromedriver"]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
+]
 FOLDERS = ("runs/new/checkpoint", "runs/old/checkpoint")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -251,6 +251,7 @@ EXACT: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(
     checkpoint: Checkpoint, dataset: ReferDataset, root: Path, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def small(study: Study, data: DataConfig, rows: list[str]) -> Study:
     return dataclasses.replace(study, base=base, variants=variants, seeds=(0, 1), samples=4)
 
 
+@pytest.mark.slow
 def test_a_study_is_run_scored_and_compared(data, tmp_path):
     rows = ["host", "augment", "teacher, both"]
     study = small(few_masks_study(8, steps=2), data, rows)
@@ -55,6 +56,7 @@ def test_a_study_is_run_scored_and_compared(data, tmp_path):
     assert found["teacher, both"].cost > 4
 
 
+@pytest.mark.slow
 def test_every_row_of_both_studies_can_be_planned():
     study = few_masks_study(200)
     runs = plan_runs(dataclasses.replace(study, seeds=(0,)))

@@ -372,6 +372,7 @@ def cost(data: bytes) -> tuple[object, float, int]:
     return outcome, seconds[0], peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_error_soon_and_small(name: str) -> None:
     data, says = BAD[name]
@@ -420,6 +421,7 @@ def test_sharing_costs_nothing() -> None:
     assert peak < 2**20
 
 
+@pytest.mark.slow
 def test_too_many_opcodes() -> None:
     with pytest.raises(PickleError, match="byte 15999999: more than 16000000 opcodes"):
         loads(b"(" + b"N" * 16_000_000 + b"l.")

@@ -490,6 +490,7 @@ def test_describe_proposes_what_is_dear_and_takes_its_own_advice():
 # The rest of the house
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.__version__.startswith("2.7."), reason="torch 2.7 does not compile tapped models"
 )

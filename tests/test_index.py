@@ -376,6 +376,7 @@ def test_an_index_travels_as_the_path_of_its_file(plain: Path, prepared: Path) -
 
 
 # newer Pythons warn of any fork beside torch's threads; the worker here uses none of them
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_read_the_same(prepared: Path, start: str) -> None:

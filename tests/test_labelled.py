@@ -231,6 +231,7 @@ def test_confidence_weighs_pixels(kind):
         torch.testing.assert_close(sure, torch.tensor([0.3, 1.3]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_labels_and_a_teacher_compile_to_one_graph(backend):
     eager, sd = make("teacher"), make("teacher")

@@ -249,6 +249,7 @@ def worker(rank: int, folder: str) -> None:
     leave()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_without_low_memory(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
     config = dataclasses.replace(make_low().distill_config, low_memory=False)

@@ -289,6 +289,7 @@ def test_some_samples_and_cells_of_another_size() -> None:
     torch.testing.assert_close(out.relevance["lmvsd"], expected)
 
 
+@pytest.mark.slow
 def test_ranking_by_the_neck_compiles_to_one_graph() -> None:
     batch = make_batch()
     sd, eager = (wrapped(BY_NECK, dropout=0.0) for _ in range(2))

@@ -180,6 +180,7 @@ def save(place: Path, text: str) -> None:
     write_folder(place, fill)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swaps", [True, False])
 def test_killed_before_any_operation_of_a_save_a_whole_folder_is_there(
     tmp_path: Path, swaps: bool

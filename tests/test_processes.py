@@ -95,6 +95,7 @@ def test_two_processes_agree_and_one_ends_when_the_other_is_killed(tmp_path: Pat
     assert seconds < 3
 
 
+@pytest.mark.slow
 def test_a_stopped_process_ends_the_others_in_the_stated_time(tmp_path: Path) -> None:
     other, stopped = start(2, losing.take_part, tmp_path, signal.SIGSTOP)
     try:
@@ -159,6 +160,7 @@ def evaluate_on_two(place: Path, output: Path) -> subprocess.CompletedProcess[st
     return run(*TORCHRUN, "2", "-m", "masksd", *evaluate_arguments(place, output))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

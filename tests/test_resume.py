@@ -198,6 +198,7 @@ def scored(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_through_kills_and_longer_runs(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def test_what_other_runs_need_is_not_lost(data: DataConfig, tmp_path: Path) -> N
         train(dataclasses.replace(config, overwrite=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_with_its_code(
     data: DataConfig,
@@ -492,6 +494,7 @@ def test_runs_that_cannot_go_on_say_why(data: DataConfig, tmp_path: Path) -> Non
         train(config, resume=True)
 
 
+@pytest.mark.slow
 def test_a_loss_scaler_is_saved(data: DataConfig, tmp_path: Path) -> None:
     """A GPU has one with fp16; on a CPU it is put in by hand."""
     with pytest.MonkeyPatch.context() as patch:

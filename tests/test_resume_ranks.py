@@ -46,6 +46,7 @@ def check(tmp_path: Path, name: str) -> None:
         train(config(DataConfig(data_root=root), tmp_path / "cut", name), resume=True)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_go_on_together(tmp_path: Path) -> None:
     check(tmp_path, "cosine")
 

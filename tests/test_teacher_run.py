@@ -184,6 +184,7 @@ def test_options(teacher: Path) -> None:
     assert TrainConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.slow
 def test_the_cost_counts_the_teacher(teacher: Path) -> None:
     with_teacher = TrainConfig(model="clip_cris_mini", distill=ALONE, batch_size=2, teacher=teacher)
     alone, taught = (

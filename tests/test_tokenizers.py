@@ -460,6 +460,7 @@ def test_damaged_clip_vocabulary_is_one_error(clip_folder: Path, tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "repository", "files"),
     [

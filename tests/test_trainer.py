@@ -201,6 +201,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(data_root=root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ["picture", "worker", "gradient", "config", "exception"])
 def test_failing_overwrite_keeps_the_old_run(
     data: DataConfig,
@@ -420,6 +421,7 @@ def test_wrong_configs_are_named(changes: dict[str, Any], expected: str) -> None
         TrainConfig(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [3, 20])
 def test_a_warmup_that_takes_the_whole_run_is_a_warning(
     data: DataConfig, tmp_path: Path, warmup: int
@@ -602,6 +604,7 @@ def test_epochs_are_passes_over_the_items(data: DataConfig, tmp_path: Path) -> N
     assert load_checkpoint(run.checkpoint).config.step == run.steps
 
 
+@pytest.mark.slow
 def test_workers_that_stay_read_the_same_items(data: DataConfig, tmp_path: Path) -> None:
     """Several epochs: each draws other sentences, also in a worker that lives on."""
     alone = train(settings(data, tmp_path / "one", steps=25, log_every=1))
@@ -621,6 +624,7 @@ def test_weights_that_do_not_exist_are_refused_at_once(
         build_model(TrainConfig(model=pretrained, pretrained=True))
 
 
+@pytest.mark.slow
 def test_low_memory_takes_the_same_steps(data: DataConfig, tmp_path: Path) -> None:
     runs = {
         low: train(

@@ -243,6 +243,7 @@ def test_a_run_is_a_plain_loop_and_unlabelled_masks_change_nothing(
     assert record["losses"].keys() == {"seg", "lmvsd", "vmlsd"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_and_refuses_other_data(root: Path, tmp_path: Path) -> None:
     data, more = (DataConfig(data_root=copy_of(root, tmp_path / name)) for name in ("one", "more"))
     changes: dict[str, Any] = {**BOTH, "unlabelled": str(more.data_root), "distill": TEACHER}
@@ -289,6 +290,7 @@ def test_labels_are_a_number_or_a_share_on_the_command_line(text: str, value: ob
     assert type(config.labels) is type(value)
 
 
+@pytest.mark.slow
 def test_what_it_costs() -> None:
     """A teacher costs a plain pass for every image; images without masks cost what others do."""
     student = TrainConfig(batch_size=2, steps=10, distill=DistillConfig(text=None))
