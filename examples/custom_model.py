@@ -19,12 +19,12 @@ WORDS = {name: index for index, name in enumerate(["<pad>", "the", "red", "green
 class MyModel(nn.Module):
     """A small ViT, a word embedding, one cross-attention and a classifier; masksd is not used."""
 
-    def __init__(self, width: int = 64, patch: int = 8) -> None:
+    def __init__(self, width: int = 64, patch: int = 8, words: int = len(WORDS)) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(3, width, patch, patch)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
         self.vision = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.words = nn.Embedding(len(WORDS), width, padding_idx=0)
+        self.words = nn.Embedding(words, width, padding_idx=0)
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
         self.classifier = nn.Conv2d(width, 1, 3, padding=1)
 

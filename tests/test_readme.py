@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import shlex
@@ -47,6 +48,24 @@ def test_names_of_code_in_the_guide_exist() -> None:
     assert len(names) > 12
     for name in names:
         assert callable(pkgutil.resolve_name(name)), name
+
+
+def texts_of_the_code() -> list[str]:
+    """Every literal of the package, joined where only a line break divides it."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "masksd").rglob("*.py"))
+    found = (node.value for tree in trees for node in ast.walk(tree) if type(node) is ast.Constant)
+    return [text for text in found if isinstance(text, str)]
+
+
+@pytest.mark.parametrize("path", [ROOT / "examples/README.md", KIT])
+def test_messages_that_the_guides_explain_are_those_of_the_code(path: Path) -> None:
+    section = path.read_text().split("\n## What is refused\n")[1].split("\n## ")[0]
+    says = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    messages = [message for cell in says for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 15
+    texts = texts_of_the_code()
+    for message in messages:
+        assert any(message in text for text in texts), message
 
 
 def test_tables_of_the_benchmarks_are_those_of_the_csv_files() -> None:
@@ -106,9 +125,13 @@ def test_options_named_in_the_text_exist(
     ):
         with pytest.raises(SystemExit):
             cli._parse([*command, "--help"])
-    known = set(re.findall(r"--[a-z][\w.-]*", capfd.readouterr().out))
+        if command == ["train"]:
+            train = capfd.readouterr().out
+    known = set(re.findall(r"--[a-z][\w.-]*", train + capfd.readouterr().out))
     named = set(re.findall(r"--[a-z][\w.-]*", KIT.read_text()))
-    assert {"--level", "--images", "--data-root"} <= named <= known | LAUNCHERS
+    assert named <= known | LAUNCHERS
+    for option in re.findall(r"--(?!no-)[a-z][\w-]*(?![\w.-])", train):
+        assert option in named, f"{option} is nowhere in the kit's guide"
 
 
 def test_tables_of_the_evidence_are_those_of_its_rows() -> None:

@@ -200,7 +200,7 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     from safetensors.torch import load_file
 
     from masksd.kit.data.text.tokenizers import load_tokenizer
-    from masksd.models import create_model
+    from masksd.models import create_model, list_models
     from masksd.models.base import check_describes
     from masksd.models.registry import SHIPPED
 
@@ -210,6 +210,12 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     for name in _TOKENIZER:
         if name not in listed:  # and so was not verified
             raise ValueError(f"checkpoint {root} has no {name}")
+
+    if config.model not in list_models():
+        raise ValueError(
+            f"checkpoint {root} holds a {one_line(config.model)!r}, which is not registered; use "
+            "the program that registers it, as in examples/own_model.py"
+        )
 
     def build() -> Any:
         try:

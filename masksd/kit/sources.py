@@ -244,12 +244,17 @@ def _check_fits(tokenizer: str, vocab_size: int, max_length: int, expected: str)
 def wrap_model(
     model: Any, config: DistillConfig, tokenizer: Tokenizer | None = None
 ) -> CrossModalMaskedSelfDistill:
-    """Wrap one of our models; no tokenizer stands for the one of its pretrained weights.
+    """Wrap a registered model: by its ``taps``, if it has any, or as what it is recognised as.
+
+    No tokenizer stands for the one of its pretrained weights.
 
     Example:
         >>> sorted(wrap_model(create_model("lavt_tiny"), DistillConfig()).branches)
         ['lmvsd', 'vmlsd']
     """
+    taps = getattr(model, "taps", None)
+    if taps is not None:
+        return CrossModalMaskedSelfDistill.wrap(model, config, taps=taps)
     if not lavt.recognise(model):
         return CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
     bert = tokenizer is None or tokenizer.kind == "bert"  # whose ids the recipe tells words by

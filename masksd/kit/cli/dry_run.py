@@ -30,7 +30,7 @@ def dry_run(preset: str, config: TrainConfig) -> str:
     chosen = {  # what the config leaves to the model, the data or the folder
         "tokenizer": tokenizer_name(config),
         "image_size": budget.model_config["image_size"],
-        "dropout": budget.model_config["dropout"],
+        "dropout": budget.model_config.get("dropout"),
         "output": config.output_folder(),
     }
     lines = [f"preset {preset}"]
