@@ -163,7 +163,7 @@ def rewritten(folder: Path, name: str, data: bytes) -> Path:
     ("changes", "expected"),
     [
         ({"model": 5}, "model must be a string, got 5"),
-        ({"model": "nothing"}, "unknown model 'nothing'"),
+        ({"model": "nothing"}, "holds a 'nothing', which is not registered"),
         ({"model_config": []}, r"model_config must be an object, got \(\)"),
         ({"model_config": {"width": "wide"}}, "describes no model: "),
         ({"model_config": {"wdith": 5}}, "did you mean 'width'"),
