@@ -213,7 +213,7 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
 
     if config.model not in list_models():
         raise ValueError(
-            f"checkpoint {root} holds a {one_line(config.model)!r}, which is not registered; use "
+            f"{root / CONFIG} holds a {one_line(config.model)!r}, which is not registered; use "
             "the program that registers it, as in examples/own_model.py"
         )
 
