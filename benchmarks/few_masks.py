@@ -1,6 +1,6 @@
 """Train hosts with few masks, with and without a teacher, paired by seed.
 
-    python -m benchmarks.few_masks [--masks 100 200] [--noise 0 0.4] [--model clip_cris_tiny]
+    python -m benchmarks.few_masks [--masks 100 400] [--noise 0 0.4] [--model clip_cris_tiny]
 
 Runs what is missing and continues where it was interrupted; without ``--masks``, ``--noise`` and
 ``--level``, all. A run adds a row per split to ``benchmarks/results/few_masks.csv`` and its samples

@@ -58,7 +58,7 @@ def test_a_study_is_run_scored_and_compared(data, tmp_path):
 
 @pytest.mark.slow
 def test_every_row_of_both_studies_can_be_planned():
-    study = few_masks_study(200)
+    study = few_masks_study(400)
     runs = plan_runs(dataclasses.replace(study, seeds=(0,)))
     assert len(runs) == 10 + 3  # rows, and the host trained three, four and five times as long
     alone = {run.variant for run in runs if run.config.unlabelled is None}
@@ -69,7 +69,7 @@ def test_every_row_of_both_studies_can_be_planned():
 
 
 def test_a_host_from_scratch_has_the_same_rows():
-    assert few_masks_study(200, "lavt_tiny").base.encoder_weights is None
+    assert few_masks_study(400, "lavt_tiny").base.encoder_weights is None
 
 
 @pytest.mark.parametrize("split", ["testA hid=0.5", "testA drops=1"])
