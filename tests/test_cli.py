@@ -16,6 +16,15 @@ import pytest
 from PIL import Image
 
 from masksd.kit.cli import main
+from masksd.kit.cli.data import data_commands
+from masksd.kit.cli.demo import Demo
+from masksd.kit.cli.evaluate import evaluate_command
+from masksd.kit.cli.export import Export
+from masksd.kit.cli.options import option_names
+from masksd.kit.cli.predict import Predict
+from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.runs import Runs
+from masksd.kit.cli.train import train_command
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from tests.scored import SHORT_TABLE
 
@@ -174,7 +183,38 @@ def test_data_shapes_writes_the_folder_it_names(tmp_path: Path) -> None:
 
 TRAIN = ("train", "--data-root", "data", "--output", "runs/two", *SMALL)
 PREDICT = ("predict", "--checkpoint", "runs/one/checkpoint", "--output", "out.png")
+COMMANDS = {
+    "train": train_command(["train"]),
+    "evaluate": evaluate_command([]),
+    "predict": Predict,
+    "demo": Demo,
+    "export": Export,
+    "pretrain": pretrain_command(),
+    "runs": Runs,
+    **{f"data {name}": made for name, made in data_commands().items()},
+}
 ERRORS = {
+    "unknown command": (("evalute",), "unknown command 'evalute'; did you mean 'evaluate'?"),
+    "unknown data command": (("data", "shpes"), "unknown command 'shpes'; did you mean 'shapes'?"),
+    "unknown option": (("train", "--stepz", "5"), "unknown option --stepz; did you mean --steps?"),
+    "part of an option": (("train", "--step=5"), "unknown option --step; did you mean --steps?"),
+    "end of an option": (
+        ("train", "--ratio", "1"),
+        "--ratio; did you mean --distill.image.ratio or --distill.text.ratio?",
+    ),
+    "option of a part": (
+        ("train", "--distill.image.ration", "1"),
+        "did you mean --distill.image.ratio?",
+    ),
+    "option like no other": (("runs", "--qwerty"), "unknown option --qwerty; see --help"),
+    "word for a number": (
+        ("train", "--steps", "few"),
+        "--steps takes INT, got 'few'; see masksd train --help",
+    ),
+    "no value": (("train", "--seed"), "missing value for argument '--seed'"),
+    "no such choice": (("train", "--branches", "all"), "'none'); see masksd train --help"),
+    "no picture": (("predict",), "missing from masksd predict: "),
+    "stray word": (("train", "5"), "unrecognized options: 5; see masksd train --help"),
     "missing data folder": (("train", "--data-root", "nowhere", "--output", "runs/two"), "nowhere"),
     "unknown level of data": (("data", "shapes", "--level", "hrad"), "did you mean 'hard'?"),
     "existing run": (("train", "--data-root", "data", "--output", "runs/one"), "--overwrite"),
@@ -291,18 +331,25 @@ def test_program_leaves_with_code_2_and_one_line(place: Path) -> None:
     assert everything(place) == before
 
 
-def test_unknown_option_is_named_with_the_nearest(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_options_that_are_known_are_those_of_the_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = everything(place)
-    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capfd.readouterr().out
+    lines = re.findall(r"^│ (?:-h, )?((?:--[a-z.-]+(?:, )?)+)", text, re.MULTILINE)
+    shown = {name for line in lines for name in line.split(", ")}
+    assert {"--help", *option_names(COMMANDS[command])} == shown
+
+
+@pytest.mark.parametrize("command", ["", "data"])
+def test_no_command_shows_the_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main([*TRAIN, "--distill.image.ration", "0.5"])
-    assert left.value.code == 2
-    printed = capfd.readouterr()
-    assert "Unrecognized options: --distill.image.ration" in printed.err
-    assert "--distill.image.ratio {None}|FLOAT" in printed.err
-    assert everything(place) == before
+        main(command.split())
+    assert not left.value.code
+    assert capfd.readouterr().out.startswith(f"usage: {f'masksd {command}'.strip()} [-h] {{")
 
 
 def test_errors_that_nobody_foresaw_are_one_line_too(

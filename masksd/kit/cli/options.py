@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -83,17 +84,50 @@ def checked(default: Any, options: Any) -> Any:
     return dataclasses.replace(default, **values)
 
 
-def check_names(arguments: list[str]) -> None:
-    """Raise a ``ValueError`` for options that other programs have and ours calls otherwise.
+def check_names(arguments: list[str], made: type) -> None:
+    """Raise a ``ValueError`` for an option that a command does not have, with the nearest it has.
 
     Example:
-        >>> check_names(["predict", "a.png", "red", "--device=cpu"])
+        >>> from masksd.kit.config import DataConfig
+        >>> check_names(["--levl=hard"], unchecked(DataConfig()))
         Traceback (most recent call last):
-        ValueError: unknown option --device; did you mean --cpu?
+        ValueError: unknown option --levl; did you mean --level?
     """
+    known = {"--help", *option_names(made)}
+    bare = [each[2:] for each in known]
     for name in given_options(arguments):
-        if name in OTHERWISE:
-            raise ValueError(f"unknown option {name}; did you mean {OTHERWISE[name]}?")
+        if name in known:
+            continue
+        guesses = (
+            {OTHERWISE.get(name)} & known,
+            (each for each in known if each.startswith(name)),
+            (each for each in known if each.endswith(f".{name[2:]}")),
+            # without the dashes, in which all are alike
+            (f"--{each}" for each in difflib.get_close_matches(name[2:], bare, n=1)),
+        )
+        near = next(filter(None, map(sorted, guesses)), [])
+        hint = f"did you mean {' or '.join(near[:3])}?" if near else "see --help"
+        raise ValueError(f"unknown option {name}; {hint}")
+
+
+def option_names(made: type, before: str = "--") -> Iterator[str]:
+    """Yield the names of the options of a command.
+
+    Example:
+        >>> list(option_names(command(print, lr=(float, 0.1), cpu=(bool, False))))
+        ['--lr', '--cpu', '--no-cpu']
+    """
+    for name, kind in typing.get_type_hints(made, include_extras=True).items():
+        marks = getattr(kind, "__metadata__", ())
+        inner = typing.get_args(kind)[0] if marks else kind
+        name = name.replace("_", "-")
+        if dataclasses.is_dataclass(inner):
+            flat = any(getattr(mark, "name", None) is not None for mark in marks)
+            yield from option_names(inner, before if flat else f"{before}{name}.")
+        elif tyro.conf.Positional not in marks:
+            yield before + name
+            if inner is bool and tyro.conf.FlagCreatePairsOff not in marks:
+                yield f"{before}no-{name}"
 
 
 def given_options(arguments: list[str]) -> list[str]:

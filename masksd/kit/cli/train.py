@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -144,7 +145,7 @@ def _unruled(config: Any, arguments: list[str]) -> TrainConfig:
 def _takes_towers(arguments: list[str]) -> bool:
     """Return whether the towers that come with masksd suit the model and data of the options."""
     options: dict[str, str] = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")
         options[name.replace("_", "-")] = value if equals else following
     if options.get("--encoder-weights") == "None" or "--start-from" in options:
