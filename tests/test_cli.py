@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masksd.kit.cli import main
+from masksd.kit.cli import _parse, main
 from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.demo import Demo
 from masksd.kit.cli.evaluate import evaluate_command
 from masksd.kit.cli.export import Export
-from masksd.kit.cli.options import option_names
+from masksd.kit.cli.options import checked, option_names
 from masksd.kit.cli.predict import Predict
 from masksd.kit.cli.pretrain import pretrain_command
 from masksd.kit.cli.runs import Runs
+from masksd.kit.cli.shared import HEADINGS
 from masksd.kit.cli.train import train_command
+from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from tests.scored import SHORT_TABLE
 
@@ -151,13 +153,14 @@ def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_pat
 
 
 def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> None:
-    from masksd.kit.cli import _parse
+    def chosen(*options: str) -> DataConfig:
+        return checked(DataConfig(), _parse(["evaluate", *options]).data)
 
-    checkpoint = ("evaluate", "--checkpoint", str(place / "runs/one/checkpoint"))
-    assert _parse([*checkpoint]).data.data_root == place / "data"
-    assert _parse([*checkpoint, "--level", "hard"]).data.level == "hard"
-    assert _parse([*checkpoint, "--data-root", "None"]).data.data_root is None
-    assert _parse(["evaluate"]).data.data_root is None
+    checkpoint = ("--checkpoint", str(place / "runs/one/checkpoint"))
+    assert chosen(*checkpoint).data_root == place / "data"
+    assert chosen(*checkpoint, "--level", "hard").level == "hard"
+    assert chosen(*checkpoint, "--data-root", "None").data_root is None
+    assert chosen().data_root is None
 
 
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
@@ -400,11 +403,27 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_options_that_most_runs_need_come_first(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    text = capfd.readouterr().out
-    options = re.findall(r"^│ --([a-z-]+)", text, re.MULTILINE)
-    needed = "preset branches config resume allow dry-run model steps batch-size lr output"
-    assert " ".join(options[:11]) == needed
-    assert text.index("for data of your own --data-root and --name") < text.index("--help")
+    about, *boxes = re.split(r"^╭─ (.*?) ─+╮$", capfd.readouterr().out, flags=re.MULTILINE)
+    titles = [title.removesuffix(" options") for title in boxes[::2]]
+    options = {
+        title: re.findall(r"^│ --([a-z.-]+)", text, re.MULTILINE)
+        for title, text in zip(titles, boxes[1::2], strict=True)
+    }
+    assert "Most runs need no more than the options in the first box" in " ".join(about.split())
+    needed = (
+        "preset branches config resume allow dry-run data-root name level labels model image-size "
+        "steps batch-size lr seed output"
+    )
+    assert " ".join(options["options"]) == needed
+    inside = {"distill", "distill.image", "distill.text", "knowledge"}
+    assert [title for title in titles if title not in inside] == ["options", *HEADINGS.values()]
+    assert titles[-2] == HEADINGS["log_every"]
+    assert "images" in options["data"]
+    assert "schedule" in options["optimisation"]
+    assert options["output"] == ["overwrite", "progress"]
+    assert options["distill.image"][:2] == ["distill.image.top-k", "distill.image.ratio"]
+    values = [name for box in options.values() for name in box]
+    assert len(values) == len(set(values)) == len(TrainConfig().flat()) + 6
 
 
 def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> None:

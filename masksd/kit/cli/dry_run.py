@@ -6,21 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from masksd.kit.cli.shared import HEADINGS
 from masksd.kit.config import TrainConfig
 from masksd.kit.costs.budget import Budget, check_splits, count_items, measure_budget
 from masksd.kit.costs.fits import kept, memory_here, needed, smaller
 from masksd.kit.sources import tokenizer_name
-
-HEADINGS = {
-    "model": "model",
-    "data": "data",
-    "batch_size": "optimisation",
-    "seed": "randomness and machine",
-    "distill": "method",
-    "log_every": "evaluation",
-    "output": "output",
-}
-"""What stands above a field of ``TrainConfig`` and those that follow it there."""
 
 
 def dry_run(preset: str, config: TrainConfig) -> str:

@@ -31,8 +31,8 @@ def evaluate_command(arguments: list[str]) -> type:
     return command(
         _evaluate,
         _check,
-        data=unchecked(stored),
         config=unchecked(EvaluateConfig(CHECKPOINT)),
+        data=unchecked(stored, headings={"data_root": "data"}),
         compare=(tuple[Path, Path] | None, None),
         cpu=(bool, False),
     )

@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import tyro
 
+ATTRIBUTES, BOX = "Attributes:\n", "box_"
 OTHERWISE = {"--device": "--cpu", "--limit": "--eval-samples"}
 
 
@@ -41,31 +44,52 @@ def command(run: Any, check: Any = None, **options: Any) -> type:
     return made
 
 
-def unchecked(default: Any, first: Sequence[str] = ()) -> type:
+def unchecked(
+    default: Any, first: Sequence[str] = (), headings: Mapping[str, str] = MappingProxyType({})
+) -> type:
     """Copy a config's fields, values and help into a dataclass without its checks.
 
-    Configs inside are treated alike; an optional one that is None has no options. The help shows
-    the fields named ``first`` before the others.
+    Configs inside are treated alike; the data's fields stand among the others, and an optional one
+    that is None has no options. In the help the fields named ``first`` come before all others, and
+    a box of its own begins at each field that has a heading.
 
     Example:
         >>> from masksd.kit.config import DataConfig
         >>> unchecked(DataConfig())(pictures=-5).pictures
         -5
     """
+    text = inspect.getdoc(type(default)) or ""
     hints = typing.get_type_hints(type(default))
-    fields: list[Any] = []
-    given = {field.name: field for field in dataclasses.fields(default)}
-    for field in (given[name] for name in dict.fromkeys([*first, *given])):
+    boxes: dict[str, list[Any]] = {"": []}
+    title = ""
+    for field in dataclasses.fields(default):
+        title = headings.get(field.name, title)
         value = getattr(default, field.name)
+        options: list[Any] = [(field.name, hints[field.name], dataclasses.field(default=value))]
         if dataclasses.is_dataclass(value):
-            inner: Any = unchecked(value)
-            # --level, not --data.level
-            kind: Any = Annotated[inner, tyro.conf.arg(name="")] if field.name == "data" else inner
-            fields.append((field.name, kind, dataclasses.field(default_factory=inner)))
-        else:
-            fields.append((field.name, hints[field.name], dataclasses.field(default=value)))
-    made = dataclasses.make_dataclass(type(default).__name__, fields)
-    made.__doc__ = type(default).__doc__
+            inner = unchecked(value)
+            options = [(field.name, inner, dataclasses.field(default_factory=inner))]
+            if field.name == "data":  # --level, not --data.level
+                kinds = typing.get_type_hints(inner)
+                options = [
+                    (each.name, kinds[each.name], each) for each in dataclasses.fields(inner)
+                ]
+                lines = (inner.__doc__ or "").partition(ATTRIBUTES)[2].partition("\n\n")[0]
+                text = text.replace(ATTRIBUTES, f"{ATTRIBUTES}{lines}\n", 1)
+        for option in options:
+            boxes.setdefault("" if option[0] in first else title, []).append(option)
+    boxes[""].sort(key=lambda option: [*first, option[0]].index(option[0]))
+    shown = boxes.pop("")
+    for number, (title, options) in enumerate(boxes.items()):
+        bare: Any = tyro.conf.arg(prefix_name=False)
+        box: Any = dataclasses.make_dataclass(
+            "Box", [(name, Annotated[kind, bare], made) for name, kind, made in options]
+        )
+        box.__doc__ = text
+        titled = Annotated[box, tyro.conf.arg(name=title, help="")]
+        shown.append((f"{BOX}{number}", titled, dataclasses.field(default_factory=box)))
+    made = dataclasses.make_dataclass(type(default).__name__, shown)
+    made.__doc__ = text
     return made
 
 
@@ -77,9 +101,13 @@ def checked(default: Any, options: Any) -> Any:
         >>> checked(DataConfig(), unchecked(DataConfig())(pictures=5)) == DataConfig(pictures=5)
         True
     """
+    given = dict(vars(options))
+    for name in [name for name in given if name.startswith(BOX)]:
+        given |= vars(given.pop(name))
     values = {}
-    for field in dataclasses.fields(options):
-        value, before = getattr(options, field.name), getattr(default, field.name)
+    for field in dataclasses.fields(default):
+        before = getattr(default, field.name)
+        value = given.get(field.name, options)  # the data's fields stand among the others
         values[field.name] = checked(before, value) if dataclasses.is_dataclass(value) else value
     return dataclasses.replace(default, **values)
 
@@ -98,14 +126,14 @@ def check_names(arguments: list[str], made: type) -> None:
     for name in given_options(arguments):
         if name in known:
             continue
-        guesses = (
-            {OTHERWISE.get(name)} & known,
+        guesses: Sequence[Iterable[str]] = (
+            {OTHERWISE.get(name, "")} & known,
             (each for each in known if each.startswith(name)),
             (each for each in known if each.endswith(f".{name[2:]}")),
             # without the dashes, in which all are alike
             (f"--{each}" for each in difflib.get_close_matches(name[2:], bare, n=1)),
         )
-        near = next(filter(None, map(sorted, guesses)), [])
+        near = next((sorted(each) for each in map(list, guesses) if each), [])
         hint = f"did you mean {' or '.join(near[:3])}?" if near else "see --help"
         raise ValueError(f"unknown option {name}; {hint}")
 
@@ -119,9 +147,9 @@ def option_names(made: type, before: str = "--") -> Iterator[str]:
     """
     for name, kind in typing.get_type_hints(made, include_extras=True).items():
         marks = getattr(kind, "__metadata__", ())
-        inner = typing.get_args(kind)[0] if marks else kind
+        inner: Any = typing.get_args(kind)[0] if marks else kind
         name = name.replace("_", "-")
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             flat = any(getattr(mark, "name", None) is not None for mark in marks)
             yield from option_names(inner, before if flat else f"{before}{name}.")
         elif tyro.conf.Positional not in marks:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.errors import check_choice, one_line
 from masksd.kit.cli.options import checked, command, early_option, given_options, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, data_title
+from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, data_title
 from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
-FIRST = ("model", "steps", "batch_size", "lr", "output")
+FIRST = (
+    *("data_root", "name", "level", "labels", "model", "image_size", "steps", "batch_size", "lr"),
+    *("seed", "output"),
+)
 """Settings that most runs need, which the help shows first."""
 UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
 TOWERS_FIT = {  # the values of options that keep the towers which come with masksd
@@ -56,7 +59,7 @@ def train_command(arguments: list[str]) -> type:
         resume=(Path | None, None),
         allow=(tuple[str, ...], ()),
         dry_run=(bool, False),
-        settings=unchecked(start, FIRST),
+        settings=unchecked(start, FIRST, HEADINGS),
     )
     made.given = given_options(arguments)
     result: type = made
@@ -190,8 +193,8 @@ def _train(options: Any) -> None:
     The default run starts from small towers that come with masksd. With another model, other data
     or --encoder-weights None it starts from scratch, which takes 1000 steps.
 
-    Most runs need no more than --preset or --config, --branches, --resume, --dry-run, --model,
-    --steps, --batch-size, --lr, --output, and for data of your own --data-root and --name.
+    Most runs need no more than the options in the first box; for data of your own, --data-root and
+    --name.
 
     Attributes:
         resume: go on with the run in this folder, where it was saved last; every other option is
