@@ -93,7 +93,10 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert (place / "runs/one/sheet.png").exists()
 
 
-def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
+def test_runs_are_listed(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
     for name in ("old", "new"):
         shutil.copytree(place / "runs/one", tmp_path / name)
         os.utime(tmp_path / name / "metrics.jsonl", (0, 0 if name == "old" else 86_400))
@@ -106,19 +109,37 @@ def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged/metrics.jsonl").write_text("")
     done = masksd(tmp_path, "runs", tmp_path)
     assert f"warning: {tmp_path / 'damaged'} is left out" in done.stderr
-    head, *rows, following = [line.split() for line in done.stdout.splitlines()]
+    shutil.rmtree(tmp_path / "damaged")
+    head, *rows, demo, export = [shlex.split(line) for line in done.stdout.splitlines()]
     assert head[:4] == ["run", "date", "model", "method"]
     assert [row[0] for row in rows] == [str(tmp_path / "new"), str(tmp_path / "old")]
     scores = [f"{100 * own[name]:.2f}" for name in ("mIoU", "oIoU")]
-    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", scores[0]]
+    checkpoint = str(tmp_path / "new/checkpoint")
+    following = ["masksd", "evaluate", "--checkpoint", checkpoint]
+    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", scores[0], *following]
     assert rows[0][3:] == expected
-    assert following[:3] == ["next:", "masksd", "predict"]
+    assert demo == ["try", "it:", "masksd", "demo", checkpoint]
+    assert export == ["pass", "it", "on:", "masksd", "export", checkpoint]
+    assert main([*following[1:], "--cpu", "--no-progress"]) == main(export[4:]) == 0
+    steps = f"{json.loads(first)['step']}/3"
     log.write_text(first + "\n")
-    os.utime(log)
-    done = masksd(tmp_path, "runs", tmp_path)
-    head, row, *_, following = [line.split() for line in done.stdout.splitlines()]
-    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", scores[0]]
-    assert " ".join(following) == f"next: masksd train --resume {tmp_path / 'new'}"
+    shutil.copytree(tmp_path / "new", tmp_path / "killed early")
+    for name in ("checkpoint", "best", "export"):
+        shutil.rmtree(tmp_path / "killed early" / name)
+    for place, time in (("new", 90_000), ("killed early", 80_000)):
+        os.utime(tmp_path / place / "metrics.jsonl", (0, time))
+    capfd.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    _, new, killed, *_ = [shlex.split(line) for line in capfd.readouterr().out.splitlines()]
+    resumed = ["masksd", "train", "--resume", str(tmp_path / "new")]
+    assert new[5:] == [steps, "-", "-", "unfinished", scores[0], *resumed]
+    *_, program, command, option, config, _, output = killed
+    assert (program, command, option, output) == (
+        *("masksd", "train", "--config"),
+        str(tmp_path / "killed early"),
+    )
+    assert {"no", "checkpoint"} <= {*killed}
+    assert main([command, option, config, "--output", output, "--no-progress"]) == 0
 
 
 def test_train_ends_with_what_to_do_next(place: Path) -> None:
