@@ -36,7 +36,7 @@ from masksd.kit.demo.explorer import Explorer, Picture, read_examples, read_pict
 from masksd.kit.demo.server import load_gradio
 from masksd.kit.feeding import model_inputs
 from masksd.kit.prediction.predictor import Predictor
-from masksd.kit.sources import build_model, wrap_model
+from masksd.kit.sources import build_model, open_split, wrap_model
 from tests.test_broken_pictures import png
 
 SENTENCE = "the red circle"
@@ -236,12 +236,30 @@ def test_uploads_are_guarded(tmp_path: Path) -> None:
 
 def test_examples_are_of_the_data_that_the_checkpoint_knows(tmp_path: Path) -> None:
     build_shapes(tmp_path, ShapesConfig(train=1, val=3, test_a=1, test_b=1), progress=False)
-    data = DataConfig(data_root=tmp_path).to_dict()
-    examples = read_examples(new_checkpoint(data=data), 2)
-    assert len(examples) == 2
-    for example, sentence in examples:
-        assert example.image.size == (96, 96)
-        assert sentence
+    checkpoint = new_checkpoint(data=DataConfig(data_root=tmp_path).to_dict())
+    dataset = open_split(DataConfig(data_root=tmp_path), "testB", checkpoint.tokenizer, 64)
+    config = dataclasses.replace(checkpoint.config, eval_split="testB")
+    [(example, sentence)] = read_examples(checkpoint._replace(config=config), 1)
+    assert np.array_equal(np.asarray(example.image), np.asarray(dataset.image(0)))
+    assert sentence == dataset.sentence(0)
+
+
+def test_of_generated_data_the_examples_alone_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path))
+    examples = read_examples(new_checkpoint(eval_split="testA"))
+    assert len(examples) == 8
+    assert len({sentence for _, sentence in examples}) > 5
+    assert list(tmp_path.iterdir()) == []
+    small = ShapesConfig(train=1, val=1, test_a=1, test_b=1)
+    data = DataConfig(data_root=build_shapes(tmp_path / "small", small, progress=False))
+    dataset = open_split(data, "testA", new_checkpoint().tokenizer, 64)
+    drawn, written = (np.asarray(each, float) for each in (examples[0][0].image, dataset.image(0)))
+    assert np.abs(drawn - written).mean() < 3  # of 255, by JPEG
+    assert examples[0][1] == dataset.sentence(0)
+    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean 'test"):
+        read_examples(new_checkpoint(eval_split="tset"))
 
 
 def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:

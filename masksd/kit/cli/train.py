@@ -247,8 +247,7 @@ def _print_next(config: TrainConfig, result: RunResult) -> None:
     place = [] if result.checkpoint == CHECKPOINT else ["--checkpoint", str(result.checkpoint)]
     scored = int(result.scores["own"]["samples"])
     if scored < len(data):
-        split = [] if config.eval_split == "val" else ["--split", config.eval_split]
-        every = shlex.join(["masksd", "evaluate", *place, *split])
+        every = shlex.join(["masksd", "evaluate", *place])
         print(f"scored {scored} of {len(data)} expressions; for all: {every}")
     image = data.image_path(0)
     print(f"images: {image.parent}")

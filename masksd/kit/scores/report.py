@@ -54,6 +54,7 @@ class Report:
     relevance: dict[str, float] | None = None  # what relevance_recall returns
     hide: float = 0.0  # of the samples made harder, as is drop_words
     drop_words: int = 0
+    warning: str = ""  # what a reader of the scores must know
 
     def to_json(self) -> str:
         """Return the report, with every field of its protocol, as JSON text."""
@@ -78,6 +79,8 @@ class Report:
             f"Per cent. Images: {self.fit}{other}; foreground: probability above "
             f"{self.threshold:g}; checkpoint: `{self.checkpoint}`; masksd {self.version}.",
         ]
+        if self.warning:
+            parts.append(f"**Warning: {self.warning}.**")
         for kind, groups in self.scores.items():
             main, second = split_comparisons(groups)
             title = kind_title(kind, self.hide, self.drop_words)

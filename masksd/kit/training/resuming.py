@@ -127,6 +127,8 @@ def load_run(
         threshold=config.threshold,
         distill=dataclasses.asdict(config.distill),
         data=config.data.to_dict(),
+        train_split=config.train_split,
+        eval_split=config.eval_split,
     )
     return checkpoint._replace(config=changed), state
 
