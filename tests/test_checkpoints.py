@@ -127,7 +127,7 @@ def test_damage_is_named(checkpoint: Checkpoint, tmp_path: Path, damage: str) ->
 
 
 def test_missing_checkpoint_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no checkpoint at .*/nothing: give the folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint at .*/nothing; `masksd runs` lists"):
         load_checkpoint(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"is not a checkpoint: it has no manifest"):
         load_checkpoint(tmp_path)

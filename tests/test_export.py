@@ -258,7 +258,8 @@ def test_a_push_sends_the_folder_in_one_commit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(["export", str(run / "checkpoint"), "--hub", "alice/circles"]) == 0
-    assert capfd.readouterr().out.splitlines()[1:] == [f"{hub.address}/alice/circles"]
+    following = f"try it: masksd demo {run / 'export'}"
+    assert capfd.readouterr().out.splitlines()[1:] == [following, f"{hub.address}/alice/circles"]
     assert hub.private == {"alice/circles": True}
     [commit] = hub.commits["alice/circles"]
     assert commit == files(run / "export")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ import tyro
 
 from masksd.config import PRESETS
 from masksd.errors import one_line
+from masksd.kit.cli.shared import command_line
 from masksd.kit.config import TrainConfig
 from masksd.kit.storage.places import find_folder
 from masksd.kit.text_tables import align_columns
@@ -60,7 +60,7 @@ class Runs:
         done = [run / LATEST for run, row in rows.items() if FINISHED in row]
         for does, name in (("try it", "demo"), ("pass it on", "export")):
             for checkpoint in done[:1]:
-                print(f"{does}: {shlex.join(['masksd', name, str(checkpoint)])}")
+                print(f"{does}: {command_line(name, checkpoint)}")
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -98,12 +98,11 @@ def _row(run: Path) -> tuple[str, ...]:
 
 def _next(run: Path, row: tuple[str, ...]) -> str:
     """Return the command that scores a run, resumes it, or starts it again."""
-    options = ["train", "--config", str(run / CONFIG), "--output", str(run)]
     if FINISHED in row:
-        options = ["evaluate", "--checkpoint", str(run / LATEST)]
-    elif UNFINISHED in row:
-        options = ["train", "--resume", str(run)]
-    return shlex.join(["masksd", *options])
+        return command_line("evaluate", checkpoint=run / LATEST)
+    if UNFINISHED in row:
+        return command_line("train", resume=run)
+    return command_line("train", config=run / CONFIG, output=run)
 
 
 def method_name(config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from masksd.kit.config import DataConfig
@@ -17,6 +18,20 @@ HEADINGS = {
     "output": "output",
 }
 """What stands above a field of ``TrainConfig`` and the next ones, in the help and in a dry run."""
+
+
+def command_line(*words: object, **options: object) -> str:
+    """Write a call of the program to paste; options that are None are left out.
+
+    Example:
+        >>> command_line("predict", "a b.png", "red", checkpoint=Path("one"), output=None)
+        "masksd predict 'a b.png' red --checkpoint one"
+    """
+    named: list[object] = []
+    for name, value in options.items():
+        if value is not None:
+            named += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return shlex.join(map(str, ["masksd", *words, *named]))
 
 
 def data_title(data: DataConfig, split: str, scored: str = "at the original size") -> str:

@@ -6,14 +6,13 @@ import dataclasses
 import itertools
 import json
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.errors import check_choice, one_line
 from masksd.kit.cli.options import checked, command, early_option, given_options, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, data_title
+from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, command_line, data_title
 from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
@@ -244,11 +243,11 @@ def _print_next(config: TrainConfig, result: RunResult) -> None:
         warnings.simplefilter("ignore")  # training said them
         tokenizer = load_tokenizer(result.checkpoint / "tokenizer", config.max_length)
         data = open_split(config.data, config.eval_split, tokenizer, 1, progress=False)
-    place = [] if result.checkpoint == CHECKPOINT else ["--checkpoint", str(result.checkpoint)]
+    place = None if result.checkpoint == CHECKPOINT else result.checkpoint
     scored = int(result.scores["own"]["samples"])
     if scored < len(data):
-        every = shlex.join(["masksd", "evaluate", *place])
+        every = command_line("evaluate", checkpoint=place)
         print(f"scored {scored} of {len(data)} expressions; for all: {every}")
     image = data.image_path(0)
     print(f"images: {image.parent}")
-    print(f"try: {shlex.join(['masksd', 'predict', str(image), data.sentence(0), *place])}")
+    print(f"try: {command_line('predict', image, data.sentence(0), checkpoint=place)}")

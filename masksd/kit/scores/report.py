@@ -207,9 +207,10 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     path = root / REPORT
     if not path.is_file():
         if (root / "checkpoint.json").is_file() or (root / "checkpoint").is_dir():
+            place = root if (root / "checkpoint.json").is_file() else root / "checkpoint"
             raise DataError(
-                f"{root} is a checkpoint or a run, not a report; score it with masksd evaluate "
-                "--checkpoint ... --output FOLDER, and name that FOLDER"
+                f"{root} is a checkpoint or a run, not a report; score it, and name the report: "
+                f"masksd evaluate --checkpoint {place} --output reports/{root.name}"
             )
         what = "has no report.json" if root.is_dir() else "is not a folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")

@@ -168,7 +168,7 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         run = Run(config, accelerator, checkpoint, training, unlabelled, scoring, place)
         if resume:
             run.resume(checkpoint.config.step, state)
-            check_unfinished(folder, run.done, run.schedule.steps)
+            check_unfinished(config, run.done, run.schedule.steps)
         else:
             run.check_first_batch()
         if main:
