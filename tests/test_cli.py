@@ -38,7 +38,7 @@ SMALL = ("--steps", "3", "--warmup", "1", *RUN)
 def masksd(folder: Path, *arguments: str | Path, **environment: str) -> Done:
     """Run the program in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "masksd.kit.cli", *map(str, arguments)],
+        [sys.executable, "-m", "masksd", *map(str, arguments)],
         cwd=folder,
         env={
             **os.environ,
@@ -404,7 +404,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # before anything is written
     done = subprocess.run(
-        [sys.executable, "-m", "masksd.kit.cli", *arguments],
+        [sys.executable, "-m", "masksd", *arguments],
         stdout=writing,
         stderr=subprocess.PIPE,
         timeout=120,
@@ -453,6 +453,8 @@ def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> No
     assert not left.value.code
     script = capfd.readouterr().out
     for word in ("--eval-samples", "--distill.image.ratio", "pretrain", "runs", "--threshold"):
+        assert word in script
+    for word in ("prepare", "--check-pictures", "--least"):
         assert word in script
 
 

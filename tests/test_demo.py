@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masksd import DistillConfig, MaskingConfig
-from masksd.kit.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.cli import main
+from masksd.kit.cli.demo import _newest_or_new
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
@@ -262,13 +263,13 @@ def test_of_generated_data_the_examples_alone_are_drawn(
         read_examples(new_checkpoint(eval_split="tset"))
 
 
-def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+def test_the_newest_checkpoint_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for name, time in (("a", 200), ("b", 300), ("c", 100)):
-        folder = save_checkpoint(tmp_path / name / "checkpoint", new_checkpoint())
+        folder = save_checkpoint(tmp_path / "runs" / name / "checkpoint", new_checkpoint())
         os.utime(folder / "manifest.json", (time, time))
-    (tmp_path / "empty/checkpoint").mkdir(parents=True)
-    assert newest_checkpoint(tmp_path) == tmp_path / "b/checkpoint"
+    (tmp_path / "runs/empty/checkpoint").mkdir(parents=True)
+    assert _newest_or_new() == Path("runs/b/checkpoint")
 
 
 def test_errors_of_the_command(

@@ -241,18 +241,6 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     return Checkpoint(config, model.to(device).eval(), tokenizer)
 
 
-def newest_checkpoint(runs: str | Path) -> Path | None:
-    """Return the checkpoint that was saved last among the runs in a folder, if there is any.
-
-    Example:
-        >>> newest_checkpoint("runs/nowhere") is None
-        True
-    """
-    manifests = Path(runs).glob(f"*/checkpoint/{MANIFEST}")
-    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
-    return None if newest is None else newest.parent
-
-
 def read_config(folder: str | Path) -> CheckpointConfig:
     """Read how a checkpoint's model is built and fed; nothing else is read or verified."""
     root = find_checkpoint(folder)

@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -101,13 +101,20 @@ def _parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["data"]:
         about = "Generate data sets, or look at those on disk."
         return _choose(data_commands(), arguments[1:], "masksd data", about)
+    inside: dict[str, Any] = {}
+    if arguments and arguments[0].startswith("--tyro"):  # a shell asks for all that may follow
+        kinds = (
+            Annotated[made, tyro.conf.subcommand(name)] for name, made in data_commands().items()
+        )
+        any_of: Any = Annotated[Union[tuple(kinds)], tyro.conf.arg(name="")]  # noqa: UP007
+        inside["command"] = any_of, tyro.MISSING
     commands: dict[str, Any] = {
         "train": train_command(arguments),
         "evaluate": evaluate_command(arguments),
         "predict": Predict,
         "demo": Demo,
         "export": Export,
-        "data": command(_data),
+        "data": command(_data, **inside),
         "pretrain": pretrain_command(),
         "runs": Runs,
     }

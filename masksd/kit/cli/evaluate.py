@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksd.kit.checkpoints import read_config
-from masksd.kit.cli.options import checked, command, early_option, unchecked
+from masksd.kit.cli.options import checked, command, given_options, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
@@ -28,7 +28,7 @@ def evaluate_command(arguments: list[str]) -> type:
     config, data = EvaluateConfig(CHECKPOINT), DataConfig()
     if arguments[:1] == ["evaluate"]:
         try:
-            trained = read_config(early_option(arguments, "--checkpoint", str(CHECKPOINT)))
+            trained = read_config(given_options(arguments).get("--checkpoint", CHECKPOINT))
         except (ValueError, OSError):
             pass  # the command itself will say what is wrong with the checkpoint
         else:
@@ -85,8 +85,7 @@ def _evaluate(options: Any) -> None:
 def _score(config: EvaluateConfig, data: DataConfig, device: str) -> Evaluated:
     from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 
-    title = data_title(data, config.split, "").removesuffix(", per cent, ")
-    return evaluate_checkpoint(config, data, title=title, device=device)
+    return evaluate_checkpoint(config, data, title=data_title(data, config.split), device=device)
 
 
 def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
@@ -97,7 +96,7 @@ def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
     scored = "at the original size"
     if config.protocol is not None:
         scored = config.rules.title(found.input_size)
-    print(data_title(data, config.split, scored))
+    print(f"{data_title(data, config.split)}, per cent, {scored}")
     scores = {kind: result.scores for kind, result in found.results.items()}
     titles = {kind: kind_title(kind, config.hide, config.drop_words, SENTENCES) for kind in scores}
     print(format_table({titles[kind]: headline(groups["all"]) for kind, groups in scores.items()}))

@@ -7,12 +7,12 @@ into copies of the configs without their checks (:func:`unchecked`) and put into
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import inspect
+import itertools
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -22,11 +22,12 @@ ATTRIBUTES, BOX = "Attributes:\n", "box_"
 OTHERWISE = {"--device": "--cpu", "--limit": "--eval-samples"}
 
 
-def command(run: Any, check: Any = None, **options: Any) -> type:
+def command(run: Any, check: Any = None, given: Collection[str] = (), **options: Any) -> type:
     """Make the dataclass of a command from a function, whose docstring is the help.
 
     An option is (type, default), or a dataclass whose fields become options. ``check`` takes the
-    parsed options first and refuses what it can without loading torch.
+    parsed options first and refuses what it can without loading torch. ``given`` are the names of
+    those on the command line.
 
     Example:
         >>> command(print, steps=(int, 3))().steps
@@ -39,7 +40,8 @@ def command(run: Any, check: Any = None, **options: Any) -> type:
             fields.append((name, flat, dataclasses.field(default_factory=option)))
         else:
             fields.append((name, option[0], dataclasses.field(default=option[1])))
-    made = dataclasses.make_dataclass(run.__name__, fields, namespace={"check": check, "run": run})
+    own = {"check": check, "run": run, "given": given}
+    made = dataclasses.make_dataclass(run.__name__, fields, namespace=own)
     made.__doc__ = run.__doc__
     return made
 
@@ -63,7 +65,6 @@ def unchecked(
     boxes: dict[str, list[Any]] = {"": []}
     title = ""
     for field in dataclasses.fields(default):
-        title = headings.get(field.name, title)
         value = getattr(default, field.name)
         options: list[Any] = [(field.name, hints[field.name], dataclasses.field(default=value))]
         if dataclasses.is_dataclass(value):
@@ -77,6 +78,7 @@ def unchecked(
                 lines = (inner.__doc__ or "").partition(ATTRIBUTES)[2].partition("\n\n")[0]
                 text = text.replace(ATTRIBUTES, f"{ATTRIBUTES}{lines}\n", 1)
         for option in options:
+            title = headings.get(option[0], title)
             boxes.setdefault("" if option[0] in first else title, []).append(option)
     boxes[""].sort(key=lambda option: [*first, option[0]].index(option[0]))
     shown = boxes.pop("")
@@ -158,24 +160,17 @@ def option_names(made: type, before: str = "--") -> Iterator[str]:
                 yield f"{before}no-{name}"
 
 
-def given_options(arguments: list[str]) -> list[str]:
-    """Return the names of the options in the arguments, with hyphens, each once.
+def given_options(arguments: list[str]) -> dict[str, str]:
+    """Return the options in the arguments by name, with hyphens, and what follows each.
 
     Example:
-        >>> given_options(["train", "--eval_samples=3", "--lr", "-1"])
-        ['--eval-samples', '--lr']
+        >>> given_options(["train", "--eval_samples=3", "--cpu", "--lr", "-1"])
+        {'--eval-samples': '3', '--cpu': '', '--lr': '-1'}
     """
-    names = (each.partition("=")[0].replace("_", "-") for each in arguments)
-    return list(dict.fromkeys(name for name in names if name.startswith("--")))
-
-
-def early_option(arguments: list[str], name: str, default: str) -> str:
-    """Read one option before the others, whose defaults depend on it.
-
-    Example:
-        >>> early_option(["train", "--preset", "mine"], "--preset", "ours")
-        'mine'
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(name, nargs="?", default=default, dest="value")
-    return parser.parse_known_args(arguments)[0].value or default
+    given = {}
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            after = "" if following.startswith("--") else following
+            given[name.replace("_", "-")] = value if equals else after
+    return given

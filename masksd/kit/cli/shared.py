@@ -10,14 +10,14 @@ from masksd.kit.config import DataConfig
 CHECKPOINT = Path("runs/shapes-easy/checkpoint")
 HEADINGS = {
     "model": "model",
-    "data": "data",
+    "data_root": "data",
     "batch_size": "optimisation",
     "seed": "randomness and machine",
     "distill": "method",
     "log_every": "logs, checkpoints and evaluation",
     "output": "output",
 }
-"""What stands above a field of ``TrainConfig`` and the next ones, in the help and in a dry run."""
+"""What stands above an option of training and the next ones, in the help and in a dry run."""
 
 
 def command_line(*words: object, **options: object) -> str:
@@ -34,12 +34,12 @@ def command_line(*words: object, **options: object) -> str:
     return shlex.join(map(str, ["masksd", *words, *named]))
 
 
-def data_title(data: DataConfig, split: str, scored: str = "at the original size") -> str:
-    """Return the line above a table of scores.
+def data_title(data: DataConfig, split: str) -> str:
+    """Say what is scored.
 
     Example:
         >>> data_title(DataConfig(), "val")
-        'shapes-easy (generated), val, per cent, at the original size'
+        'shapes-easy (generated), val'
     """
     place = "generated" if data.data_root is None else data.data_root
-    return f"{data.title()} ({place}), {split}, per cent, {scored}"
+    return f"{data.title()} ({place}), {split}"
