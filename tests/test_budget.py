@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from masksd import DistillConfig
-from masksd.kit.cli.dry_run import HEADINGS, dry_run
+from masksd.kit.cli.dry_run import dry_run
+from masksd.kit.cli.shared import HEADINGS
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.budget import check_splits, count_items, measure_budget
 from masksd.kit.costs.fits import check_fits, smaller

@@ -127,7 +127,7 @@ def test_damage_is_named(checkpoint: Checkpoint, tmp_path: Path, damage: str) ->
 
 
 def test_missing_checkpoint_is_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no checkpoint at .*/nothing: give the folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint at .*/nothing; `masksd runs` lists"):
         load_checkpoint(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"is not a checkpoint: it has no manifest"):
         load_checkpoint(tmp_path)
@@ -185,6 +185,7 @@ def rewritten(folder: Path, name: str, data: bytes) -> Path:
         ({"distill": "yes"}, "distill must be an object or null, got 'yes'"),
         ({"step": None}, "step must be an integer from 0, got None"),
         ({"data": 1}, "data must be an object, got 1"),
+        ({"eval_split": 1}, "eval_split must be a string, got 1"),
         ({"more": 1}, "lacks or adds fields: more"),
         ({"\x1b[31mmore\x07": 1}, "lacks or adds fields: more$"),
         ({"model_config": {"\x1b[1mwide\x1b[0m": 5}}, r"describes no model: .*wide"),
@@ -200,6 +201,17 @@ def test_fields_of_another_type_are_named(
         load_checkpoint(folder)
     assert "checkpoint.json" in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_checkpoint_that_is_older_has_the_default_splits(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "one", checkpoint)
+    fields = json.loads((folder / "checkpoint.json").read_text())
+    for name in ("fit", "train_split", "eval_split"):
+        del fields[name]
+    rewritten(folder, "checkpoint.json", json.dumps(fields).encode())
+    assert load_checkpoint(folder).config == checkpoint.config
 
 
 def test_junk_whose_manifest_fits_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masksd.kit.cli import main
+from masksd.kit.cli import _parse, main
+from masksd.kit.cli.data import data_commands
+from masksd.kit.cli.demo import Demo
+from masksd.kit.cli.evaluate import evaluate_command
+from masksd.kit.cli.export import Export
+from masksd.kit.cli.options import checked, option_names
+from masksd.kit.cli.predict import Predict
+from masksd.kit.cli.pretrain import pretrain_command
+from masksd.kit.cli.runs import Runs
+from masksd.kit.cli.shared import HEADINGS
+from masksd.kit.cli.train import train_command
+from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from tests.scored import SHORT_TABLE
 
@@ -27,7 +38,7 @@ SMALL = ("--steps", "3", "--warmup", "1", *RUN)
 def masksd(folder: Path, *arguments: str | Path, **environment: str) -> Done:
     """Run the program in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "masksd.kit.cli", *map(str, arguments)],
+        [sys.executable, "-m", "masksd", *map(str, arguments)],
         cwd=folder,
         env={
             **os.environ,
@@ -82,7 +93,10 @@ def test_train_prints_a_table_and_shows_progress(place: Path) -> None:
     assert (place / "runs/one/sheet.png").exists()
 
 
-def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
+def test_runs_are_listed(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
     for name in ("old", "new"):
         shutil.copytree(place / "runs/one", tmp_path / name)
         os.utime(tmp_path / name / "metrics.jsonl", (0, 0 if name == "old" else 86_400))
@@ -95,19 +109,37 @@ def test_runs_are_listed(place: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged/metrics.jsonl").write_text("")
     done = masksd(tmp_path, "runs", tmp_path)
     assert f"warning: {tmp_path / 'damaged'} is left out" in done.stderr
-    head, *rows, following = [line.split() for line in done.stdout.splitlines()]
+    shutil.rmtree(tmp_path / "damaged")
+    head, *rows, demo, export = [shlex.split(line) for line in done.stdout.splitlines()]
     assert head[:4] == ["run", "date", "model", "method"]
     assert [row[0] for row in rows] == [str(tmp_path / "new"), str(tmp_path / "old")]
     scores = [f"{100 * own[name]:.2f}" for name in ("mIoU", "oIoU")]
-    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", "yes", scores[0]]
+    checkpoint = str(tmp_path / "new/checkpoint")
+    following = ["masksd", "evaluate", "--checkpoint", checkpoint]
+    expected = ["clip_cris_tiny", "cm-masksd", "3/3", *scores, "finished", scores[0], *following]
     assert rows[0][3:] == expected
-    assert following[:3] == ["next:", "masksd", "predict"]
+    assert demo == ["try", "it:", "masksd", "demo", checkpoint]
+    assert export == ["pass", "it", "on:", "masksd", "export", checkpoint]
+    assert main([*following[1:], "--cpu", "--no-progress"]) == main(export[4:]) == 0
+    steps = f"{json.loads(first)['step']}/3"
     log.write_text(first + "\n")
-    os.utime(log)
-    done = masksd(tmp_path, "runs", tmp_path)
-    head, row, *_, following = [line.split() for line in done.stdout.splitlines()]
-    assert row[5:] == [f"{json.loads(first)['step']}/3", "-", "-", "unfinished", "yes", scores[0]]
-    assert " ".join(following) == f"next: masksd train --resume {tmp_path / 'new'}"
+    shutil.copytree(tmp_path / "new", tmp_path / "killed early")
+    for name in ("checkpoint", "best", "export"):
+        shutil.rmtree(tmp_path / "killed early" / name)
+    for place, time in (("new", 90_000), ("killed early", 80_000)):
+        os.utime(tmp_path / place / "metrics.jsonl", (0, time))
+    capfd.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    _, new, killed, *_ = [shlex.split(line) for line in capfd.readouterr().out.splitlines()]
+    resumed = ["masksd", "train", "--resume", str(tmp_path / "new")]
+    assert new[5:] == [steps, "-", "-", "unfinished", scores[0], *resumed]
+    *_, program, command, option, config, _, output = killed
+    assert (program, command, option, output) == (
+        *("masksd", "train", "--config"),
+        str(tmp_path / "killed early"),
+    )
+    assert {"no", "checkpoint"} <= {*killed}
+    assert main([command, option, config, "--output", output, "--no-progress"]) == 0
 
 
 def test_train_ends_with_what_to_do_next(place: Path) -> None:
@@ -142,13 +174,14 @@ def test_evaluate_repeats_the_scores_of_the_run_on_its_data(place: Path, tmp_pat
 
 
 def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> None:
-    from masksd.kit.cli import _parse
+    def chosen(*options: str) -> DataConfig:
+        return checked(DataConfig(), _parse(["evaluate", *options]).data)
 
-    checkpoint = ("evaluate", "--checkpoint", str(place / "runs/one/checkpoint"))
-    assert _parse([*checkpoint]).data.data_root == place / "data"
-    assert _parse([*checkpoint, "--level", "hard"]).data.level == "hard"
-    assert _parse([*checkpoint, "--data-root", "None"]).data.data_root is None
-    assert _parse(["evaluate"]).data.data_root is None
+    checkpoint = ("--checkpoint", str(place / "runs/one/checkpoint"))
+    assert chosen(*checkpoint).data_root == place / "data"
+    assert chosen(*checkpoint, "--level", "hard").level == "hard"
+    assert chosen(*checkpoint, "--data-root", "None").data_root is None
+    assert chosen().data_root is None
 
 
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
@@ -174,7 +207,38 @@ def test_data_shapes_writes_the_folder_it_names(tmp_path: Path) -> None:
 
 TRAIN = ("train", "--data-root", "data", "--output", "runs/two", *SMALL)
 PREDICT = ("predict", "--checkpoint", "runs/one/checkpoint", "--output", "out.png")
+COMMANDS = {
+    "train": train_command(["train"]),
+    "evaluate": evaluate_command([]),
+    "predict": Predict,
+    "demo": Demo,
+    "export": Export,
+    "pretrain": pretrain_command(),
+    "runs": Runs,
+    **{f"data {name}": made for name, made in data_commands().items()},
+}
 ERRORS = {
+    "unknown command": (("evalute",), "unknown command 'evalute'; did you mean 'evaluate'?"),
+    "unknown data command": (("data", "shpes"), "unknown command 'shpes'; did you mean 'shapes'?"),
+    "unknown option": (("train", "--stepz", "5"), "unknown option --stepz; did you mean --steps?"),
+    "part of an option": (("train", "--step=5"), "unknown option --step; did you mean --steps?"),
+    "end of an option": (
+        ("train", "--ratio", "1"),
+        "--ratio; did you mean --distill.image.ratio or --distill.text.ratio?",
+    ),
+    "option of a part": (
+        ("train", "--distill.image.ration", "1"),
+        "did you mean --distill.image.ratio?",
+    ),
+    "option like no other": (("runs", "--qwerty"), "unknown option --qwerty; see --help"),
+    "word for a number": (
+        ("train", "--steps", "few"),
+        "--steps takes INT, got 'few'; see masksd train --help",
+    ),
+    "no value": (("train", "--seed"), "missing value for argument '--seed'"),
+    "no such choice": (("train", "--branches", "all"), "'none'); see masksd train --help"),
+    "no picture": (("predict",), "missing from masksd predict: "),
+    "stray word": (("train", "5"), "unrecognized options: 5; see masksd train --help"),
     "missing data folder": (("train", "--data-root", "nowhere", "--output", "runs/two"), "nowhere"),
     "unknown level of data": (("data", "shapes", "--level", "hrad"), "did you mean 'hard'?"),
     "existing run": (("train", "--data-root", "data", "--output", "runs/one"), "--overwrite"),
@@ -291,18 +355,25 @@ def test_program_leaves_with_code_2_and_one_line(place: Path) -> None:
     assert everything(place) == before
 
 
-def test_unknown_option_is_named_with_the_nearest(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_options_that_are_known_are_those_of_the_help(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = everything(place)
-    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    text = capfd.readouterr().out
+    lines = re.findall(r"^│ (?:-h, )?((?:--[a-z.-]+(?:, )?)+)", text, re.MULTILINE)
+    shown = {name for line in lines for name in line.split(", ")}
+    assert {"--help", *option_names(COMMANDS[command])} == shown
+
+
+@pytest.mark.parametrize("command", ["", "data"])
+def test_no_command_shows_the_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main([*TRAIN, "--distill.image.ration", "0.5"])
-    assert left.value.code == 2
-    printed = capfd.readouterr()
-    assert "Unrecognized options: --distill.image.ration" in printed.err
-    assert "--distill.image.ratio {None}|FLOAT" in printed.err
-    assert everything(place) == before
+        main(command.split())
+    assert not left.value.code
+    assert capfd.readouterr().out.startswith(f"usage: {f'masksd {command}'.strip()} [-h] {{")
 
 
 def test_errors_that_nobody_foresaw_are_one_line_too(
@@ -333,7 +404,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # before anything is written
     done = subprocess.run(
-        [sys.executable, "-m", "masksd.kit.cli", *arguments],
+        [sys.executable, "-m", "masksd", *arguments],
         stdout=writing,
         stderr=subprocess.PIPE,
         timeout=120,
@@ -353,11 +424,27 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_options_that_most_runs_need_come_first(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    text = capfd.readouterr().out
-    options = re.findall(r"^│ --([a-z-]+)", text, re.MULTILINE)
-    needed = "preset branches config resume allow dry-run model steps batch-size lr output"
-    assert " ".join(options[:11]) == needed
-    assert text.index("for data of your own --data-root and --name") < text.index("--help")
+    about, *boxes = re.split(r"^╭─ (.*?) ─+╮$", capfd.readouterr().out, flags=re.MULTILINE)
+    titles = [title.removesuffix(" options") for title in boxes[::2]]
+    options = {
+        title: re.findall(r"^│ --([a-z.-]+)", text, re.MULTILINE)
+        for title, text in zip(titles, boxes[1::2], strict=True)
+    }
+    assert "Most runs need no more than the options in the first box" in " ".join(about.split())
+    needed = (
+        "preset branches config resume allow dry-run data-root name level labels model image-size "
+        "steps batch-size lr seed output"
+    )
+    assert " ".join(options["options"]) == needed
+    inside = {"distill", "distill.image", "distill.text", "knowledge"}
+    assert [title for title in titles if title not in inside] == ["options", *HEADINGS.values()]
+    assert titles[-2] == HEADINGS["log_every"]
+    assert "images" in options["data"]
+    assert "schedule" in options["optimisation"]
+    assert options["output"] == ["overwrite", "progress"]
+    assert options["distill.image"][:2] == ["distill.image.top-k", "distill.image.ratio"]
+    values = [name for box in options.values() for name in box]
+    assert len(values) == len(set(values)) == len(TrainConfig().flat()) + 6
 
 
 def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> None:
@@ -366,6 +453,8 @@ def test_completion_knows_every_command(capfd: pytest.CaptureFixture[str]) -> No
     assert not left.value.code
     script = capfd.readouterr().out
     for word in ("--eval-samples", "--distill.image.ratio", "pretrain", "runs", "--threshold"):
+        assert word in script
+    for word in ("prepare", "--check-pictures", "--least"):
         assert word in script
 
 

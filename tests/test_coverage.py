@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
 
-from masksd.kit.cli import main
+from masksd.kit.cli import _parse, main
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.text.coverage import check_words
 from masksd.kit.data.text.tokenizers import load_tokenizer
@@ -90,6 +91,7 @@ def test_a_tokenizer_of_own_sentences(tmp_path: Path, capfd: pytest.CaptureFixtu
     first, following = capfd.readouterr().out.splitlines()
     assert first == f"{folder}: 6 words of 3 sentences of split train"
     assert following.startswith(f"next: masksd train --data-root {config.data_root} --name mine ")
+    _parse(shlex.split(following)[2:])
     tokenizer = load_tokenizer(folder, 17)
     assert [tokenizer.unknown_words(each) for each in own] == [[]] * 3
     assert tokenizer.unknown_words("der blaue Kreis") == ["blaue"]

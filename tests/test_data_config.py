@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from masksd.kit.cli import _parse, main
+from masksd.kit.cli.options import checked
+from masksd.kit.config import TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data_config import DataConfig
@@ -48,12 +50,15 @@ def test_a_sentence_without_raw_form_can_be_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_options_of_the_data(command: str) -> None:
-    options = _parse([command, "--skip-bad", "--index", "place", "--split-by", "unc"])
-    data = options.data if command == "evaluate" else options.settings.data
+    def chosen(*options: str) -> DataConfig:
+        found = _parse([command, *options])
+        if command == "evaluate":
+            return checked(DataConfig(), found.data)
+        return checked(TrainConfig(), found.settings).data
+
+    data = chosen("--skip-bad", "--index", "place", "--split-by", "unc")
     assert (data.skip_bad, data.index, data.split_by) == (True, Path("place"), "unc")
-    options = _parse([command])
-    data = options.data if command == "evaluate" else options.settings.data
-    assert (data.skip_bad, data.index, data.split_by) == (False, None, None)
+    assert chosen() == DataConfig(pictures=chosen().pictures)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masksd import DistillConfig, MaskingConfig
-from masksd.kit.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from masksd.kit.checkpoints import Checkpoint, save_checkpoint
 from masksd.kit.cli import main
+from masksd.kit.cli.demo import _newest_or_new
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
@@ -36,7 +37,7 @@ from masksd.kit.demo.explorer import Explorer, Picture, read_examples, read_pict
 from masksd.kit.demo.server import load_gradio
 from masksd.kit.feeding import model_inputs
 from masksd.kit.prediction.predictor import Predictor
-from masksd.kit.sources import build_model, wrap_model
+from masksd.kit.sources import build_model, open_split, wrap_model
 from tests.test_broken_pictures import png
 
 SENTENCE = "the red circle"
@@ -236,21 +237,39 @@ def test_uploads_are_guarded(tmp_path: Path) -> None:
 
 def test_examples_are_of_the_data_that_the_checkpoint_knows(tmp_path: Path) -> None:
     build_shapes(tmp_path, ShapesConfig(train=1, val=3, test_a=1, test_b=1), progress=False)
-    data = DataConfig(data_root=tmp_path).to_dict()
-    examples = read_examples(new_checkpoint(data=data), 2)
-    assert len(examples) == 2
-    for example, sentence in examples:
-        assert example.image.size == (96, 96)
-        assert sentence
+    checkpoint = new_checkpoint(data=DataConfig(data_root=tmp_path).to_dict())
+    dataset = open_split(DataConfig(data_root=tmp_path), "testB", checkpoint.tokenizer, 64)
+    config = dataclasses.replace(checkpoint.config, eval_split="testB")
+    [(example, sentence)] = read_examples(checkpoint._replace(config=config), 1)
+    assert np.array_equal(np.asarray(example.image), np.asarray(dataset.image(0)))
+    assert sentence == dataset.sentence(0)
 
 
-def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+def test_of_generated_data_the_examples_alone_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKSD_CACHE", str(tmp_path))
+    examples = read_examples(new_checkpoint(eval_split="testA"))
+    assert len(examples) == 8
+    assert len({sentence for _, sentence in examples}) > 5
+    assert list(tmp_path.iterdir()) == []
+    small = ShapesConfig(train=1, val=1, test_a=1, test_b=1)
+    data = DataConfig(data_root=build_shapes(tmp_path / "small", small, progress=False))
+    dataset = open_split(data, "testA", new_checkpoint().tokenizer, 64)
+    drawn, written = (np.asarray(each, float) for each in (examples[0][0].image, dataset.image(0)))
+    assert np.abs(drawn - written).mean() < 3  # of 255, by JPEG
+    assert examples[0][1] == dataset.sentence(0)
+    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean 'test"):
+        read_examples(new_checkpoint(eval_split="tset"))
+
+
+def test_the_newest_checkpoint_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for name, time in (("a", 200), ("b", 300), ("c", 100)):
-        folder = save_checkpoint(tmp_path / name / "checkpoint", new_checkpoint())
+        folder = save_checkpoint(tmp_path / "runs" / name / "checkpoint", new_checkpoint())
         os.utime(folder / "manifest.json", (time, time))
-    (tmp_path / "empty/checkpoint").mkdir(parents=True)
-    assert newest_checkpoint(tmp_path) == tmp_path / "b/checkpoint"
+    (tmp_path / "runs/empty/checkpoint").mkdir(parents=True)
+    assert _newest_or_new() == Path("runs/b/checkpoint")
 
 
 def test_errors_of_the_command(

@@ -236,7 +236,7 @@ def test_the_card_holds_the_scores_of_its_step_and_its_blocks_run(
 
 def test_a_run_without_scores_has_a_card_without_them(run: Path) -> None:
     (run / "metrics.jsonl").write_text('{"step": 20, "scores": {"own"')
-    with pytest.warns(UserWarning, match="the model card has no scores: .*metrics.jsonl or config"):
+    with pytest.warns(UserWarning, match="the model card has no scores: .*metrics.jsonl cannot"):
         folder = export_checkpoint(run / "checkpoint").folder
     assert "Scores" not in (folder / "README.md").read_text()
     (run / "metrics.jsonl").unlink()  # no warning
@@ -258,7 +258,8 @@ def test_a_push_sends_the_folder_in_one_commit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(["export", str(run / "checkpoint"), "--hub", "alice/circles"]) == 0
-    assert capfd.readouterr().out.splitlines()[1:] == [f"{hub.address}/alice/circles"]
+    following = f"try it: masksd demo {run / 'export'}"
+    assert capfd.readouterr().out.splitlines()[1:] == [following, f"{hub.address}/alice/circles"]
     assert hub.private == {"alice/circles": True}
     [commit] = hub.commits["alice/circles"]
     assert commit == files(run / "export")

@@ -241,6 +241,7 @@ def test_prepare_prints_what_is_there(root: Path, capfd: pytest.CaptureFixture[s
     assert out[3] == f"refer format: {root / 'mine' / 'refs(unc).p'} and 1 more"
     assert out[4] == f"3 images decoded in {root / 'images'}"
     assert out[5].startswith(f"{root / 'mine' / 'index(unc).safetensors'} (")
+    assert out[6] == f"next: masksd data inspect {root} mine"
 
 
 # the program prints its warnings, it does not raise them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -284,9 +285,11 @@ def test_the_command_pretrains_and_training_takes_it_over(
     short = ("--data-root", root, "--steps", "2", "--warmup", "1", "--eval-samples", "4", "--cpu")
     options = (*short, "--batch-size", "4", "--no-progress")
     assert main(["pretrain", *options, "--output", towers]) == 0
-    assert "relevance finds the object: area" in capsys.readouterr().out
-    run = ("--encoder-weights", towers, "--output", str(tmp_path / "run"), "--ramp", "0.5", "1")
-    assert main(["train", *options, *run, "--sheet-rows", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "relevance finds the object: area" in said
+    start = shlex.split(said.splitlines()[-1].removeprefix("next: masksd "))
+    run = ("--output", str(tmp_path / "run"), "--ramp", "0.5", "1", "--sheet-rows", "1")
+    assert main([*start, *options[2:], *run]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["encoder_weights"], config["ramp"]) == (towers, [0.5, 1.0])
     assert main(["pretrain", *options, "--context", "0.5", "1"]) == 2

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from masksd import DistillConfig
 from masksd.kit.cli import _parse
+from masksd.kit.cli.options import checked
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.data.layout import PUBLISHED
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
@@ -138,7 +139,7 @@ def test_the_towers_that_come_along_are_small_fit_and_are_what_their_report_says
 
 
 def options(*arguments: str) -> Any:
-    return _parse(["train", *arguments]).settings
+    return checked(TrainConfig(), _parse(["train", *arguments]).settings)
 
 
 @pytest.mark.parametrize(

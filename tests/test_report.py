@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from masksd.kit.checkpoints import save_checkpoint
@@ -119,6 +121,21 @@ def test_cases_are_the_extremes_on_different_pictures(small: Path) -> None:
     assert [row["iou"] for row in worst] == sorted(row["iou"] for row in worst)
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), max_size=20), st.integers(1, 5))
+def test_no_case_is_shown_twice(samples: list[tuple[int, float]], count: int) -> None:
+    rows = [
+        {"index": index, "image_id": image, "iou": iou}
+        for index, (image, iou) in enumerate(samples)
+    ]
+    worst, best = pick_cases(rows, count)
+    assert not {row["index"] for row in worst} & {row["index"] for row in best}
+    assert max(len(worst), len(best)) <= count
+    if rows:
+        assert worst[0]["iou"] == min(row["iou"] for row in rows)
+    if len(rows) > 1:
+        assert best[0]["iou"] == max(row["iou"] for row in rows)
+
+
 @pytest.mark.parametrize("protocol", ["original", "cris", "lavt"])
 def test_what_is_drawn_is_what_was_scored(small: Path, protocol: str) -> None:
     checkpoint = make_checkpoint()
@@ -216,6 +233,25 @@ def test_reports_are_replaced_only_when_asked(
     assert run(*options, "--output", target, "--overwrite") == 2
     assert "holds 'notes.txt', which no report has" in capsys.readouterr().err
     assert (target / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("always:the model was trained on")
+def test_the_split_is_that_of_the_training_and_its_own_images_are_a_warning(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = DataConfig(data_root=place / "data")
+    checkpoint = build_model(TrainConfig(data=data, train_split="val", eval_split="testA"))
+    options = ("--checkpoint", save_checkpoint(tmp_path / "one", checkpoint), "--sentences", "own")
+    assert run(*options, "--output", tmp_path / "new") == 0
+    printed = capsys.readouterr()
+    assert "), testA, per cent" in printed.out
+    assert printed.err == ""
+    assert "Warning" not in (tmp_path / "new" / TABLES).read_text()
+    assert run(*options, "--output", tmp_path / "seen", "--split", "val") == 0
+    says = "the model was trained on split 'val' of shapes: scores there are not those of unseen"
+    assert says in capsys.readouterr().err
+    assert f"**Warning: {says} images" in (tmp_path / "seen" / TABLES).read_text()
+    assert read_report(tmp_path / "seen")["warning"].startswith(says)
 
 
 @pytest.mark.parametrize(

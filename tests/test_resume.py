@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import time
@@ -305,7 +306,10 @@ def test_a_signal_ends_the_command_with_its_code(
     assert "3 steps in" in capsys.readouterr().out
     assert load_checkpoint(output / "checkpoint").config.step == 3
     assert main(resume) == 2
-    assert "is complete: it took all its 3 steps" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is complete: it took all its 3 steps; to train longer: masksd train " in error
+    assert main(shlex.split(error.rpartition("masksd ")[2])) == 0
+    assert load_checkpoint(output / "checkpoint").config.step == 6
 
 
 def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +464,7 @@ def test_a_killed_data_process_is_named(
 
 def test_runs_that_cannot_go_on_say_why(data: DataConfig, tmp_path: Path) -> None:
     config = settings(data, tmp_path / "one", steps=2, warmup=1)
-    with pytest.raises(ValueError, match=r"no run at .*one: give the folder"):
+    with pytest.raises(ValueError, match=r"no run at .*one; `masksd runs` lists"):
         train(config, resume=True)
     run = train(config)
     with pytest.raises(ValueError, match=r"did you mean .*one\?"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from masksd.kit.checkpoints import save_checkpoint
-from masksd.kit.cli.train import _recipe
+from masksd.kit.cli.options import given_options
+from masksd.kit.cli.train import _start
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import TOWERS
 from masksd.kit.sources import build_model
@@ -53,5 +54,5 @@ def test_one_start_is_enough(earlier):
 
 
 def test_the_default_run_leaves_its_towers_out():
-    assert _recipe(["--seed", "1"]).encoder_weights == TOWERS
-    assert _recipe(["--start-from", "runs/one/checkpoint"]).encoder_weights is None
+    assert _start(given_options(["--seed", "1"])).encoder_weights == TOWERS
+    assert _start(given_options(["--start-from", "runs/one/checkpoint"])).encoder_weights is None

@@ -54,6 +54,8 @@ class CheckpointConfig:
         data: ``DataConfig`` of the training as a dict, its folders as strings.
         version: of masksd that wrote it.
         fit: how an image becomes a square, ``"squash"`` or ``"letterbox"``.
+        train_split: of the data that it was trained on.
+        eval_split: of the data on which the training was scored.
     """
 
     model: str
@@ -68,9 +70,11 @@ class CheckpointConfig:
     data: dict[str, Any]
     version: str
     fit: str = "squash"
+    train_split: str = "train"
+    eval_split: str = "val"
 
     def __post_init__(self) -> None:
-        for name in ("model", "version"):
+        for name in ("model", "version", "train_split", "eval_split"):
             self._check(name, isinstance(getattr(self, name), str), "a string")
         for name in ("model_config", "data"):
             self._check(name, isinstance(getattr(self, name), dict), "an object")
@@ -243,18 +247,6 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     return Checkpoint(config, model.to(device).eval(), tokenizer)
 
 
-def newest_checkpoint(runs: str | Path) -> Path | None:
-    """Return the checkpoint that was saved last among the runs in a folder, if there is any.
-
-    Example:
-        >>> newest_checkpoint("runs/nowhere") is None
-        True
-    """
-    manifests = Path(runs).glob(f"*/checkpoint/{MANIFEST}")
-    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
-    return None if newest is None else newest.parent
-
-
 def read_config(folder: str | Path) -> CheckpointConfig:
     """Read how a checkpoint's model is built and fed; nothing else is read or verified."""
     root = find_checkpoint(folder)
@@ -267,10 +259,11 @@ def read_config(folder: str | Path) -> CheckpointConfig:
     found = fields.pop("format", None)
     if found != FORMAT:
         raise ValueError(f"checkpoint {root} has format {found!r}, this masksd reads {FORMAT}")
-    fields.setdefault("fit", "squash")  # older checkpoints lack it
-    known = {field.name for field in dataclasses.fields(CheckpointConfig)}
-    if set(fields) != known:
-        wrong = one_line(", ".join(sorted(known ^ set(fields))))
+    known = {field.name: field.default for field in dataclasses.fields(CheckpointConfig)}
+    optional = {k: v for k, v in known.items() if v is not dataclasses.MISSING}
+    fields = {**optional, **fields}  # which older checkpoints lack
+    if set(fields) != set(known):
+        wrong = one_line(", ".join(sorted(set(known) ^ set(fields))))
         raise ValueError(f"{root / CONFIG} lacks or adds fields: {wrong}")
     values: dict[str, Any]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -188,6 +188,8 @@ def build_model(config: TrainConfig) -> Checkpoint:
             data=config.data.to_dict(),
             version=version("masksd"),
             fit=config.fit,
+            train_split=config.train_split,
+            eval_split=config.eval_split,
         ),
         model,
         tokenizer,

@@ -6,16 +6,21 @@ Options come from the config dataclasses. A user's error is one line on stderr a
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
 import masksd
-from masksd.errors import one_line
+from masksd.errors import check_choice, one_line
 from masksd.kit.cli.data import data_commands
 from masksd.kit.cli.demo import Demo
 from masksd.kit.cli.evaluate import evaluate_command
@@ -81,7 +86,6 @@ def _run(arguments: list[str], settle: bool) -> None:
         else:
             if arguments[:1] not in [[name] for name in DISTRIBUTED]:
                 check_one_process(" ".join(["masksd", *arguments[:1]]))
-            check_names(arguments)
             chosen = _parse(arguments)
             if getattr(chosen, "check", None) is not None:
                 chosen.check()
@@ -95,29 +99,58 @@ def _run(arguments: list[str], settle: bool) -> None:
 def _parse(arguments: list[str]) -> Any:
     """Parse; values are checked later, so that a wrong one is one line and not a box."""
     if arguments[:1] == ["data"]:
-        return tyro.extras.subcommand_cli_from_dict(
-            data_commands(),
-            prog="masksd data",
-            description="Generate data sets, or look at those on disk.",
-            args=arguments[1:],
+        about = "Generate data sets, or look at those on disk."
+        return _choose(data_commands(), arguments[1:], "masksd data", about)
+    inside: dict[str, Any] = {}
+    if arguments and arguments[0].startswith("--tyro"):  # a shell asks for all that may follow
+        kinds = (
+            Annotated[made, tyro.conf.subcommand(name)] for name, made in data_commands().items()
         )
+        any_of: Any = Annotated[Union[tuple(kinds)], tyro.conf.arg(name="")]  # noqa: UP007
+        inside["command"] = any_of, tyro.MISSING
     commands: dict[str, Any] = {
         "train": train_command(arguments),
         "evaluate": evaluate_command(arguments),
         "predict": Predict,
         "demo": Demo,
         "export": Export,
-        "data": command(_data),
+        "data": command(_data, **inside),
         "pretrain": pretrain_command(),
         "runs": Runs,
     }
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="masksd",
-        description="Cross-modality masked self-distillation for referring image segmentation.\n"
-        "`masksd --version` prints the version.",
-        args=arguments,
+    about = (
+        "Cross-modality masked self-distillation for referring image segmentation.\n"
+        "`masksd --version` prints the version."
     )
+    return _choose(commands, arguments, "masksd", about)
+
+
+def _choose(commands: dict[str, Any], arguments: list[str], program: str, about: str) -> Any:
+    """Parse the command that the arguments begin with; show the help where there are none."""
+    name, *options = arguments or ["--help"]
+    if name.startswith("-"):
+        parse = functools.partial(tyro.extras.subcommand_cli_from_dict, commands, description=about)
+        return _parse_plainly(parse, [name, *options], program)
+    check_choice("command", name, commands)
+    check_names(options, commands[name])
+    return _parse_plainly(functools.partial(tyro.cli, commands[name]), options, f"{program} {name}")
+
+
+def _parse_plainly(parse: Any, arguments: list[str], program: str) -> Any:
+    """Call tyro; what it says in a box, of a value that is missing or no number, is one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(prog=program, args=arguments)
+    except SystemExit as left:
+        if left.code != 2:
+            raise
+    lines = (line.strip("│ ") for line in said.getvalue().splitlines()[1:])
+    text = " ".join(itertools.takewhile(lambda line: line and line[0] != "─", lines)).rstrip(" .")
+    text = text.removeprefix("Error parsing ").replace("{None}|", "")
+    wrong = r": no type matching (.*) could be instantiated from \[(.*)\]"
+    text = re.sub(wrong, r" takes \1, got \2", text)
+    raise ValueError(f"{text[:1].lower()}{text[1:]}; see {program} --help")
 
 
 def _data(_: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from masksd.kit.cli.options import checked, command, unchecked
+from masksd.kit.cli.shared import command_line
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -99,6 +99,8 @@ class Prepare:
         print(f"{layout.kind.title}: {layout.refs}{more}")
         print(f"{len(index.images)} images {images} in {layout.images}")
         print(f"{layout.index} ({size / 1e6:.1f} MB)")
+        options = {"split_by": self.split_by, "images": self.images, "index": self.output}
+        print(f"next: {command_line('data', 'inspect', self.root, self.name, **options)}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class Inspect:
         found = data_sets(self.root)
         if self.name is None and len(found) != 1:
             what = f"holds {', '.join(found)}" if found else "holds no data set"
-            raise ValueError(f"{self.root} {what}; name one: masksd data inspect ROOT NAME")
+            named = command_line("data", "inspect", self.root if found else "ROOT", *found[:1])
+            raise ValueError(f"{self.root} {what}; name one, as in: {named}")
         name = self.name or found[0]
         split_by = self.split_by or find_split_by(self.root, name)
         output = self.output or Path(f"{name}-{split_by}.png")
@@ -173,6 +176,8 @@ class Inspect:
         print(f"\n{format_surveys(surveys)}")
         cells = [read_cell(layout, index, row, self.text) for row in drawn]
         print(f"\n{draw_data_sheet(cells, output)}")
+        options = {"split_by": self.split_by, "images": self.images}
+        print(f"next: {command_line('data', 'words', self.root, name, **options)}")
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ class Words:
         name: of the data set.
         split_by: whose split: unc, google, umd; None takes the one that papers use, or the only
             one.
+        images: folder of the images; None takes ROOT/images.
         split: whose words are taken.
         text: which form of the expressions: sent (cleaned) or raw (as written).
         least: a rarer word is left out and will be unknown, as the words of other splits are.
@@ -193,6 +199,7 @@ class Words:
     root: Annotated[Path, tyro.conf.Positional]
     name: Annotated[str, tyro.conf.Positional]
     split_by: str | None = None
+    images: Path | None = None
     split: str = "train"
     text: Literal["sent", "raw"] = "sent"
     least: int = 1
@@ -206,7 +213,7 @@ class Words:
         from masksd.kit.data.text.vocabularies import word_vocabulary, words_of
 
         split_by = self.split_by or find_split_by(self.root, self.name)
-        index = find_index(find_files(self.root, self.name, split_by))
+        index = find_index(find_files(self.root, self.name, split_by, self.images))
         spans = index.refs[index.rows(self.split)]["sentences"].tolist()
         sentences = [
             index.sentence(row, self.text) for first, last in spans for row in range(first, last)
@@ -217,7 +224,13 @@ class Words:
         output = self.output or self.root / self.name / "words"
         Tokenizer(word_vocabulary(words), DEFAULT_LENGTH).save(output)
         print(f"{output}: {len(words)} words of {len(sentences)} sentences of split {self.split}")
-        chosen = ["--data-root", str(self.root), "--name", self.name, "--tokenizer", str(output)]
-        if "val" not in index.splits:
-            chosen += ["--eval-split", self.split]
-        print(f"next: {shlex.join(['masksd', 'train', *chosen])}")
+        start = command_line(
+            "train",
+            data_root=self.root,
+            name=self.name,
+            split_by=self.split_by,
+            images=self.images,
+            tokenizer=output,
+            eval_split=None if "val" in index.splits else self.split,
+        )
+        print(f"next: {start}")

@@ -44,7 +44,9 @@ class Demo:
         from masksd.kit.devices import default_device
 
         if self.port is not None and not 1 <= self.port <= 65_535:
-            raise ValueError(f"port must be from 1 to 65535, got {self.port}")
+            raise ValueError(
+                f"port must be from 1 to 65535, got {self.port}; choose another --port"
+            )
         with tempfile.TemporaryDirectory(prefix="masksd-demo-") as uploads:
             gradio = load_gradio(uploads)
             from masksd.kit.demo.page import build_page
@@ -71,11 +73,12 @@ class Demo:
 
 def _newest_or_new() -> Path:
     """Return the checkpoint of the newest run; train the default one if there is none."""
-    from masksd.kit.checkpoints import newest_checkpoint
+    from masksd.kit.storage.files import MANIFEST
 
-    found = newest_checkpoint(Path("runs"))
-    if found is not None:
-        return found
+    found = Path("runs").glob(f"*/checkpoint/{MANIFEST}")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+        return newest.parent
     from masksd.kit.recipes import get_recipe
     from masksd.kit.training.trainer import train
 

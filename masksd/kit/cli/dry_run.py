@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
+from masksd.kit.cli.shared import HEADINGS
 from masksd.kit.config import TrainConfig
 from masksd.kit.costs.budget import Budget, check_splits, count_items, measure_budget
 from masksd.kit.costs.fits import kept, memory_here, needed, smaller
 from masksd.kit.sources import tokenizer_name
-
-HEADINGS = {
-    "model": "model",
-    "data": "data",
-    "batch_size": "optimisation",
-    "seed": "randomness and machine",
-    "distill": "method",
-    "log_every": "evaluation",
-    "output": "output",
-}
-"""What stands above a field of ``TrainConfig`` and those that follow it there."""
 
 
 def dry_run(preset: str, config: TrainConfig) -> str:
@@ -34,23 +22,11 @@ def dry_run(preset: str, config: TrainConfig) -> str:
         "output": config.output_folder(),
     }
     lines = [f"preset {preset}"]
-    for field in dataclasses.fields(config):
-        if field.name in HEADINGS:
-            lines.append(HEADINGS[field.name])
-        prefix = "" if field.name == "data" else f"{field.name}."
-        for name, value in _values(field.name, getattr(config, field.name), prefix):
-            lines.append(_line(name, _shown(chosen.get(name, value))))
+    for name, value in config.flat().items():
+        heading = HEADINGS.get(name.partition(".")[0], "")
+        lines += [heading] if heading and heading not in lines else []
+        lines.append(_line(name, _shown(chosen.get(name, value))))
     return "\n".join([*lines, *_costs(budget, config), *_steps(config)])
-
-
-def _values(name: str, value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield values by the names of their options; configs inside are opened."""
-    if not dataclasses.is_dataclass(value):
-        yield name, value
-        return
-    for field in dataclasses.fields(value):
-        inner = prefix + field.name
-        yield from _values(inner, getattr(value, field.name), f"{inner}.")
 
 
 def _shown(value: Any) -> str:

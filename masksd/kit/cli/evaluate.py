@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksd.kit.checkpoints import read_config
-from masksd.kit.cli.options import checked, command, early_option, unchecked
+from masksd.kit.cli.options import checked, command, given_options, unchecked
 from masksd.kit.cli.shared import CHECKPOINT, data_title
 from masksd.kit.config import DataConfig
 from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
@@ -24,15 +24,21 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(arguments: list[str]) -> type:
-    """Make the command; its data defaults to that of the checkpoint that the arguments name."""
-    stored = DataConfig()
+    """Make the command; data and split default to those of the checkpoint that is named."""
+    config, data = EvaluateConfig(CHECKPOINT), DataConfig()
     if arguments[:1] == ["evaluate"]:
-        stored = _stored_data(early_option(arguments, "--checkpoint", str(CHECKPOINT)))
+        try:
+            trained = read_config(given_options(arguments).get("--checkpoint", CHECKPOINT))
+        except (ValueError, OSError):
+            pass  # the command itself will say what is wrong with the checkpoint
+        else:
+            config = dataclasses.replace(config, split=trained.eval_split)
+            data = DataConfig.from_dict(trained.data)
     return command(
         _evaluate,
         _check,
-        data=unchecked(stored),
-        config=unchecked(EvaluateConfig(CHECKPOINT)),
+        config=unchecked(config),
+        data=unchecked(data, headings={"data_root": "data"}),
         compare=(tuple[Path, Path] | None, None),
         cpu=(bool, False),
     )
@@ -48,8 +54,9 @@ def _check(options: Any) -> None:
 def _evaluate(options: Any) -> None:
     """Score a checkpoint, or compare two reports.
 
-    The options of the data default to those of its training. Without a protocol, a short table of
-    the scores at the original size is printed. Under torchrun the processes share the samples.
+    Data and split default to those on which its training was scored. Without a protocol, a short
+    table of the scores at the original size is printed. Under torchrun the processes share the
+    samples.
 
     Attributes:
         compare: folders A and B of two reports: print what B gains over A, with intervals, and
@@ -78,8 +85,7 @@ def _evaluate(options: Any) -> None:
 def _score(config: EvaluateConfig, data: DataConfig, device: str) -> Evaluated:
     from masksd.kit.evaluation.report_folder import evaluate_checkpoint
 
-    title = data_title(data, config.split, "").removesuffix(", per cent, ")
-    return evaluate_checkpoint(config, data, title=title, device=device)
+    return evaluate_checkpoint(config, data, title=data_title(data, config.split), device=device)
 
 
 def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
@@ -90,7 +96,7 @@ def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
     scored = "at the original size"
     if config.protocol is not None:
         scored = config.rules.title(found.input_size)
-    print(data_title(data, config.split, scored))
+    print(f"{data_title(data, config.split)}, per cent, {scored}")
     scores = {kind: result.scores for kind, result in found.results.items()}
     titles = {kind: kind_title(kind, config.hide, config.drop_words, SENTENCES) for kind in scores}
     print(format_table({titles[kind]: headline(groups["all"]) for kind, groups in scores.items()}))
@@ -129,12 +135,3 @@ def _compare(config: EvaluateConfig, a: Path, b: Path) -> None:
         f"intervals from {found.resamples} draws of the images"
     )
     print(align_columns(format_comparison(found)))
-
-
-def _stored_data(folder: str) -> DataConfig:
-    """Return the data of a checkpoint's training; the default where it cannot be read."""
-    try:
-        fields = read_config(folder).data
-    except (ValueError, OSError):
-        return DataConfig()  # the command itself will say what is wrong with the checkpoint
-    return DataConfig.from_dict(fields)

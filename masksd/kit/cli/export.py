@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from masksd.kit.cli.shared import CHECKPOINT
+from masksd.kit.cli.shared import CHECKPOINT, command_line
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,6 @@ class Export:
             f"{done.folder}: the bare model ({size / 1e6:.1f} MB); logits and masks are those of "
             f"{self.checkpoint}"
         )
+        print(f"try it: {command_line('demo', done.folder)}")
         if done.url is not None:
             print(done.url)

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from masksd.errors import check_choice
 from masksd.kit.cli.options import checked, command, unchecked
-from masksd.kit.config import PretrainConfig
+from masksd.kit.cli.shared import command_line
+from masksd.kit.config import DataConfig, PretrainConfig
 from masksd.models import list_models
 
 
@@ -49,3 +50,8 @@ def _pretrain(options: Any) -> None:
             + ", ".join(areas)
         )
     print(f"{config.output}: {config.steps} steps in {report['seconds']:.0f} s")
+    own = {
+        name: each for name, each in vars(config.data).items() if each != getattr(DataConfig, name)
+    }
+    sizes = {name: getattr(config, name) for name in ("model", "max_length", "image_size")}
+    print(f"next: {command_line('train', **own, **sizes, encoder_weights=config.output)}")

@@ -12,6 +12,7 @@ import tyro
 
 from masksd.config import PRESETS
 from masksd.errors import one_line
+from masksd.kit.cli.shared import command_line
 from masksd.kit.config import TrainConfig
 from masksd.kit.storage.places import find_folder
 from masksd.kit.text_tables import align_columns
@@ -25,15 +26,16 @@ from masksd.kit.training.resuming import (
     read_log,
 )
 
-HEAD = ("run", "date", "model", "method", "steps", "mIoU", "oIoU", "state", LATEST, BEST)
+HEAD = ("run", "date", "model", "method", "steps", "mIoU", "oIoU", "state", BEST)
+FINISHED, UNFINISHED = "finished", "unfinished"
 
 
 @dataclass(frozen=True)
 class Runs:
     """List the runs of a folder, the newest first, with what was trained and their scores.
 
-    Scores are per cent of the right sentence when the run was scored last. The last column has the
-    mIoU of the best checkpoint, where --evaluate-every kept one.
+    Scores are per cent of the right sentence when the run was scored last; best is the mIoU of the
+    best checkpoint, where --evaluate-every kept one. The last column is the command to go on with.
 
     Attributes:
         folder: of runs, or of one run.
@@ -42,23 +44,23 @@ class Runs:
     folder: Annotated[Path, tyro.conf.Positional] = Path("runs")
 
     def run(self) -> None:
-        """Print the table, and what to do next with the newest."""
-        found = find_runs(self.folder)
-        rows = []
-        for run in found:
+        """Print the table with a command for each, and others for the newest that is finished."""
+        rows = {}
+        for run in find_runs(self.folder):
             try:
-                rows.append((run, _row(run)))
+                rows[run] = _row(run)
             except (ValueError, KeyError, TypeError) as error:
                 warnings.warn(f"{run} is left out: {one_line(error)}", UserWarning, stacklevel=1)
         if not rows:
             raise ValueError(f"no run in {self.folder}; start one with `masksd train`")
-        print(align_columns([HEAD, *(row for _, row in rows)]))
-        newest, (*_, state, _, _) = rows[0]
-        if state == "finished":
-            checkpoint = f"--checkpoint {newest / LATEST}"
-            print(f'next: masksd predict IMAGE "the red circle" {checkpoint}')
-        else:
-            print(f"next: masksd train --resume {newest}")
+        head, *lines = align_columns([HEAD, *rows.values()]).splitlines()
+        print(f"{head}  next")
+        for line, (run, row) in zip(lines, rows.items(), strict=True):
+            print(f"{line}  {_next(run, row)}")
+        done = [run / LATEST for run, row in rows.items() if FINISHED in row]
+        for does, name in (("try it", "demo"), ("pass it on", "export")):
+            for checkpoint in done[:1]:
+                print(f"{does}: {command_line(name, checkpoint)}")
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -81,6 +83,7 @@ def _row(run: Path) -> tuple[str, ...]:
     scored = (each["scores"]["own"] for each in reversed(log) if "scores" in each)
     scores: dict[str, float] = next(scored, {})
     best = best_score(run)
+    state = FINISHED if log and is_last(log[-1]) else UNFINISHED
     return (
         str(run),
         f"{datetime.fromtimestamp(_date(run)):%Y-%m-%d %H:%M}",
@@ -88,10 +91,18 @@ def _row(run: Path) -> tuple[str, ...]:
         method_name(config),
         f"{done}/{config.steps}" if config.steps is not None else str(done),
         *(f"{100 * scores[name]:.2f}" if name in scores else "-" for name in ("mIoU", "oIoU")),
-        "finished" if log and is_last(log[-1]) else "unfinished",
-        "yes" if find_folder(run / LATEST).is_dir() else "no",
+        state if find_folder(run / LATEST).is_dir() else "no checkpoint",
         f"{100 * best:.2f}" if best >= 0 else "-",
     )
+
+
+def _next(run: Path, row: tuple[str, ...]) -> str:
+    """Return the command that scores a run, resumes it, or starts it again."""
+    if FINISHED in row:
+        return command_line("evaluate", checkpoint=run / LATEST)
+    if UNFINISHED in row:
+        return command_line("train", resume=run)
+    return command_line("train", config=run / CONFIG, output=run)
 
 
 def method_name(config: TrainConfig) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.errors import check_choice, one_line
-from masksd.kit.cli.options import checked, command, early_option, given_options, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, data_title
+from masksd.kit.cli.options import checked, command, given_options, unchecked
+from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, command_line, data_title
 from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 BRANCHES_OFF = {"both": (), "lmvsd": ("text",), "vmlsd": ("image",), "none": ("image", "text")}
 PRESET = "cm-masksd"
-FIRST = ("model", "steps", "batch_size", "lr", "output")
+FIRST = (
+    *("data_root", "name", "level", "labels", "model", "image_size", "steps", "batch_size", "lr"),
+    *("seed", "output"),
+)
 """Settings that most runs need, which the help shows first."""
 UNITS = (("steps", "epochs"), ("warmup", "warmup_epochs"))
 TOWERS_FIT = {  # the values of options that keep the towers which come with masksd
@@ -41,43 +44,37 @@ TOWERS_FIT = {  # the values of options that keep the towers which come with mas
 
 def train_command(arguments: list[str]) -> type:
     """Make the command; a preset or a run to resume is the default of the other options."""
+    given = given_options(arguments)
     for option, known in (("--preset", RECIPES), ("--model", list_models())):
-        if option in arguments and not _has_value(arguments, option):
+        if given.get(option) == "":
             raise ValueError(f"{option} takes one of {', '.join(known)}")
-    resumed = early_option(arguments, "--resume", "") if arguments[:1] == ["train"] else ""
-    start = _resumed(arguments, resumed) if resumed else _start(arguments)
-    made: Any = command(
+    resumed = arguments[:1] == ["train"] and given.get("--resume")
+    start = _resumed(given) if resumed else _start(given)
+    return command(
         _train,
         _check,
-        preset=(str, early_option(arguments, "--preset", PRESET)),
+        given,
+        preset=(str, given.get("--preset", PRESET)),
         branches=(Literal["both", "lmvsd", "vmlsd", "none"], "both"),
         config=(Path | None, None),
         resume=(Path | None, None),
         allow=(tuple[str, ...], ()),
         dry_run=(bool, False),
-        settings=unchecked(start, FIRST),
+        settings=unchecked(start, FIRST, HEADINGS),
     )
-    made.given = given_options(arguments)
-    result: type = made
-    return result
 
 
-def _resumed(arguments: list[str], folder: str) -> TrainConfig:
+def _resumed(given: Mapping[str, str]) -> TrainConfig:
     """Return the config of a run that goes on, which says all that its start said."""
     from masksd.kit.training.resuming import load_run_config
 
-    for argument in arguments:
-        option = argument.partition("=")[0].replace("_", "-")
-        if option in ("--preset", "--config", "--branches", "--output", "--overwrite", "--dry-run"):
+    for option in ("--preset", "--config", "--branches", "--output", "--overwrite", "--dry-run"):
+        if option in given:
             raise ValueError(f"--resume goes on with the run's own config; leave {option} out")
     try:
-        return load_run_config(folder)
+        return load_run_config(given["--resume"])
     except ValueError:
         return TrainConfig()  # the command itself will say what is wrong with the run
-
-
-def _has_value(arguments: list[str], option: str) -> bool:
-    return not [*arguments, "-"][arguments.index(option) + 1].startswith("-")
 
 
 def load_config(file: Path) -> TrainConfig:
@@ -108,48 +105,30 @@ def load_config(file: Path) -> TrainConfig:
         raise ValueError(f"{file} holds no config of a run: {one_line(error)}") from None
 
 
-def _start(arguments: list[str]) -> TrainConfig:
-    """Return what the options change: a file's config, or a recipe."""
-    file = early_option(arguments, "--config", "")
-    if not file:
-        return _recipe(arguments)
-    if "--preset" in given_options(arguments):
+def _start(given: Mapping[str, str]) -> Any:
+    """Return a file's config, or a recipe, without the values that given options rule out."""
+    file = given.get("--config")
+    if file and "--preset" in given:
         raise ValueError("--preset and --config both say what the run is; give one of them")
-    return _unruled(load_config(Path(file)), arguments)
-
-
-def _recipe(arguments: list[str]) -> TrainConfig:
-    """Return the recipe without the values that given options rule out."""
-    config = get_recipe(early_option(arguments, "--preset", PRESET))
-    if config.encoder_weights == TOWERS and not _takes_towers(arguments):
+    config: Any = load_config(Path(file)) if file else get_recipe(given.get("--preset", PRESET))
+    if not file and config.encoder_weights == TOWERS and not _takes_towers(given):
         config = dataclasses.replace(TrainConfig(), distill=config.distill)  # takes more steps
-    return _unruled(config, arguments)
-
-
-def _unruled(config: Any, arguments: list[str]) -> TrainConfig:
-    """Return a config without the values that given options rule out."""
-    given = given_options(arguments)
     for pair in UNITS:
         named = [name for name in pair if f"--{name.replace('_', '-')}" in given]
         if len(named) == 1:
             [other] = set(pair) - set(named)
             # 1 is a placeholder for the value of the option
             config = dataclasses.replace(config, **{named[0]: 1, other: None})
-    if "--schedule" in given and early_option(arguments, "--schedule", "") != "multistep":
+    if given.get("--schedule", "multistep") != "multistep":
         config = dataclasses.replace(config, schedule="cosine", milestones=())
-    result: TrainConfig = config
-    return result
+    return config
 
 
-def _takes_towers(arguments: list[str]) -> bool:
+def _takes_towers(given: Mapping[str, str]) -> bool:
     """Return whether the towers that come with masksd suit the model and data of the options."""
-    options: dict[str, str] = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        options[name.replace("_", "-")] = value if equals else following
-    if options.get("--encoder-weights") == "None" or "--start-from" in options:
+    if given.get("--encoder-weights") == "None" or "--start-from" in given:
         return False
-    return all(options.get(name) in {None, *values} for name, values in TOWERS_FIT.items())
+    return all(given.get(name) in {None, *values} for name, values in TOWERS_FIT.items())
 
 
 def _chosen(options: Any) -> TrainConfig:
@@ -189,8 +168,8 @@ def _train(options: Any) -> None:
     The default run starts from small towers that come with masksd. With another model, other data
     or --encoder-weights None it starts from scratch, which takes 1000 steps.
 
-    Most runs need no more than --preset or --config, --branches, --resume, --dry-run, --model,
-    --steps, --batch-size, --lr, --output, and for data of your own --data-root and --name.
+    Most runs need no more than the options in the first box; for data of your own, --data-root and
+    --name.
 
     Attributes:
         resume: go on with the run in this folder, where it was saved last; every other option is
@@ -220,7 +199,7 @@ def _train(options: Any) -> None:
 
     result = train(config, resume=options.resume is not None, allow=options.allow)
     if os.environ.get("RANK", "0") == "0":
-        print(data_title(config.data, config.eval_split))
+        print(f"{data_title(config.data, config.eval_split)}, per cent, at the original size")
         print(format_table(result.scores))
         skipped = f", {result.skipped} steps skipped" if result.skipped else ""
         start = {None: "", TOWERS: " from the towers that come with masksd"}
@@ -240,12 +219,11 @@ def _print_next(config: TrainConfig, result: RunResult) -> None:
         warnings.simplefilter("ignore")  # training said them
         tokenizer = load_tokenizer(result.checkpoint / "tokenizer", config.max_length)
         data = open_split(config.data, config.eval_split, tokenizer, 1, progress=False)
-    place = [] if result.checkpoint == CHECKPOINT else ["--checkpoint", str(result.checkpoint)]
+    place = None if result.checkpoint == CHECKPOINT else result.checkpoint
     scored = int(result.scores["own"]["samples"])
     if scored < len(data):
-        split = [] if config.eval_split == "val" else ["--split", config.eval_split]
-        every = shlex.join(["masksd", "evaluate", *place, *split])
+        every = command_line("evaluate", checkpoint=place)
         print(f"scored {scored} of {len(data)} expressions; for all: {every}")
     image = data.image_path(0)
     print(f"images: {image.parent}")
-    print(f"try: {shlex.join(['masksd', 'predict', str(image), data.sentence(0), *place])}")
+    print(f"try: {command_line('predict', image, data.sentence(0), checkpoint=place)}")

@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masksd.config import DistillConfig
+from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.data.images import read_image
 from masksd.kit.data.records import DataError
+from masksd.kit.data.shapes.build import draw_sample, shapes_config
+from masksd.kit.data.shapes.drawing import draw_image
+from masksd.kit.data.shapes.scenes import LEVELS
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.data.transforms import fit_image
 from masksd.kit.data_config import DataConfig
@@ -185,22 +189,28 @@ def shrunk(image: Image.Image) -> Picture:
 
 
 def read_examples(checkpoint: Checkpoint, count: int = 8) -> list[tuple[Picture, str]]:
-    """Return pictures of the checkpoint's own validation split, or another, with a sentence each.
+    """Return pictures of the split on which the training was scored, with a sentence each.
 
-    Shapes are generated where they are not in the cache.
+    Of generated data these alone are drawn.
 
     Raises:
         ValueError: the data are not where they were in training.
     """
     config = checkpoint.config
     data = DataConfig.from_dict(config.data)
-    for name in ("val", "test", "train"):
-        try:
-            split = open_split(data, name, checkpoint.tokenizer, config.image_size, cache=False)
-            break
-        except ValueError as error:
-            if name == "train" or not str(error).startswith("unknown split"):
-                raise
+    if data.generated():
+        shapes = shapes_config(data)
+        check_choice("split", config.eval_split, shapes.images())
+        examples = []
+        for at, index in enumerate(spread_indices(shapes.images()[config.eval_split], count)):
+            sample = draw_sample(shapes, config.eval_split, index)
+            image = draw_image(sample.scene, LEVELS[shapes.level], shapes.size)
+            lines = [line for _, found in sorted(sample.expressions.items()) for _, line in found]
+            examples.append((Picture(image), lines[at % len(lines)]))
+        return examples
+    split = open_split(
+        data, config.eval_split, checkpoint.tokenizer, config.image_size, cache=False
+    )
     indices = spread_indices(len(split), count)
     return [(shrunk(split.image(index)), split.sentence(index)) for index in indices]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from masksd.kit.evaluation.scoring import (
     score,
     scored_masks,
 )
-from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig
+from masksd.kit.evaluation.settings import SENTENCES, EvaluateConfig, trained_on
 from masksd.kit.figures import SheetRow, draw_cases
 from masksd.kit.processes import first_process_first, leave_processes, rank_and_world
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol
@@ -70,6 +71,9 @@ def evaluate_checkpoint(
     with staged or contextlib.nullcontext():
         checkpoint = load_checkpoint(config.checkpoint, device)
         trained, rules = checkpoint.config, config.rules
+        warning = trained_on(trained, data, config.split)
+        if warning and first:
+            warnings.warn(warning, UserWarning, stacklevel=2)
         threshold = choose_threshold(rules, config.threshold, trained.threshold)
         progress = config.progress and first
         with first_process_first():  # it generates the data, if need be
@@ -121,6 +125,7 @@ def evaluate_checkpoint(
                 version=version("masksd"),
                 scores={kind: result.scores for kind, result in results.items()},
                 relevance=recall,
+                warning=warning,
             )
             write_report(staged.path, report, checkpoint, dataset, results)
             staged.publish()
@@ -161,15 +166,20 @@ def pick_cases(
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Choose the ``count`` worst and best samples by IoU, at most one of each an image.
 
+    Where there are few, each is either among the worst or among the best.
+
     Example:
         >>> rows = [{"index": n, "image_id": n // 2, "iou": n / 10} for n in range(6)]
         >>> [[row["index"] for row in side] for side in pick_cases(rows, 2)]
         [[0, 2], [5, 3]]
     """
+    ranked = sorted(rows, key=lambda row: (row["iou"], row["index"]))
+    half = (len(ranked) + 1) // 2
+    best = sorted(ranked[half:], key=lambda row: (-row["iou"], row["index"]))
     sides = []
-    for sign in (1, -1):
+    for side in (ranked[:half], best):
         first: dict[int, Mapping[str, Any]] = {}
-        for row in sorted(rows, key=lambda row: (sign * row["iou"], row["index"])):
+        for row in side:
             first.setdefault(row["image_id"], row)
         sides.append(list(first.values())[:count])
     return sides[0], sides[1]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masksd.errors import check_choice, check_fraction
+from masksd.kit.checkpoints import CheckpointConfig
+from masksd.kit.data_config import DataConfig
 from masksd.kit.scores.protocols import PROTOCOLS, Protocol
 
 SENTENCES = {
@@ -22,7 +24,7 @@ class EvaluateConfig:
 
     Attributes:
         checkpoint: folder that training wrote.
-        split: to score on: val, testA, testB.
+        split: to score on: val, testA, testB, ...
         protocol: original, cris, lavt or caris: how to score, with all details; None is original,
             in short. The model runs at its own size.
         sentences: what the model is given: own (the right sentence), other (another object's),
@@ -74,6 +76,17 @@ class EvaluateConfig:
     def kinds(self) -> list[str]:
         """The kinds of sentence."""
         return list(SENTENCES) if self.sentences == "all" else [self.sentences]
+
+
+def trained_on(config: CheckpointConfig, data: DataConfig, split: str) -> str:
+    """Say that a model was trained on a split; "" if it was not."""
+    name = data.title()
+    if split != config.train_split or name != DataConfig.from_dict(config.data).title():
+        return ""
+    return (
+        f"the model was trained on split {split!r} of {name}: scores there are not those of unseen "
+        "images; name another --split"
+    )
 
 
 def check_scoring(threshold: float | None, limit: int, batch_size: int, workers: int = 0) -> None:

@@ -103,13 +103,13 @@ def model_card(checkpoint: Checkpoint, run: Path, hub: str | None = None) -> str
         fit=config.fit,
         length=config.max_length,
         threshold=config.threshold,
-        scores=_scores(run, config.step),
+        scores=_scores(run, config.step, one_line(config.eval_split)),
         folder=folder,
         tensors=len(checkpoint.model.state_dict()),
     )
 
 
-def _scores(run: Path, step: int) -> str:
+def _scores(run: Path, step: int, split: str) -> str:
     """Return a table of the run's scores at a step; nothing where it has none."""
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
@@ -119,12 +119,11 @@ def _scores(run: Path, step: int) -> str:
         found = [each["scores"] for each in records if "scores" in each and each["step"] == step]
         if not found:
             return ""
-        split = json.loads((run / "config.json").read_text(encoding="utf-8"))["eval_split"]
         named = {SENTENCES.get(kind, kind): scores for kind, scores in found[-1].items()}
         table = markdown_table(*score_cells(named))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
-            f"the model card has no scores: {metrics} or config.json beside it cannot be read "
+            f"the model card has no scores: {metrics} cannot be read "
             f"({type(error).__name__}: {one_line(error)})",
             UserWarning,
             stacklevel=4,

@@ -54,6 +54,7 @@ class Report:
     relevance: dict[str, float] | None = None  # what relevance_recall returns
     hide: float = 0.0  # of the samples made harder, as is drop_words
     drop_words: int = 0
+    warning: str = ""  # what a reader of the scores must know
 
     def to_json(self) -> str:
         """Return the report, with every field of its protocol, as JSON text."""
@@ -78,6 +79,8 @@ class Report:
             f"Per cent. Images: {self.fit}{other}; foreground: probability above "
             f"{self.threshold:g}; checkpoint: `{self.checkpoint}`; masksd {self.version}.",
         ]
+        if self.warning:
+            parts.append(f"**Warning: {self.warning}.**")
         for kind, groups in self.scores.items():
             main, second = split_comparisons(groups)
             title = kind_title(kind, self.hide, self.drop_words)
@@ -204,9 +207,10 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     path = root / REPORT
     if not path.is_file():
         if (root / "checkpoint.json").is_file() or (root / "checkpoint").is_dir():
+            place = root if (root / "checkpoint.json").is_file() else root / "checkpoint"
             raise DataError(
-                f"{root} is a checkpoint or a run, not a report; score it with masksd evaluate "
-                "--checkpoint ... --output FOLDER, and name that FOLDER"
+                f"{root} is a checkpoint or a run, not a report; score it, and name the report: "
+                f"masksd evaluate --checkpoint {place} --output reports/{root.name}"
             )
         what = "has no report.json" if root.is_dir() else "is not a folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")

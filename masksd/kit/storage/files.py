@@ -72,8 +72,8 @@ def find_checkpoint(folder: str | Path) -> Path:
     root = find_folder(Path(folder))
     if not root.is_dir():
         raise ValueError(
-            f"no checkpoint at {root}: give the folder that `masksd train` wrote, as in "
-            "runs/NAME/checkpoint"
+            f"no checkpoint at {root}; `masksd runs` lists those there are, `masksd train` makes "
+            "one"
         )
     if not (root / MANIFEST).is_file():
         near = root / "checkpoint"
@@ -96,7 +96,10 @@ def verify_folder(folder: str | Path, wanted: tuple[str, ...] = ()) -> Path:
     present = set(_files(root))
     for name, (size, digest) in entries.items():
         if name not in present:  # this also refuses names that lead out of the folder
-            raise ValueError(f"checkpoint {root} is incomplete: {one_line(name)} is missing")
+            raise ValueError(
+                f"checkpoint {root} is incomplete: {one_line(name)} is missing; "
+                "copy or train it again"
+            )
         found = _describe(root / name)
         if (found["bytes"], found["sha256"]) != (size, digest):
             raise ValueError(

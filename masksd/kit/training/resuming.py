@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,17 +48,20 @@ def load_run_config(folder: str | Path) -> TrainConfig:
     Example:
         >>> load_run_config("runs/nowhere")
         Traceback (most recent call last):
-        ValueError: no run at runs/nowhere: give the folder that `masksd train` wrote, as in ...
+        ValueError: no run at runs/nowhere; `masksd runs` lists those in runs/
     """
     given = Path(folder)
     root = find_folder(given)
     if not (root / CONFIG).is_file():
         near = root.parent if (root.parent / CONFIG).is_file() else None
-        hint = f"did you mean {near}?" if near else "give the folder that `masksd train` wrote, as "
-        raise ValueError(f"no run at {root}: {hint}" + ("" if near else "in runs/NAME"))
+        hint = f"did you mean {near}?" if near else "`masksd runs` lists those in runs/"
+        raise ValueError(f"no run at {root}; {hint}")
     if not find_folder(root / LATEST).is_dir():
         kept = [name for name in ("best", "checkpoints") if (root / name).exists()]
-        hint = f"move one of {' and '.join(kept)} there" if kept else "start it again"
+        again = shlex.join(["--config", str(root / CONFIG), "--output", str(given)])
+        hint = f"start it again: masksd train {again}"
+        if kept:
+            hint = f"move one of {' and '.join(kept)} there"
         raise ValueError(f"run {root} has no {LATEST} to go on from; {hint}")
     try:
         config = TrainConfig.from_json((root / CONFIG).read_text(encoding="utf-8"))
@@ -127,6 +131,8 @@ def load_run(
         threshold=config.threshold,
         distill=dataclasses.asdict(config.distill),
         data=config.data.to_dict(),
+        train_split=config.train_split,
+        eval_split=config.eval_split,
     )
     return checkpoint._replace(config=changed), state
 
@@ -137,13 +143,16 @@ def checkpoint_digest(config: TrainConfig) -> str:
     return hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()
 
 
-def check_unfinished(folder: Path, step: int, steps: int) -> None:
+def check_unfinished(config: TrainConfig, step: int, steps: int) -> None:
     """Raise a ``ValueError`` if nothing is left to do in a run."""
+    folder = config.output_folder()
     ended = [record["step"] for record in read_log(folder / LOG) if is_last(record)]
     if step >= steps and steps in ended:
+        unit = "steps" if config.epochs is None else "epochs"
+        longer = 2 * getattr(config, unit)
         raise ValueError(
-            f"run {folder} is complete: it took all its {steps} steps; to train longer, pass "
-            "--steps N --allow steps"
+            f"run {folder} is complete: it took all its {steps} steps; to train longer: masksd "
+            f"train --resume {shlex.quote(str(folder))} --{unit} {longer} --allow {unit}"
         )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from masksd.kit.config import TrainConfig
 from masksd.kit.data.layout import warn_of_shared_images
 from masksd.kit.data.text.coverage import check_words
+from masksd.kit.evaluation.settings import trained_on
 from masksd.kit.processes import (
     check_same_everywhere,
     first_process_first,
@@ -103,8 +104,8 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
 
     Warns:
         UserWarning: the tokenizer lacks words of the training split or cuts its expressions; images
-            of it are in the split that is scored; no image to score has two referred objects; the
-            warm-up takes the whole run.
+            of it are in the split that is scored, or it is that split; no image to score has two
+            referred objects; the warm-up takes the whole run.
 
     Example:
         >>> import tempfile
@@ -161,10 +162,13 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
             names = {config.eval_split: scoring.file_names()}
             names[config.train_split] = set().union(*(part.file_names() for part in parts))
             warn_of_shared_images(names, config.train_split)
+            seen = trained_on(checkpoint.config, config.data, config.eval_split)
+            if seen:
+                warnings.warn(seen, UserWarning, stacklevel=2)
         run = Run(config, accelerator, checkpoint, training, unlabelled, scoring, place)
         if resume:
             run.resume(checkpoint.config.step, state)
-            check_unfinished(folder, run.done, run.schedule.steps)
+            check_unfinished(config, run.done, run.schedule.steps)
         else:
             run.check_first_batch()
         if main:

@@ -1,8 +1,0 @@
-"""``python -m masksd.kit.cli`` is the ``masksd`` program."""
-
-import sys
-
-from masksd.kit.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
