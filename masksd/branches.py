@@ -28,63 +28,36 @@ JOINT = "joint"
 
 
 def branch_modalities(config: DistillConfig) -> dict[str, tuple[str, ...]]:
-    """Return which branches are on, and what each masks.
-
-    Example:
-        >>> branch_modalities(DistillConfig())
-        {'lmvsd': ('image',), 'vmlsd': ('text',)}
-        >>> branch_modalities(DistillConfig(joint=True))
-        {'joint': ('image', 'text')}
-    """
+    """Return which branches are on, and what each masks, as ``{"lmvsd": ("image",)}``."""
     on = tuple(modality for modality in NAMES if getattr(config, modality) is not None)
     together = config.joint or (config.one_pass and len(on) > 1)
     return {JOINT: on} if together else {NAMES[modality]: (modality,) for modality in on}
 
 
 class MainPass(NamedTuple):
-    """The plain pass of a step, and what the branches need of it.
-
-    Attributes:
-        plain: the pass.
-        ranking: the same in the space of the learned projection, where there is one.
-        truth: the masks.
-        step: 0-d int64, which keys the draws.
-        losses: ``"seg"``, ``"align"`` and those against a teacher's features, where there are any.
-        teacher: the teacher's logits, where there is one.
-    """
+    """The plain pass of a step, and what the branches need of it."""
 
     plain: Pass
-    ranking: Pass
+    ranking: Pass  # in the space of the learned projection, where there is one
     truth: Truth
-    step: Tensor
-    losses: dict[str, Tensor]
-    teacher: Tensor | None = None
+    step: Tensor  # 0-d int64, which keys the draws
+    losses: dict[str, Tensor]  # all but those of branches
+    teacher: Tensor | None = None  # its logits
 
 
 class BranchResult(NamedTuple):
-    """The unweighted loss of a branch, its masks and relevance by the paper's names, its logits."""
+    """What a branch gives; in one pass there may be no loss, and no logits but the main ones."""
 
-    loss: Tensor
-    masks: dict[str, Tensor]
+    loss: Tensor | None  # unweighted
+    masks: dict[str, Tensor]  # by the paper's names, as relevance
     relevance: dict[str, Tensor]
-    logits: Tensor
+    logits: Tensor | None
 
 
 class MaskedBranch(nn.Module):
-    """One masked self-distillation branch (Sec. III-B): LMVSD, VMLSD, or both in one pass.
+    """One masked self-distillation branch (Sec. III-B): LMVSD, VMLSD, or both in one pass."""
 
-    Args:
-        modalities: what it masks: ``("image",)`` (LMVSD), ``("text",)`` (VMLSD), or both.
-        config: the distillation's configuration.
-        parts: a neck and a decoder of its own, for ``share_weights=False``.
-
-    Attributes:
-        weight: the loss weight λ, a 0-d buffer that a trainer may change; the sum of both for a
-            joint branch.
-        active: whether it runs in the next step; see ``MaskingConfig.every``.
-    """
-
-    weight: Tensor
+    weight: Tensor  # λ, 0-d, which a trainer may change
 
     def __init__(
         self,
@@ -97,7 +70,7 @@ class MaskedBranch(nn.Module):
         self.config = config
         masking: MaskingConfig = getattr(config, modalities[0])  # both agree in a joint branch
         self.every, self.samples = masking.every, masking.samples
-        self.active = True
+        self.active = True  # in the next step
         weights = {"image": config.lambda_image, "text": config.lambda_text}
         # Not in the state: a run that resumes goes by its config.
         self._initial_weight = float(sum(weights[modality] for modality in modalities))
@@ -137,30 +110,23 @@ class MaskedBranch(nn.Module):
             logits = segmenter.masked(
                 plain, replaced.get("image"), replaced.get("text"), **dict(self.parts.items())
             )
-        teacher = None if main.teacher is None else main.teacher[:rows]
-        loss = self._loss(logits, plain, truth, teacher)
-        return BranchResult(loss, masks, relevance, logits.detach())
-
-    def _loss(self, logits: Tensor, plain: Pass, truth: Truth, teacher: Tensor | None) -> Tensor:
-        """Return the loss against the target of the config; Dice is for the plain pass alone."""
         config = self.config
         if config.target == "ground_truth":
-            loss = truth.loss(logits)
+            loss = truth.loss(logits)  # Dice is for the plain pass alone
             if loss is None:
                 raise ValueError(
                     "target='ground_truth' needs the truth: call sd(..., target=masks)"
                 )
-            return loss
-        target = plain.logits if teacher is None else teacher
-        return consistency_loss(logits, target, config.detach_target, confidence=config.confidence)
+        else:
+            target = plain.logits if main.teacher is None else main.teacher[:rows]
+            loss = consistency_loss(
+                logits, target, config.detach_target, confidence=config.confidence
+            )
+        return BranchResult(loss, masks, relevance, logits.detach())
 
     def rows(self, batch: int) -> int:
         """Return how many samples of a batch the branch sees, at least one."""
         return max(1, math.ceil(self.samples * batch - 1e-9))
-
-    def extra_repr(self) -> str:
-        """Say what is masked and when, for ``print``."""
-        return f"{' and '.join(self.modalities)}, every {self.every}, {self.samples:.0%} of a batch"
 
 
 def first_samples(plain: Pass, rows: int) -> Pass:
@@ -178,10 +144,10 @@ def first_samples(plain: Pass, rows: int) -> Pass:
         return leaf[:rows] if whole else leaf
 
     def cut_feature(leaf: Any) -> Any:
-        whole_numbers = isinstance(leaf, Tensor) and not (
+        features = isinstance(leaf, Tensor) and (
             leaf.is_floating_point() or leaf.dtype == torch.bool
         )
-        return leaf if whole_numbers else cut(leaf)
+        return cut(leaf) if features else leaf
 
     check_containers((plain.image, plain.text), "samples")
     return plain._replace(

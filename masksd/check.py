@@ -6,13 +6,12 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from masksd.branches import first_samples
-from masksd.embeddings import TokenMask
 from masksd.masker import TokenMasker
 from masksd.modules import (
     evaluating,
@@ -39,15 +38,12 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Compare masked passes with the plain pass, in evaluation mode and without gradients.
 
     For each modality that is masked: an empty mask must give the plain logits; a mask over the
-    whole first sample must leave the other samples alone, and must leave nothing of that sample in
-    the embedding, whatever the embedding module is given. What is replayed must not depend on the
-    modality that is masked.
+    whole first sample must leave the other samples alone, and nothing of that sample in the
+    embedding, whatever its module is given. What is replayed must not depend on what is masked.
 
     A host that cannot be judged is let through: with a warning, where it gives other logits each
-    time; without "other samples", where it mixes the samples of a batch by itself.
-
-    Returns:
-        The largest difference that was found, by check, as a share of the logits' size.
+    time; without "other samples", where it mixes the samples of a batch by itself. Returns the
+    largest difference by check, as a share of the logits' size.
     """
     segmenter = passes.segmenter
     check_tapped(segmenter)
@@ -59,15 +55,12 @@ def check_passes(passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         try:
             for modality, masker in passes.maskers.items():
                 branches = [b for b in passes.branches.values() if modality in b.modalities]
-                rows = min((b.rows(len(plain.logits)) for b in branches), default=None)
-                case = _Case(trial, plain, masker, tolerance(segmenter, plain.logits))
-                for name, size in _check_modality(case, rows):
-                    found[f"{modality}: {name}"] = size
+                rows = min(b.rows(len(plain.logits)) for b in branches)
+                found.update(_check_modality(trial, plain, masker, rows))
             if len(passes.maskers) > 1:  # one alone may reuse all that the other one changes
                 _check_left_out(trial, ran_plain)
             for modality in passes.maskers:
-                for name, size in _check_replayed(trial, modality):
-                    found[f"{modality}: {name}"] = size
+                found.update(_check_replayed(trial, modality))
         except _Differs as error:
             differs = trial.differs_from_itself(plain)
             if differs <= tolerance(segmenter, plain.logits):
@@ -100,55 +93,46 @@ class _Differs(Exception):
     """A difference that is a fault, unless the model differs from itself."""
 
 
-class _Case(NamedTuple):
-    """A modality to check."""
-
-    trial: Trial
-    plain: Pass
-    masker: TokenMasker
-    allowed: float
-
-    def masked(self, plain: Pass, mask: Tensor) -> Tensor:
-        """Return the logits with a mask of this modality."""
-        grid = self.masker.grid(plain)
-        replaced: dict[str, TokenMask] = {self.masker.modality: self.masker.token_mask(mask, grid)}
-        image, text = replaced.get("image"), replaced.get("text")
-        return self.trial.run(lambda: self.trial.segmenter.masked(plain, image, text))
-
-
-def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]]:
+def _check_modality(
+    trial: Trial, plain: Pass, masker: TokenMasker, rows: int
+) -> Iterator[tuple[str, float]]:
     """Check a modality; ``rows`` is the number of samples that its branch sees."""
-    trial, plain, masker, allowed = case
-    segmenter, what = trial.segmenter, _WHAT[masker.modality]
+    segmenter, modality = trial.segmenter, masker.modality
+    what, allowed = _WHAT[modality], tolerance(segmenter, plain.logits)
+
+    def masked(plain: Pass, mask: Tensor) -> Tensor:
+        replaced = {modality: masker.token_mask(mask, masker.grid(plain))}
+        both = replaced.get("image"), replaced.get("text")
+        return trial.run(lambda: segmenter.masked(plain, *both))
+
     batch = len(plain.logits)
-    rows = batch if rows is None else rows
     grid = masker.grid(plain)
     tokens = math.prod(grid) if grid else plain.text.valid.shape[1]
     first = torch.zeros(batch, tokens, dtype=torch.bool, device=plain.logits.device)
     empty = first[:rows].clone()
     first[0] = True
 
-    found = difference(case.masked(first_samples(plain, rows), empty), plain.logits[:rows])
-    yield "nothing masked", found
+    found = difference(masked(first_samples(plain, rows), empty), plain.logits[:rows])
+    yield f"{modality}: nothing masked", found
     if found > allowed:
         raise _Differs(
             f"a masked pass with no {what} masked does not give the plain logits: they "
             f"differ by {found:.3g} of their size. {_remedy(segmenter)}"
         )
-    taps = segmenter.tapped(masker.modality)
+    taps = segmenter.tapped(modality)
     with contextlib.ExitStack() as stack:
         spies = [stack.enter_context(_Spy(tap, module, segmenter)) for tap, module in taps]
-        logits = case.masked(plain, first)
+        logits = masked(plain, first)
         seen = [spy.found() for spy in spies]
-        case.masked(plain, first)
+        masked(plain, first)
         changed = [spy.found() for spy in spies]
-    others = _others(plain, masker.modality)
+    others = _others(plain, modality)
     if len(others):
         found = difference(logits[others], plain.logits[others])
         if found <= allowed:
-            yield "other samples", found
+            yield f"{modality}: other samples", found
         elif trial.mixes_samples(plain, others) <= allowed:
-            path = segmenter.taps[masker.modality].path
+            path = segmenter.taps[modality].path
             raise _Differs(
                 f"masking all {what} of the first sample changes the others' logits by "
                 f"{found:.3g} of their size: {path} may not have the batch in its first "
@@ -161,7 +145,7 @@ def _check_modality(case: _Case, rows: int | None) -> Iterator[tuple[str, float]
         pictures = plain.pictures if len(one) != batch else None
         row = 0 if pictures is None else int(pictures[0])
         found = difference(other[row], one[row])
-        yield "left over", found
+        yield f"{modality}: left over", found
         if found > allowed:
             raise _Differs(
                 f"with all {what} masked, the output of {tap.path} still depends on its "
@@ -179,10 +163,7 @@ def _others(plain: Pass, modality: str) -> Tensor:
 
 
 def _check_left_out(trial: Trial, ran_plain: set[nn.Module]) -> None:
-    """Refuse to leave out parts on the way to the logits that change nothing only today.
-
-    Bridges and adapters often start at zero, where the values still agree.
-    """
+    """Refuse to leave out parts that change nothing only today, as bridges that start at zero."""
     reached = {p for part in trial.ran for p in part.parameters(recurse=False)}
     left_out = {
         p: name
@@ -217,7 +198,7 @@ def _check_replayed(trial: Trial, modality: str) -> Iterator[tuple[str, float]]:
         change = sight.change(module)
         if change is None:
             continue
-        yield f"replayed {hook.path}", change
+        yield f"{modality}: replayed {hook.path}", change
         if not sight.alone(module):
             leads = " and its gradient leads to them" if sight.follows(module) else ""
             raise _Differs(

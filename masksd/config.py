@@ -5,14 +5,62 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from masksd.errors import check_choice, check_fraction, check_weight, unknown_name
 from masksd.masking_config import BEST, RELEVANCE, TOKENS, MaskingConfig
 
 
+class JsonConfig:
+    """Base of configurations that are frozen dataclasses."""
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON text, for :meth:`from_json`.
+
+        Example:
+            >>> DistillConfig(image=None, text=None).to_json().splitlines()[1]
+            '  "image": null,'
+        """
+        return json.dumps(dataclasses.asdict(self), indent=2)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a configuration from JSON text; missing fields take their defaults.
+
+        Args:
+            text: what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not a JSON object, an unknown field, or a value out of range.
+
+        Example:
+            >>> DistillConfig.from_json('{"image": {"ratio": 0.5}, "text": null}').image.ratio
+            0.5
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the distillation config is not JSON: {error}") from None
+        return _replaced(cls.__name__, cls(), fields)
+
+
+def _replaced(what: str, default: Any, fields: Any) -> Any:
+    """Return a configuration with the fields of a JSON object in it, however deep."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{what} must be a JSON object, got {fields!r}")
+    known = [field.name for field in dataclasses.fields(default)]
+    changed = {}
+    for name, value in fields.items():
+        if name not in known:
+            raise unknown_name(f"field of {what}", name, known)
+        inner = getattr(default, name)
+        nested = dataclasses.is_dataclass(inner) and value is not None
+        changed[name] = _replaced(name, inner, value) if nested else value
+    return dataclasses.replace(default, **changed)
+
+
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(JsonConfig):
     """The two masked branches and their losses (Sec. III-C, Eq. 9).
 
     Attributes:
@@ -92,16 +140,15 @@ class DistillConfig:
                 continue
             if not isinstance(masking, MaskingConfig):
                 raise ValueError(f"{modality} must be a MaskingConfig or None, got {masking!r}")
-            if masking.relevance not in RELEVANCE[modality]:
-                raise ValueError(
-                    f"relevance {masking.relevance!r} cannot rank the tokens of {modality}; "
-                    f"possible: {', '.join(map(repr, RELEVANCE[modality]))}"
-                )
-            if masking.token not in TOKENS[modality]:
-                raise ValueError(
-                    f"token {masking.token!r} cannot stand for the tokens of {modality}; possible: "
-                    f"{', '.join(map(repr, TOKENS[modality]))}"
-                )
+            for name, does, known in (
+                ("relevance", "rank", RELEVANCE[modality]),
+                ("token", "stand for", TOKENS[modality]),
+            ):
+                if (value := getattr(masking, name)) not in known:
+                    raise ValueError(
+                        f"{name} {value!r} cannot {does} the tokens of {modality}; possible: "
+                        f"{', '.join(map(repr, known))}"
+                    )
             best: dict[str, Any] = BEST[modality]
             left_out = {name: best[name] for name in best if getattr(masking, name) is None}
             masking = dataclasses.replace(masking, **left_out)
@@ -200,44 +247,11 @@ class DistillConfig:
             ValueError: an unknown name.
 
         Example:
-            >>> DistillConfig.preset("cm-masksd").lambda_image
-            0.75
             >>> DistillConfig.preset("masksd").target
             'ground_truth'
         """
-        if name not in PRESETS:
-            raise unknown_name("preset", name, PRESETS)
+        check_choice("preset", name, PRESETS)
         return PRESETS[name]
-
-    def to_json(self) -> str:
-        """Return the configuration as JSON text, for :meth:`from_json`.
-
-        Example:
-            >>> DistillConfig(image=None, text=None).to_json().splitlines()[1]
-            '  "image": null,'
-        """
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @staticmethod
-    def from_json(text: str) -> DistillConfig:
-        """Read a configuration from JSON text; missing fields take their defaults.
-
-        Args:
-            text: what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: not a JSON object, an unknown field, or a value out of range.
-
-        Example:
-            >>> DistillConfig.from_json('{"image": {"ratio": 0.5}, "text": null}').image.ratio
-            0.5
-        """
-        default, fields = DistillConfig(), fields_from_json(DistillConfig, text)
-        for modality in ("image", "text"):
-            if fields.get(modality) is not None:
-                masking = _checked_fields(modality, MaskingConfig, fields[modality])
-                fields[modality] = dataclasses.replace(getattr(default, modality), **masking)
-        return dataclasses.replace(default, **fields)
 
 
 _LEAST_ATTENTIVE: dict[str, Any] = {
@@ -297,22 +311,3 @@ def checked_config(config: DistillConfig | None, teacher: object = None) -> Dist
             "DistillConfig(target='teacher')"
         )
     return config
-
-
-def fields_from_json(config: type, text: str) -> dict[str, Any]:
-    """Read fields of a configuration from the text of a JSON object; others are an error."""
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the distillation config is not JSON: {error}") from None
-    return _checked_fields(config.__name__, config, fields)
-
-
-def _checked_fields(what: str, config: type, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, dict):
-        raise ValueError(f"{what} must be a JSON object, got {fields!r}")
-    known = [f.name for f in dataclasses.fields(config)]
-    for name in fields:
-        if name not in known:
-            raise unknown_name(f"field of {what}", name, known)
-    return dict(fields)

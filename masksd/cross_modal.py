@@ -34,9 +34,9 @@ class CrossModalDistill(nn.Module):
         teacher: the same, called with the student's own arguments. It is put into evaluation mode
             and frozen, and is in no state, no list of parameters and no optimiser.
         config: what is matched; None takes the defaults.
-        example: arguments of the hosts, such as ``(images, tokens)``. Where widths differ, it
-            shows how large the embedding of the student's channels must be (training only, in
-            :meth:`distill_parameters`). It also checks at once that both models fit.
+        example: arguments of the hosts, such as ``(images, tokens)``, which check at once that both
+            fit. Where widths differ, they show how large the embedding of the student's channels
+            must be (in training only).
 
     Attributes:
         sd: the wrapped student.
@@ -87,10 +87,8 @@ class CrossModalDistill(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run a training step; in evaluation, run the student and nothing else.
 
-        Args:
-            args: as for :meth:`CrossModalMaskedSelfDistill.forward`.
-            kwargs: likewise, including ``target`` and ``labelled``; the losses against the teacher
-                need neither.
+        Takes what :meth:`CrossModalMaskedSelfDistill.forward` takes; the losses against the teacher
+        need neither ``target`` nor ``labelled``.
 
         Returns:
             :class:`DistillOutput` in training, with the losses of ``distill_config.kind``:
@@ -99,15 +97,7 @@ class CrossModalDistill(nn.Module):
         return self.sd(*args, **kwargs)
 
     def distill_parameters(self) -> list[nn.Parameter]:
-        """Return what is learned beside the student: the embedding, and what the branches learn.
-
-        Example:
-            >>> from masksd.models import create_model
-            >>> small, large = create_model("clip_cris_tiny"), create_model("clip_cris_tiny")
-            >>> kd = CrossModalDistill(*((m.encoder, m.neck, m.decoder) for m in (small, large)))
-            >>> kd.distill_parameters()  # widths agree
-            []
-        """
+        """Return what is learned beside the student: the embedding, and what the branches learn."""
         return self.sd.distill_parameters()
 
     def describe(self, *args: Any, **kwargs: Any) -> str:
@@ -142,16 +132,13 @@ def _wrapped(model: Any, undo: contextlib.ExitStack) -> CrossModalMaskedSelfDist
 
 def _check_apart(student: Any, teacher: Any) -> None:
     """Refuse models of which freezing one would freeze a part of the other."""
-    ours, theirs = (
-        {
-            id(parameter): name
-            for part in (model if isinstance(model, tuple) else (model,))
-            if isinstance(part, nn.Module)
-            for name, parameter in part.named_parameters()
-        }
-        for model in (student, teacher)
-    )
-    shared = [name for key, name in theirs.items() if key in ours]
+
+    def named(model: Any) -> list[tuple[str, nn.Parameter]]:
+        parts = model if isinstance(model, tuple) else (model,)
+        return [each for p in parts if isinstance(p, nn.Module) for each in p.named_parameters()]
+
+    ours = {id(parameter) for _, parameter in named(student)}
+    shared = [name for name, parameter in named(teacher) if id(parameter) in ours]
     if shared:
         raise ValueError(
             f"student and teacher share {len(shared)} parameters ({shared[0]}, ...), and the "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import MainPass, MaskedBranch
+from masksd.branches import MainPass
 from masksd.hosts.tapped import TapSegmenter
 from masksd.masker import TokenMasker
 from masksd.modules import plain_attention
@@ -23,10 +23,7 @@ from masksd.truth import Truth
 
 
 def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:
-    """Write the text of ``CrossModalMaskedSelfDistill.describe``, one fact per line.
-
-    ``example`` holds arguments of the host, to count multiply-adds with.
-    """
+    """Write one fact per line; ``example`` holds the host's arguments, to count with."""
     segmenter, config, branches = passes.segmenter, passes.config, passes.branches
     lines = [f"masked self-distillation around {segmenter.kind} ({type(segmenter).__name__})"]
     lines += [f"  {name}: {source}" for name, source in segmenter.sources.items()]
@@ -35,7 +32,8 @@ def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | N
         how += "" if branch.samples == 1 else f", on {branch.samples:.0%} of a batch"
         maskers = {modality: passes.maskers[modality] for modality in branch.modalities}
         masks = " and ".join(map(_what, maskers.values()))
-        lines.append(f"  {name.upper()}: masks {masks}, weight {_weight(branch)}{how}")
+        weight = "unknown" if branch.weight.is_meta else f"{branch.weight.item():.3g}"
+        lines.append(f"  {name.upper()}: masks {masks}, weight {weight}{how}")
         for modality, masker in maskers.items():
             tap = segmenter.taps[modality]
             lines.append(f"    enters at {_place(tap, masker)}")
@@ -127,10 +125,6 @@ def _what(masker: TokenMasker) -> str:
     tokens += "" if masking.cell is None else f" in cells of {masking.cell} pixels"
     below = "" if masking.threshold is None else f" below {masking.threshold:g}"
     return f"{share} of {tokens} by {masker.relevance!r} relevance{below}"
-
-
-def _weight(branch: MaskedBranch) -> str:
-    return "unknown" if branch.weight.is_meta else f"{branch.weight.item():.3g}"
 
 
 def _place(tap: EmbeddingTap | TapGroup, masker: TokenMasker) -> str:

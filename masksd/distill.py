@@ -39,19 +39,18 @@ class CrossModalMaskedSelfDistill(Wrapper):
         config: the method's choices; None takes the paper's.
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches;
             None takes ``encoder.image_embedding``.
-        text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+        text_embedding: the same for the words.
         example: ``(images, tokens)``, from which relevance ``"projection"`` learns its widths.
         check: compare masked passes with the plain pass at the first step, see :meth:`check`.
         teacher: ``(encoder, neck, decoder)`` that teach, for ``target="teacher"``. They are put
             into evaluation mode and frozen; None takes an average of the model's own weights.
 
     Attributes:
-        distill_config: the configuration, which never changes. (transformers' ``Trainer`` takes a
-            ``config`` for its own and writes to it.)
+        distill_config: the configuration, which never changes. (``config`` is the name that
+            transformers' ``Trainer`` writes to.)
         segmenter: the model as the branches see it; holds the host's modules.
-        branches: the masked branches that are on, by name: ``"lmvsd"`` and ``"vmlsd"``, or
-            ``"joint"``. A loss weight is ``sd.branches["lmvsd"].weight``, a 0-d buffer that a
-            trainer may ramp.
+        branches: those that are on, by name: ``"lmvsd"`` and ``"vmlsd"``, or ``"joint"``. Their
+            ``weight`` is that of their loss, a 0-d buffer that a trainer may ramp.
         maskers: what ranks, draws and replaces tokens, by modality, ``"image"`` and ``"text"``.
         loss_scale: with ``low_memory=True`` and a ``GradScaler`` (fp16), its scale for the inner
             backwards; set it before each step, ``sd.loss_scale = scaler.get_scale()``.
@@ -99,18 +98,14 @@ class CrossModalMaskedSelfDistill(Wrapper):
             own = {"neck": neck, "decoder": decoder}
             parts = {name: copy.deepcopy(own) for name in branch_modalities(config)}
 
-        def triple(encoder: nn.Module, neck: nn.Module, decoder: nn.Module) -> Triple:
-            return Triple(
-                encoder,
-                neck,
-                decoder,
-                image_embedding=image_embedding,
-                text_embedding=text_embedding,
-                image_layer=config.image.layer if config.image else 0,
-            )
-
-        teaching = None if teacher is None else triple(*teacher)
-        self._set_up(triple(encoder, neck, decoder), config, parts, example, check, teaching)
+        where: dict[str, Any] = {
+            "image_embedding": image_embedding,
+            "text_embedding": text_embedding,
+            "image_layer": config.image.layer if config.image else 0,
+        }
+        teaching = None if teacher is None else Triple(*teacher, **where)
+        segmenter = Triple(encoder, neck, decoder, **where)
+        self._set_up(segmenter, config, parts, example, check, teaching)
 
     @classmethod
     def wrap(
@@ -129,19 +124,18 @@ class CrossModalMaskedSelfDistill(Wrapper):
 
         Args:
             host: a model that is recognised by its parts (CRIS, LAVT, CLIPSeg, SAM 3), or any other
-                with ``taps``, or a :class:`masksd.Segmenter` of your own. Hooks are registered
-                once; nothing else of it is changed.
+                with ``taps``, or a :class:`masksd.Segmenter` of your own. Nothing of it is changed,
+                but hooks are registered.
             config: the method's choices; None takes the paper's.
             taps: where in the host things happen; None looks for a recipe that knows it.
             text_encoder: a second module, for hosts that keep BERT outside (LAVT); the wrapper then
                 takes token ids.
-            valid: for a recognised host, a function that takes the ids ``(B, L)`` and returns bool
-                ``(B, L)``, True for real words, where the recipe's own does not fit.
+            valid: for a recognised host whose recipe's own does not fit, a function that takes ids
+                ``(B, L)`` and returns bool ``(B, L)``, True for real words.
             example: arguments of the host. One evaluation forward under ``no_grad`` then finds the
                 widths that modules do not state; the random state is kept.
-            check: compare masked passes with the plain pass at the first step, see :meth:`check`.
-            teacher: a model that is called like the host and teaches, for ``target="teacher"``. It
-                is put into evaluation mode and frozen; None takes an average of the host's weights.
+            check: as for the class.
+            teacher: as for the class, a model that is called like the host.
 
         Returns:
             The wrapper; ``sd(*args, **kwargs)`` takes what the host takes.
@@ -219,10 +213,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
             truth = Truth(target, labelled)
             if self.distill_config.low_memory and torch.is_grad_enabled():
                 check_low_memory(self, (args, kwargs))
-                parameters = list(self.parameters())
-                output = low_memory_step(
-                    passes, parameters, self.loss_scale, args, kwargs, truth, self.step
-                )
+                learners, scale = list(self.parameters()), self.loss_scale
+                output = low_memory_step(passes, learners, scale, args, kwargs, truth, self.step)
             else:
                 output = self._run(passes, args, kwargs, truth)
         self._tell_once(output)
@@ -239,13 +231,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
     ) -> DistillOutput:
         """Return what the next training step would mask, and its losses, without taking it.
 
-        Runs in evaluation mode without gradients; no parameter, statistic, counter or mode changes.
-
-        Args:
-            args: as for :meth:`forward`.
-            target: as for :meth:`forward`.
-            labelled: as for :meth:`forward`.
-            kwargs: as for :meth:`forward`.
+        Takes what :meth:`forward` takes, and runs in evaluation mode without gradients; no
+        parameter, statistic, counter or mode changes.
 
         Returns:
             :class:`DistillOutput`: ``masks`` and ``relevance`` show what would be masked.

@@ -113,10 +113,7 @@ def known_layout(module: nn.Module) -> tuple[int, bool | None] | None:
 def on_positions(
     mask: TokenMask, positions: tuple[int, ...], flat: tuple[int, int] | None, path: str
 ) -> tuple[Tensor, Tensor]:
-    """Carry a mask, and a token for each position, to the embedding's grid by nearest neighbour.
-
-    ``flat`` is the grid of an embedding whose positions lie in a row.
-    """
+    """Carry a mask, and tokens by position, to the embedding's grid; ``flat`` is that of a row."""
     hidden, token, grid = mask.mask, mask.token, mask.grid
     if len(positions) == 1 and hidden.shape[1] == positions[0]:
         return hidden, token

@@ -9,12 +9,7 @@ from collections.abc import Iterable
 
 
 def unknown_name(what: str, got: object, known: Iterable[str]) -> ValueError:
-    """Return (not raise) the error for a name outside a known set, with the nearest match.
-
-    Example:
-        >>> str(unknown_name("rounding", "flor", ["floor", "ceil"]))
-        "unknown rounding 'flor'; did you mean 'floor'? Known: 'ceil', 'floor'"
-    """
+    """Return (not raise) the error for a name outside a known set, with the nearest match."""
     names = sorted(known)
     close = difflib.get_close_matches(str(got), names, n=1)
     close = close or [name for name in names if got and str(got).lower() in name.lower()]
@@ -44,11 +39,6 @@ def check_weight(what: str, got: float) -> None:
 
 
 def one_line(message: object) -> str:
-    r"""Put a message that quotes a file or a library on one line, without colours and controls.
-
-    Example:
-        >>> one_line("\x1b[31mno tensor\x1b[0m\n  of that\x07 name")
-        'no tensor of that name'
-    """
+    """Put a message that quotes a file or a library on one line, without colours and controls."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*[a-zA-Z]", "", str(message)).split())
     return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf"))

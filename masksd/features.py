@@ -77,27 +77,15 @@ class Pass(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a call brings, known without running the model.
+    """What a call brings, known without running the model."""
 
-    Attributes:
-        size: height and width of the images; None where they are what the tapped module is given.
-        valid: gives bool ``(B, L)``, True for real words.
-        pictures: the picture of each sentence, ``(B,)``, where sentences share pictures.
-    """
-
-    size: tuple[int, int] | None
-    valid: Callable[[], Tensor]
-    pictures: Tensor | None = None
+    size: tuple[int, int] | None  # None: that of what the tapped module is given
+    valid: Callable[[], Tensor]  # gives bool (B, L), True for real words
+    pictures: Tensor | None = None  # the picture of each sentence, (B,), where they share some
 
 
 def first_of_picture(pictures: Tensor) -> Tensor:
-    """Return for each sentence the first one of the same picture, both ``(B,)``.
-
-    Example:
-        >>> import torch
-        >>> first_of_picture(torch.tensor([1, 1, 0, 1])).tolist()
-        [0, 0, 2, 0]
-    """
+    """Return for each sentence the first one of the same picture, both ``(B,)``."""
     return (pictures[:, None] == pictures).int().argmax(1)
 
 

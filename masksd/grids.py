@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 
-def embedding_grid(positions: tuple[int, ...] | None, size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of an image embedding whose positions are ``(h, w)`` or ``(N,)``.
-
-    ``size`` is the height and width of the images.
-
-    Example:
-        >>> embedding_grid((600,), (320, 480))  # patches of 16
-        (20, 30)
-    """
-    if positions is None:
-        raise ValueError("the image embedding exists, but did not run in this pass")
+def embedding_grid(positions: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of an image embedding whose positions are ``(h, w)`` or ``(N,)``."""
     if len(positions) == 2:
         return positions[0], positions[1]
     height, width = size
@@ -27,33 +18,17 @@ def embedding_grid(positions: tuple[int, ...] | None, size: tuple[int, int]) -> 
 
 
 def square_cells(size: tuple[int, int], cell: int) -> tuple[int, int]:
-    """Return rows and columns of the square cells of an image of a size, height and width.
+    """Return rows and columns of the square cells of an image, ``cell`` pixels wide.
 
-    A cell of ``cell`` pixels, but at most an eighth of the shorter side; where it does not divide
-    the image, cells are a little larger.
-
-    Example:
-        >>> square_cells((480, 640), 32), square_cells((64, 64), 32)
-        ((15, 20), (8, 8))
+    They are at most an eighth of the shorter side; where they do not divide the image, a little
+    larger.
     """
     side = min(cell, max(1, min(size) // 8))
     return size[0] // side, size[1] // side
 
 
 def cells(grid: tuple[int, int], size: tuple[int, int], cell: int | None) -> tuple[int, int]:
-    """Return rows and columns of the cells that patches are ranked and drawn in.
-
-    Args:
-        grid: of the image embedding.
-        size: height and width of the images.
-        cell: side of a cell in pixels; see :class:`Taps`.
-
-    Example:
-        >>> cells((120, 120), (480, 480), None)  # stride 4
-        (15, 15)
-        >>> cells((16, 16), (64, 64), None)
-        (8, 8)
-    """
+    """Return rows and columns of the cells of an embedding's grid; ``cell`` is that of ``Taps``."""
     height, width = size
     if cell is None:
         # large patches are cells already; 2 x 2 cells would leave nothing to choose from

@@ -29,7 +29,7 @@ class Hook:
 
     def attach(self, module: nn.Module) -> None:
         """Register the hook, and clear away what a copied model still carries."""
-        remove_hooks(module, released)
+        remove_hooks(module, lambda hook: hook is released)
         if self.before:
             module.register_forward_pre_hook(self)
         else:
@@ -37,7 +37,7 @@ class Hook:
 
     def remove(self, module: nn.Module) -> None:
         """Unregister the hook; a module without it is left alone."""
-        remove_hooks(module, self)
+        remove_hooks(module, lambda hook: hook is self)
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
@@ -76,10 +76,10 @@ def released(module: nn.Module, args: tuple[Any, ...], output: Any = None) -> No
     """Do nothing, in place of a hook of ours on a copy of a wrapped model."""
 
 
-def remove_hooks(module: nn.Module, hook: object) -> None:
-    """Take a hook off one module."""
+def remove_hooks(module: nn.Module, ours: Callable[[object], bool]) -> None:
+    """Take some hooks off one module."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, other in hooks.items() if other is hook]:
+        for key in [key for key, hook in hooks.items() if ours(hook)]:
             del hooks[key]
 
 
@@ -88,41 +88,36 @@ def _this_thread() -> int:
 
 
 class Recorder(Hook):
-    """Keeps the arguments and the output of a module's one call inside :meth:`recording`.
-
-    ``in_parts`` is for a module that is called for some samples of a batch at a time: its outputs
-    are joined, and the arguments are those of the first call.
-    """
+    """Keeps arguments and output of a module's one call, or of all for ``in_parts`` of a batch."""
 
     def __init__(self, path: str, in_parts: bool = False) -> None:
         super().__init__()
         self.path = path
         self.in_parts = in_parts
-        self._calls: list[tuple[tuple[Any, ...], Any]] = []
-        self._writes: list[list[int]] = []
+        self._calls: list[tuple[tuple[Any, ...], Any, list[int]]] = []
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Record inside; forget at the end."""
-        self._calls, self._writes = [], []
+        self._calls = []
         try:
             with self.acting():
                 yield
         finally:
-            self._calls, self._writes = [], []
+            self._calls = []
 
     def taken(self) -> tuple[tuple[Any, ...], Any]:
         """Return arguments and output, or raise where there are none or they are stale."""
         if not self._calls:
             raise RuntimeError(not_run(self.path))
-        if any(self._writes) and [_writes(output) for _, output in self._calls] != self._writes:
+        if any(before and _writes(output) != before for _, output, before in self._calls):
             raise ValueError(
                 f"the output of {self.path} was modified in place after it ran: let the model work "
                 "on a copy (x = x + y, not x += y), or name the module that writes"
             )
-        args, output = self._calls[0]
+        args, output, _ = self._calls[0]
         if self.in_parts:
-            output = _joined(self.path, [each for _, each in self._calls])
+            output = _joined(self.path, [each for _, each, _ in self._calls])
         return args, output
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
@@ -136,8 +131,7 @@ class Recorder(Hook):
                 f"{self.path} ran twice in one pass; name a module that runs once, or the one "
                 "around it; if it runs for each sample, set Taps(in_parts=True)"
             )
-        self._calls.append((args, output))
-        self._writes.append(_writes(output))
+        self._calls.append((args, output, _writes(output)))
 
 
 def _joined(path: str, outputs: list[Any]) -> Any:
@@ -177,11 +171,7 @@ def _writes(output: Any) -> list[int]:
 
 
 class CutPoint(Hook):
-    """Inside :meth:`cutting`, hands some arguments of a module to a function before it runs.
-
-    Args:
-        arguments: by position, the modality of the features that come in there.
-    """
+    """Hands arguments of a module, by position and modality, to a function before it runs."""
 
     before = True
 
@@ -211,11 +201,7 @@ class CutPoint(Hook):
 
 
 class OneThread:
-    """A turn that one thread at a time may take; a second one is refused.
-
-    Made anew for each turn, which is what torch 2.7 can compile; ``owner`` is the wrapper's, and
-    empty while nobody has the turn.
-    """
+    """A turn that one thread at a time may take; made anew each time, to compile with torch 2.7."""
 
     def __init__(self, owner: dict[str, int]) -> None:
         self._owner = owner  # dict.setdefault is atomic, an attribute is not
@@ -255,10 +241,7 @@ def release(model: nn.Module) -> nn.Module:
         False
     """
     for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if hook is released or isinstance(hook, Hook):
-                    del hooks[key]
+        remove_hooks(module, lambda hook: hook is released or isinstance(hook, Hook))
         stands = module.__dict__.get("forward")
         if isinstance(stands, Hook):
             stands.remove(module)

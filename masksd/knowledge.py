@@ -20,16 +20,7 @@ class Knowledge(nn.Module):
     """A teacher that is given, and what a student's plain pass is asked to share with it.
 
     The teacher moves with this module from device to device, but is none of its parts: it is in no
-    state, no list of parameters and no optimiser.
-
-    Args:
-        student: the segmenter that learns.
-        teacher: the segmenter of the teacher, which is put into evaluation mode and frozen.
-        config: what is matched.
-        example: arguments of both hosts, to see their widths with; None takes equal ones.
-
-    Raises:
-        ValueError: the example shows features that cannot be compared; nothing is frozen then.
+    state, no list of parameters and no optimiser. An ``example`` must fit before it is frozen.
     """
 
     def __init__(
@@ -128,10 +119,7 @@ class Knowledge(nn.Module):
 
 
 def _embedding(ours: int, theirs: int, seed: int) -> nn.Parameter | None:
-    """Draw a map of the student's channels to the teacher's, where their numbers differ.
-
-    It depends on the seed alone; torch's random state is left as it is.
-    """
+    """Draw a map of the student's channels to the teacher's by the seed alone, if they differ."""
     if ours == theirs:
         return None
     generator = torch.Generator().manual_seed(seed)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from masksd.config import fields_from_json
+from masksd.config import JsonConfig
 from masksd.errors import check_choice, check_fraction, check_weight
 
 LOSSES = {
@@ -20,7 +18,7 @@ LOSSES = {
 
 
 @dataclass(frozen=True)
-class ChannelDistillConfig:
+class ChannelDistillConfig(JsonConfig):
     """The choices of :class:`masksd.CrossModalDistill`.
 
     On generated shapes, with one seed, weights of 1 were best for ``"icd"`` and ``"cwd"``, 10 for
@@ -80,36 +78,6 @@ class ChannelDistillConfig:
             raise ValueError(f"kind {self.kind!r} has no loss with {names} at 0: raise one")
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of each loss that takes part, by name.
-
-        Example:
-            >>> ChannelDistillConfig(lambda_relation=0).weights()
-            {'channel': 1.0}
-        """
+        """Return the weight of each loss that takes part, by name."""
         every = {name: float(getattr(self, f"lambda_{name}")) for name in LOSSES[self.kind]}
         return {name: weight for name, weight in every.items() if weight}
-
-    def to_json(self) -> str:
-        """Return the configuration as JSON text, for :meth:`from_json`.
-
-        Example:
-            >>> ChannelDistillConfig().to_json().splitlines()[1]
-            '  "kind": "cross-modal",'
-        """
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @staticmethod
-    def from_json(text: str) -> ChannelDistillConfig:
-        """Read a configuration from JSON text; missing fields take their defaults.
-
-        Args:
-            text: what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: not a JSON object, an unknown field, or a value out of range.
-
-        Example:
-            >>> ChannelDistillConfig.from_json('{"kind": "icd"}').share
-            0.5
-        """
-        return ChannelDistillConfig(**fields_from_json(ChannelDistillConfig, text))

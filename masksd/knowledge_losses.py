@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksd.losses import check_logits, foreground, in_full_precision
+from masksd.losses import averaged, check_logits, foreground, in_full_precision
 from masksd.masking.fused import without_autocast
 
 Grid = tuple[int, int]
@@ -41,22 +41,8 @@ def relation_loss(
     the teacher is least sure. Of each word's patches only the ``share`` counts whose cosine is
     furthest from the word's mean over the image, which is what the word singles out.
 
-    Args:
-        student: its patches ``(B, N, C)`` and words ``(B, L, C)``.
-        teacher: the same, of any numbers of patches and channels.
-        valid: bool ``(B, L)``, True for the words that count.
-        grids: rows and columns of the student's and the teacher's patches.
-        share: of the patches that count for a word, in (0, 1]; at least one.
-
-    Returns:
-        0-d loss, a mean over samples of means over relations; 0 for a sample without a word.
-
-    Example:
-        >>> patches, words = torch.eye(4)[None], torch.eye(4)[None, :2]
-        >>> both = torch.ones(1, 2, dtype=torch.bool)
-        >>> wider = (patches.repeat(1, 1, 3), words.repeat(1, 1, 3))  # the same cosines
-        >>> relation_loss((patches, words), wider, both, ((2, 2), (2, 2))) < 1e-6
-        tensor(True)
+    Both models give patches ``(B, N, C)`` and words ``(B, L, C)``; only words that are ``valid
+    (B, L)`` count. A mean over samples of means over relations; 0 for a sample without a word.
     """
     with without_autocast(student[0].device):
         ours, theirs = cosines(*student, grids[0]), cosines(*teacher, grids[1]).detach()
@@ -78,24 +64,8 @@ def channel_loss(
 
     Our reading of the guidance: a row counts by the teacher's :func:`channel_attention`, and of the
     "independent learning ability": only the ``share`` of rows with the most attention counts.
-    ``Σ_c w_c ‖g_s,c - g_t,c‖² / Σ_c w_c``; unweighted and with a share of 1 it is ICKD's.
-
-    Args:
-        student: its patches in the teacher's width, ``(B, N, C)``.
-        teacher: its patches ``(B, M, C)``.
-        share: of the channels that count, in (0, 1]; at least one.
-        weighted: whether a channel counts by the teacher's attention.
-
-    Returns:
-        0-d loss, a mean over samples.
-
-    Raises:
-        ValueError: widths that disagree.
-
-    Example:
-        >>> features = torch.randn(2, 16, 8)
-        >>> channel_loss(features, features, share=0.5, weighted=True) < 1e-6
-        tensor(True)
+    ``Σ_c w_c ‖g_s,c - g_t,c‖² / Σ_c w_c``; unweighted and with a share of 1 it is ICKD's. Both give
+    patches ``(B, N, C)`` of one width, on any grids.
     """
     _check_width(student, teacher)
     with without_autocast(student.device):
@@ -114,10 +84,6 @@ def channel_attention(teacher: Tensor) -> Tensor:
     values as in attention transfer (arXiv 1612.03928), without learned weights:
     ``C · softmax(m / mean(m))`` with ``m_c`` the mean over patches of ``|F_c|``. It does not depend
     on the features' scale.
-
-    Example:
-        >>> channel_attention(torch.tensor([[[3.0, -1.0]]])).sum()
-        tensor(2.)
     """
     squeezed = in_full_precision(teacher).detach().abs().mean(1)
     mean = squeezed.mean(-1, keepdim=True).clamp_min(torch.finfo(squeezed.dtype).tiny)
@@ -129,25 +95,8 @@ def channel_wise_loss(
 ) -> Tensor:
     """Match where each channel is active: a control, CWD (arXiv 2011.13256).
 
-    ``τ² / C · Σ_c KL(softmax(T_c / τ) ‖ softmax(S_c / τ))`` a sample, the softmax over patches. On
-    other grids, features are averaged over the areas of the coarser grid.
-
-    Args:
-        student: its patches in the teacher's width, ``(B, N, C)``.
-        teacher: its patches ``(B, M, C)``.
-        grids: rows and columns of the student's and the teacher's patches.
-        temperature: ``τ``, above 0.
-
-    Returns:
-        0-d loss, a mean over samples.
-
-    Raises:
-        ValueError: widths that disagree.
-
-    Example:
-        >>> features = torch.randn(2, 16, 8)
-        >>> channel_wise_loss(features, features + 3.0, ((4, 4), (4, 4))) < 1e-5
-        tensor(True)
+    ``τ² / C · Σ_c KL(softmax(T_c / τ) ‖ softmax(S_c / τ))`` a sample, the softmax over patches
+    ``(B, N, C)``. On other grids, features are averaged over the areas of the coarser grid.
     """
     _check_width(student, teacher)
     with without_autocast(student.device):
@@ -166,23 +115,7 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
     """Match the mask's logits: a control, Hinton's distillation (arXiv 1503.02531).
 
     ``τ² · KL(p(t / τ) ‖ p(s / τ))`` of background and foreground, a mean over pixels. Logits of
-    other sizes are averaged over the areas of the coarser size.
-
-    Args:
-        student: ``(B, 1, H, W)`` before the sigmoid, or ``(B, 2, H, W)`` before the softmax.
-        teacher: the same, of any size and either number of channels.
-        temperature: ``τ``, above 0.
-
-    Returns:
-        0-d loss.
-
-    Raises:
-        ValueError: tensors that are not logits.
-
-    Example:
-        >>> logits = torch.randn(2, 1, 8, 8)
-        >>> logits_loss(logits, torch.cat([-logits, logits], 1) / 2) < 1e-6  # the same mask
-        tensor(True)
+    other sizes are averaged over the areas of the coarser size; either may have two channels.
     """
     check_logits("the student's logits", student)
     check_logits("the teacher's logits", teacher)
@@ -213,7 +146,7 @@ def on_one_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Average two stacks of maps ``(B, K, h, w)`` over the areas of the coarser grid."""
     (rows, columns), (others, other_columns) = first.shape[-2:], second.shape[-2:]
     grid = (min(rows, others), min(columns, other_columns))
-    return _averaged(first, grid), _averaged(second, grid)
+    return averaged(first, grid), averaged(second, grid)
 
 
 def largest(scores: Tensor, share: float) -> Tensor:
@@ -221,10 +154,6 @@ def largest(scores: Tensor, share: float) -> Tensor:
     count = max(1, math.ceil(share * scores.shape[-1] - 1e-9))
     order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
-
-
-def _averaged(maps: Tensor, grid: Grid) -> Tensor:
-    return maps if maps.shape[-2:] == grid else F.adaptive_avg_pool2d(maps, grid)
 
 
 def _check_width(student: Tensor, teacher: Tensor) -> None:

@@ -10,11 +10,7 @@ __all__ = ["alignment_loss", "class_weighted_loss", "consistency_loss", "segment
 
 
 def segmentation_loss(
-    logits: Tensor,
-    target: Tensor,
-    dice_weight: float = 0.0,
-    *,
-    weights: Tensor | None = None,
+    logits: Tensor, target: Tensor, dice_weight: float = 0.0, *, weights: Tensor | None = None
 ) -> Tensor:
     """Binary cross-entropy of a mask against the truth (``Loss_seg`` of Eq. 9), plus Dice.
 
@@ -43,25 +39,18 @@ def segmentation_loss(
     check_logits("logits", logits)
     logits = foreground(in_full_precision(logits))
     truth = resize_target(target, logits)
-    if weights is None:
-        loss = F.binary_cross_entropy_with_logits(logits, truth)
-    else:
-        loss = F.binary_cross_entropy_with_logits(logits, truth, weights.view(-1, 1, 1, 1))
+    each = None if weights is None else weights.view(-1, 1, 1, 1)
+    loss = F.binary_cross_entropy_with_logits(logits, truth, each)
     if dice_weight:
         probability, truth = logits.sigmoid().flatten(1), truth.flatten(1)
         overlap = 2.0 * (probability * truth).sum(1) + 1.0
-        total = probability.sum(1) + truth.sum(1) + 1.0
-        dice = 1.0 - overlap / total
+        dice = 1.0 - overlap / (probability.sum(1) + truth.sum(1) + 1.0)
         loss = loss + dice_weight * (dice if weights is None else weights * dice).mean()
     return loss
 
 
 def consistency_loss(
-    logits: Tensor,
-    main_logits: Tensor,
-    detach_target: bool = True,
-    *,
-    confidence: str = "none",
+    logits: Tensor, main_logits: Tensor, detach_target: bool = True, *, confidence: str = "none"
 ) -> Tensor:
     """Binary cross-entropy of a masked branch against the main branch's probabilities.
 
@@ -114,24 +103,8 @@ def class_weighted_loss(logits: Tensor, target: Tensor, weights: tuple[float, fl
     """Cross-entropy with one weight for background pixels and one for foreground pixels.
 
     ``Σ w_c · -log p_c / Σ w_c`` over all pixels of the batch, as torch's ``cross_entropy``. LAVT
-    trains with weights 0.9 and 1.1.
-
-    Args:
-        logits: ``(B, 2, H, W)`` of background and foreground, or ``(B, 1, H, W)`` before the
-            sigmoid, which equals a background of 0.
-        target: truth of 0 and 1, ``(B, h, w)`` or ``(B, 1, h, w)`` at any size: it is resized to
-            the logits by nearest neighbour.
-        weights: of background and foreground, above 0.
-
-    Returns:
-        0-d loss, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: shapes that disagree, or a target outside [0, 1].
-
-    Example:
-        >>> class_weighted_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4), (0.9, 1.1))
-        tensor(0.6931)
+    trains with weights 0.9 and 1.1. A logit of one channel equals a background of 0; the target is
+    as for :func:`segmentation_loss`.
     """
     check_logits("logits", logits)
     logits = in_full_precision(logits)
@@ -155,24 +128,8 @@ def alignment_loss(
     patches of the referred object and ``-log(1 - σ(z_t · z_v))`` for the rest. A patch that the
     object covers in part counts with that share.
 
-    Args:
-        patches: ``(B, N, C)``.
-        sentence: ``(B, C)``.
-        target: truth in [0, 1], ``(B, h, w)`` or ``(B, 1, h, w)``.
-        grid: rows and columns of the patches.
-        weights: of the samples, ``(B,)``, 0 or more, with a mean of 1; None weighs all alike.
-
-    Returns:
-        0-d loss, a mean over patches, at least float32.
-
-    Raises:
-        ValueError: shapes that disagree, or a target outside [0, 1].
-
-    Example:
-        >>> patches = torch.tensor([[[9.0], [-9.0]]])
-        >>> truth = torch.tensor([[[1.0, 0.0]]])
-        >>> alignment_loss(patches, torch.ones(1, 1), truth, grid=(1, 2)) < 0.001
-        tensor(True)
+    Patches are ``(B, N, C)`` on a grid, the sentence ``(B, C)``; target and weights are as for
+    :func:`segmentation_loss`. A mean over patches, at least float32.
     """
     scores = (in_full_precision(patches) * in_full_precision(sentence)[:, None]).sum(-1)
     truth = with_channel(target, patches.shape[0]).to(scores.dtype)
@@ -213,11 +170,14 @@ def in_full_precision(logits: Tensor) -> Tensor:
 
 
 def foreground(logits: Tensor) -> Tensor:
-    """Return the logit of foreground against background, ``(B, 1, H, W)``.
-
-    A softmax over two channels is the sigmoid of their difference, the second being foreground.
-    """
+    """Return the logit of foreground against background, ``(B, 1, H, W)``."""
+    # A softmax over two channels is the sigmoid of their difference.
     return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
+
+
+def averaged(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average maps ``(B, K, h, w)`` over the areas of a grid."""
+    return maps if tuple(maps.shape[2:]) == grid else F.adaptive_avg_pool2d(maps, grid)
 
 
 def resize_target(target: Tensor, logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +65,7 @@ def low_memory_step(
     truth: Truth,
     step: Tensor,
 ) -> DistillOutput:
-    """Run a step pass by pass; only ``loss`` of the output can be differentiated.
-
-    Args:
-        passes: of the step.
-        parameters: all that may get a gradient.
-        scale: what losses are multiplied by in the inner backwards, against underflow in fp16.
-        args: of the host.
-        kwargs: of the host.
-        truth: the masks.
-        step: 0-d int64, which keys the draws.
-    """
+    """Run a step pass by pass; ``scale`` multiplies losses inside, against underflow in fp16."""
     cut = Cut()
     with passes.segmenter.cutting(cut):
         main = passes.main(args, kwargs, truth, step)
@@ -99,11 +89,11 @@ def low_memory_step(
         needed = {m for later in order[number:] for m in _reused(passes, later)}
         gradients.finish(cut, {"image", "text"} - needed)
         result = passes.branch(name, main)
-        weight = passes.branches[name].weight
-        gradients.add(weight * result.loss, cut.leaves(*_reused(passes, name)))
-        results[name] = result._replace(loss=result.loss.detach())
+        loss = cast(Tensor, result.loss)
+        gradients.add(passes.branches[name].weight * loss, cut.leaves(*_reused(passes, name)))
+        results[name] = result._replace(loss=loss.detach())
     gradients.finish(cut, {"image", "text"})
-    out = passes.total_of(main, results, idle.detach())
+    out = passes.total(main, results, idle.detach())
     return out._replace(loss=_HandOver.apply(out.loss, gradients, *gradients.parameters))
 
 

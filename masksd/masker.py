@@ -32,15 +32,9 @@ _STREAMS = {
 
 
 class TokenMasker(nn.Module):
-    """Ranks the tokens of a modality, draws those to replace, and holds what replaces them.
+    """Ranks the tokens of a modality, draws those to replace, and holds what replaces them."""
 
-    Attributes:
-        token: the learnable mask token, ``(C,)`` or ``(positions, C)``, drawn from N(0, 0.02) by
-            the config's seed; None where masking zeroes the input.
-        relevance: the kind of relevance that ranks, with ``"auto"`` resolved.
-    """
-
-    token: nn.Parameter | None
+    token: nn.Parameter | None  # (C,) or (positions, C); None where masking zeroes the input
 
     def __init__(
         self, modality: str, config: DistillConfig, width: int, shared_space: bool = True
@@ -52,15 +46,14 @@ class TokenMasker(nn.Module):
         self.relevance: str = self.masking.relevance
         self.shared_space = shared_space
         if self.relevance == "auto":
-            otherwise = "prediction" if modality == "image" else "random"
-            self.relevance = "dot" if shared_space else otherwise
-            if config.one_pass:
-                self.relevance = "random"
+            otherwise = "prediction" if modality == "image" and not config.one_pass else "random"
+            self.relevance = "dot" if shared_space and not config.one_pass else otherwise
         self.token = None
         if self.masking.token != "zero":
             self.token = nn.Parameter(self._initial_token(width).to(torch.get_default_dtype()))
 
     def _initial_token(self, width: int) -> Tensor:
+        """Draw from N(0, 0.02) by the config's seed."""
         rows, stream = self.masking.positions or 1, _STREAMS["token", self.modality]
         uniform = keyed_noise(rows, width, seed=self.seed, step=0, stream=stream)
         normal = torch.special.ndtri(uniform.double() + 2.0**-25) * 0.02
@@ -79,22 +72,17 @@ class TokenMasker(nn.Module):
     def draw(
         self, plain: Pass, target: Tensor | None, step: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the mask and the relevance that it was drawn by, both ``(B, N)``.
-
-        ``first`` is the global position in the batch of the first sample here.
-        """
-        grid = self.grid(plain)
-        valid = None if grid else plain.text.valid
+        """Return mask and relevance, ``(B, N)``; ``first`` is the first sample's global place."""
+        grid, device = self.grid(plain), plain.logits.device
         tokens = math.prod(grid) if grid else plain.text.valid.shape[1]
-        size = (plain.logits.shape[0], tokens)
         ranking = on_grid(plain, grid) if grid else plain
-        device = plain.logits.device
         word_map = partial(self._word_map, device=device)
 
         def rank(noise: Callable[[], Tensor]) -> Tensor:
             return rank_tokens(self.relevance, self.modality, ranking, target, noise, word_map)
 
-        return self._draw(size, valid, device, step, first, rank)
+        size, valid = (plain.logits.shape[0], tokens), None if grid else plain.text.valid
+        return self.draw_by(rank, size, valid, device, step, first)
 
     def grid(self, plain: Pass) -> tuple[int, int] | None:
         """Return rows and columns of the patches or cells that are drawn; None for words."""
@@ -114,36 +102,23 @@ class TokenMasker(nn.Module):
         """
         if self.shared_space and words == patches:
             return None
+        stream = _STREAMS["map", "image"]
         uniform = keyed_noise(
-            *(patches, words + 1),
-            seed=self.seed,
-            step=0,
-            stream=_STREAMS["map", "image"],
-            device=device,
+            patches, words + 1, seed=self.seed, step=0, stream=stream, device=device
         )
         return (2 * uniform - 1) / words**0.5
 
     @torch.no_grad()
-    def draw_blindly(
+    def draw_by(
         self,
-        size: tuple[int, int],
-        valid: Tensor | None,
-        device: torch.device,
-        step: Tensor,
-        first: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw a mask at random, for ``size`` (B, N), before the model has run."""
-        return self._draw(size, valid, device, step, first, lambda noise: noise())
-
-    def _draw(
-        self,
-        size: tuple[int, int],
-        valid: Tensor | None,
-        device: torch.device,
-        step: Tensor,
-        first: int,
         rank: Callable[[Callable[[], Tensor]], Tensor],
+        size: tuple[int, int],
+        valid: Tensor | None,
+        device: torch.device,
+        step: Tensor,
+        first: int,
     ) -> tuple[Tensor, Tensor]:
+        """Draw a mask of ``size`` (B, N) by the scores that ``rank`` gives; it may use noise."""
         noise = partial(keyed_noise, *size, seed=self.seed, step=step, first=first, device=device)
         masking = self.masking
         relevance = rank(partial(noise, stream=_STREAMS["rank", self.modality]))
@@ -163,16 +138,9 @@ class TokenMasker(nn.Module):
         return mask, relevance
 
     def token_mask(
-        self,
-        mask: Tensor,
-        grid: tuple[int, int] | None,
-        step: Tensor | None = None,
-        first: int = 0,
+        self, mask: Tensor, grid: tuple[int, int] | None, step: Tensor | None = None, first: int = 0
     ) -> TokenMask:
-        """Join a mask ``(B, N)`` and what replaces; ``grid`` is that of the patches.
-
-        Without a step no word of the vocabulary is drawn, and the token replaces all.
-        """
+        """Join a mask ``(B, N)`` and what replaces; without a step, the token replaces all."""
         length = mask.shape[1]
         if self.token is None:
             nothing = torch.zeros(1, device=mask.device)
@@ -193,11 +161,6 @@ class TokenMasker(nn.Module):
                 f"tokens of {self.modality}"
             )
         return TokenMask(mask, self.token[:length], grid)
-
-    def extra_repr(self) -> str:
-        """Say what is masked, for ``print``."""
-        kept = f"{self.masking.selection} {self.masking.top_k:.1%}"
-        return f"{self.masking.ratio:.1%} of the {kept} of {self.modality}"
 
 
 def first_position(batch: int) -> int:

@@ -78,10 +78,6 @@ class MaskingConfig:
     Example:
         >>> MaskingConfig(top_k=0.5, ratio=0.75).ratio
         0.75
-        >>> MaskingConfig(rounding="nearst")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown rounding 'nearst'; did you mean 'nearest'? Known: 'ceil', 'floor', ...
     """
 
     top_k: float = 0.5
@@ -107,10 +103,12 @@ class MaskingConfig:
         check_fraction("samples", self.samples)
         if self.samples == 0:
             raise ValueError("samples must be above 0, got 0; turn the branch off with None")
-        for name, least in (("layer", 0), ("every", 1), ("cell", 1)):
-            value = getattr(self, name)
-            if name == "cell" and value is None:
-                continue
+        cell = 1 if self.cell is None else self.cell
+        for name, value, least in (
+            ("layer", self.layer, 0),
+            ("every", self.every, 1),
+            ("cell", cell, 1),
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}"

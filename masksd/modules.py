@@ -42,10 +42,7 @@ def without_gradients() -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of BatchNorm where they are; it still normalises by the batch.
-
-    A masked pass shows the model images and sentences that inference never sees.
-    """
+    """Keep what inference never sees out of BatchNorm's running statistics; it still normalises."""
     held = [
         layer
         for layer in model.modules()
@@ -79,10 +76,7 @@ class BatchNormTold:
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Keep torch's attention layers off their fast path, which only evaluation takes.
-
-    It gives nested tensors where there is padding, rounds otherwise, and no counter sees it.
-    """
+    """Keep torch's attention off its fast path, which gives nested tensors and rounds otherwise."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -8,11 +8,12 @@ to beat: in MaskRIS (arXiv 2411.19067, CARIS on RefCOCO val) masking the only pa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from masksd.branches import NAMES
+from masksd.branches import NAMES, BranchResult
 from masksd.embeddings import TokenMask, samples_of
 from masksd.features import first_of_picture
 from masksd.grids import cells, embedding_grid, known_size, square_cells
@@ -27,10 +28,7 @@ from masksd.truth import Truth
 def one_pass_step(
     passes: Passes, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
 ) -> DistillOutput:
-    """Run the masked pass and compute its losses against the truth and the teacher, if any.
-
-    The output's ``logits`` and ``host_output`` are those of the masked pass.
-    """
+    """Run the masked pass and compute its losses against the truth and the teacher, if any."""
     given = passes.segmenter.given(*args, **kwargs)
     image = text = None
     if "image" in passes.maskers:
@@ -38,26 +36,25 @@ def one_pass_step(
     if "text" in passes.maskers:
         masker, valid = passes.maskers["text"], given.valid()
         first = first_position(len(valid))
-        mask, ranks = masker.draw_blindly(
-            (len(valid), valid.shape[1]), valid, valid.device, step, first
-        )
+        size = (len(valid), valid.shape[1])
+        mask, ranks = masker.draw_by(_at_random, size, valid, valid.device, step, first)
         text = (masker.token_mask(mask, None, step, first), ranks)
     with passes.segmenter.masking(image, None if text is None else text[0]):
         main = passes.main(args, kwargs, truth, step)
-    drawn = {} if image is None else {NAMES["image"]: (image.mask, image.relevance)}
+    masks, relevance, loss = {}, {}, None
+    if image is not None:
+        masks[NAMES["image"]], relevance[NAMES["image"]] = image.mask, image.relevance
     if text is not None:
-        drawn[NAMES["text"]] = (text[0].mask, text[1])
-    config, (name,) = passes.config, passes.branches
-    losses = {}
+        masks[NAMES["text"]], relevance[NAMES["text"]] = text[0].mask, text[1]
     if main.teacher is not None:
-        kind = config.confidence
-        losses[name] = consistency_loss(main.plain.logits, main.teacher, confidence=kind)
-    return passes.total(
-        main,
-        losses,
-        {branch: mask for branch, (mask, _) in drawn.items()},
-        {branch: relevance for branch, (_, relevance) in drawn.items()},
-    )
+        kind = passes.config.confidence
+        loss = consistency_loss(main.plain.logits, main.teacher, confidence=kind)
+    (name,) = passes.branches
+    return passes.total(main, {name: BranchResult(loss, masks, relevance, logits=None)})
+
+
+def _at_random(noise: Callable[[], Tensor]) -> Tensor:
+    return noise()
 
 
 class _Patches:
@@ -81,15 +78,14 @@ class _Patches:
         grid = cells(embedded, size, self.cell) if own is None else square_cells(size, own)
         if self.drawn is None:
             batch = len(output) if self.pictures is None else len(self.pictures)
-            mask, relevance = self.masker.draw_blindly(
-                (batch, math.prod(grid)), None, output.device, self.step, first_position(batch)
+            size, first = (batch, math.prod(grid)), first_position(batch)
+            mask, relevance = self.masker.draw_by(
+                _at_random, size, None, output.device, self.step, first
             )
             if self.pictures is not None:
                 shared = first_of_picture(self.pictures)
                 mask, relevance = mask[shared], relevance[shared]
             self.mask, self.relevance = mask, relevance
             self.drawn = self.masker.token_mask(mask, grid)
-        rows = None
-        if self.pictures is not None:
-            rows = rows_of_pictures(self.pictures, len(output))
+        rows = None if self.pictures is None else rows_of_pictures(self.pictures, len(output))
         return self.drawn if rows is None else samples_of(self.drawn, rows), embedded

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.losses import foreground, in_full_precision, with_channel
+from masksd.losses import alignment_loss, foreground, in_full_precision, with_channel
 from masksd.masking import correlate
 from masksd.masking.fused import without_autocast
 from masksd.modules import try_out
@@ -55,10 +55,10 @@ class Projection(nn.Module):
         local, pooled = projected.image.local, projected.text.pooled
         if local is None or pooled is None:
             raise ValueError("the pass was not projected")
-        loss = truth.alignment(local, pooled, projected.image.grid)
-        if loss is None:
+        if truth.target is None:
             raise ValueError("relevance 'projection' needs a target: call sd(..., target=masks)")
-        return loss
+        weights = truth.weights(local)
+        return alignment_loss(local, pooled, truth.target, projected.image.grid, weights=weights)
 
 
 def rank_tokens(
@@ -69,23 +69,7 @@ def rank_tokens(
     noise: Callable[[], Tensor],
     word_map: WordMap | None = None,
 ) -> Tensor:
-    """Score every patch or word for the correlation filter (Sec. III-B).
-
-    Args:
-        kind: ``"dot"``, ``"projection"``, ``"prediction"``, ``"attention"``, ``"neck"``,
-            ``"random"`` or ``"ground_truth"``.
-        modality: ``"image"`` or ``"text"``.
-        plain: the plain pass whose features rank; projected, for ``"projection"``.
-        target: the truth ``(B, h, w)`` or ``(B, 1, h, w)``, which ``"ground_truth"`` needs.
-        noise: gives uniform numbers ``(B, N)``, for ``"random"``.
-        word_map: see :func:`word_attention`.
-
-    Returns:
-        Scores ``(B, N)``, at least float32.
-
-    Raises:
-        ValueError: this pass lacks what the kind needs; names the kinds that are possible.
-    """
+    """Score every patch or word for the correlation filter (Sec. III-B), at least in float32."""
     if kind == "random":
         return noise()
     if kind == "prediction":
@@ -111,14 +95,8 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
     start, end and padding too, as in its code. AMLRIS trains nothing by this, so its ``Linear``
     stays as it was initialised, and so does ours. Where the host's patches and words share a
     space, there is none.
-
-    Args:
-        plain: the plain pass.
-        word_map: takes the widths ``D`` and ``C`` and gives the weights and, last, the bias of the
-            map, ``(C, D + 1)``. None, here or there, takes the words as they are.
-
-    Raises:
-        ValueError: the host names no features of patches or words.
+    ``word_map`` takes the widths ``D`` and ``C`` and gives the weights and, last, the bias of the
+    map, ``(C, D + 1)``, or None.
     """
     patches, words = plain.image.local, plain.text.local
     if patches is None or words is None:
@@ -137,11 +115,7 @@ def word_attention(plain: Pass, word_map: WordMap | None) -> Tensor:
 
 
 def neck_attention(plain: Pass) -> Tensor:
-    """Average over every patch how much the neck attends to each place, ``(B, N)``.
-
-    Raises:
-        ValueError: the neck does not say where it attends.
-    """
+    """Average over every patch how much the neck attends to each place, ``(B, N)``."""
     attention, batch = plain.neck, plain.logits.shape[0]
     if attention is None or attention.ndim != 4 or attention.shape[:2] != (batch, 1):
         came = "nothing" if attention is None else f"shape {tuple(attention.shape)}"
@@ -175,9 +149,7 @@ def _dot(kind: str, modality: str, plain: Pass) -> Tensor:
     local = plain.image.local if image else plain.text.local
     pooled = plain.text.pooled if image else plain.image.pooled
     if local is None or pooled is None or pooled.shape[-1] != local.shape[-1]:
-        came = [
-            "nothing" if part is None else f"width {part.shape[-1]}" for part in (local, pooled)
-        ]
+        came = ["nothing" if x is None else f"width {x.shape[-1]}" for x in (local, pooled)]
         possible = "'prediction', 'random', 'ground_truth'" if image else "'random'"
         raise ValueError(
             f"relevance {kind!r} of {modality} needs its tokens and a pooled vector of "

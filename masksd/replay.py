@@ -19,14 +19,6 @@ class Replay(Recorder):
     It stands in for the module's ``forward``, since no hook can keep a module from running: in the
     plain pass it runs that and records, in :meth:`replaying` it gives the same tensors once more,
     with their graph, and elsewhere it only passes on.
-
-    Args:
-        module: the module.
-        path: its dotted path, for messages.
-        modality: what it sees, ``"image"`` or ``"text"``.
-
-    Raises:
-        ValueError: another wrapper replays it already.
     """
 
     live: bool  # a copy of the model alone has others

@@ -131,15 +131,9 @@ class Segmenter(nn.Module):
         return getattr(self, "wrapped", None)
 
     @property
-    def host_is_training(self) -> bool:
-        """Whether the model came in training mode."""
-        return any(part.training for part in self.children())
-
-    @property
     def root(self) -> nn.Module:
         """The module that the paths of the taps start from."""
-        root: nn.Module = self.wrapped
-        return root
+        return self.wrapped
 
     def tapped(self, modality: str | None = None) -> list[tuple[EmbeddingTap, nn.Module]]:
         """Return every tap, or those of a modality, with the module that it was attached to."""
@@ -188,10 +182,7 @@ class Segmenter(nn.Module):
 
     @contextlib.contextmanager
     def masking(
-        self,
-        image: TokenMask | LateMask | None,
-        text: TokenMask | None,
-        place: Any = None,
+        self, image: TokenMask | LateMask | None, text: TokenMask | None, place: Any = None
     ) -> Iterator[None]:
         """Mask what is given while the model runs inside.
 
@@ -253,11 +244,22 @@ def _state(buffer: Tensor | None) -> tuple[int, int]:
     return id(buffer), -1 if buffer is None or buffer.is_inference() else buffer._version
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """List the tensors of an output, and of objects in it that pytrees cannot look into."""
+    return [
+        value
+        for leaf in tree_leaves(output)
+        for value in (
+            [leaf] if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
+        )
+        if isinstance(value, Tensor)
+    ]
+
+
 def check_containers(features: Any, option: str) -> None:
     """Refuse tensors in objects that pytrees cannot look into; ``option`` has to find them all."""
     for leaf in tree_leaves(features):
-        held = () if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
-        if any(isinstance(value, Tensor) for value in held):
+        if not isinstance(leaf, Tensor) and tensors_of(leaf):
             raise ValueError(
                 f"{option} has to find every tensor of the features, but a {type(leaf).__name__} "
                 "hides some: return tuples, lists or dictionaries, or register the class with "

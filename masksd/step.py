@@ -106,7 +106,7 @@ class Passes(NamedTuple):
     ) -> DistillOutput:
         """Run all passes, in one graph; ``args`` and ``kwargs`` are the host's."""
         main = self.main(args, kwargs, truth, step)
-        return self.total_of(main, {name: self.branch(name, main) for name in self.order()})
+        return self.total(main, {name: self.branch(name, main) for name in self.order()})
 
     def main(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], truth: Truth, step: Tensor
@@ -116,7 +116,8 @@ class Passes(NamedTuple):
             plain = ranking = self.segmenter.plain(*args, **kwargs)
         check_not_probabilities(plain.logits)
         truth = truth if truth.target is not None else truth._replace(target=plain.target)
-        truth.check(len(plain.logits), ranked_by_truth=self.ranked_by_truth())
+        ranked_by_truth = any(m.relevance == "ground_truth" for m in self.maskers.values())
+        truth.check(len(plain.logits), ranked_by_truth)
         losses: dict[str, Tensor] = {}
         seg = plain.loss
         if seg is None:
@@ -140,10 +141,6 @@ class Passes(NamedTuple):
         teacher = None if self.teacher is None else self.teacher.logits(args, kwargs)
         return MainPass(plain, ranking, truth, step, losses, teacher)
 
-    def ranked_by_truth(self) -> bool:
-        """Return whether the truth ranks the tokens of any branch."""
-        return any(masker.relevance == "ground_truth" for masker in self.maskers.values())
-
     def activate(self, step: int) -> None:
         """Switch on the branches that run in a step."""
         for branch in self.branches.values():
@@ -159,37 +156,19 @@ class Passes(NamedTuple):
         Those that mask the image come last, because low memory frees the image activations of the
         plain pass before them.
         """
-        active = {name: branch for name, branch in self.branches.items() if branch.active}
-        return sorted(active, key=lambda name: "image" in active[name].modalities)
+        active = [name for name, branch in self.branches.items() if branch.active]
+        return sorted(active, key=lambda name: "image" in self.branches[name].modalities)
 
     def branch(self, name: str, main: MainPass) -> BranchResult:
         """Run one branch."""
-        result: BranchResult = self.branches[name](self.segmenter, self.maskers, main)
-        return result
+        return self.branches[name](self.segmenter, self.maskers, main)
 
     def zero_of_unused(self, main: MainPass) -> Tensor:
-        """Return a zero that depends on every parameter that may get no gradient in this step.
-
-        DistributedDataParallel needs each of them to take part.
-        """
+        """Return a zero of all parameters without a gradient: DistributedDataParallel needs it."""
         idle = [masker.token for masker in self.maskers.values() if masker.token is not None]
         for branch in self.branches.values():
             idle += [] if branch.active else list(branch.parameters())
         return sum((0.0 * p.sum() for p in idle), main.plain.logits.new_zeros(()))
-
-    def total_of(
-        self, main: MainPass, results: dict[str, BranchResult], idle: Tensor | None = None
-    ) -> DistillOutput:
-        """Add up the plain pass and the branches' results."""
-        masks: dict[str, Tensor] = {}
-        relevance: dict[str, Tensor] = {}
-        for name in self.branches:
-            if name in results:
-                masks.update(results[name].masks)  # torch 2.7 does not compile |=
-                relevance.update(results[name].relevance)
-        losses = {name: result.loss for name, result in results.items()}
-        logits = {name: result.logits for name, result in results.items()}
-        return self.total(main, losses, masks, relevance, idle, logits)
 
     def with_others(self, main: MainPass, distill_loss: Tensor) -> Tensor:
         """Add the plain pass's losses but for the segmentation loss, each with its weight."""
@@ -221,31 +200,25 @@ class Passes(NamedTuple):
         return own_loss or not masked
 
     def total(
-        self,
-        main: MainPass,
-        branch_losses: dict[str, Tensor],
-        masks: dict[str, Tensor],
-        relevance: dict[str, Tensor],
-        idle: Tensor | None = None,
-        masked_logits: dict[str, Tensor] | None = None,
+        self, main: MainPass, results: dict[str, BranchResult], idle: Tensor | None = None
     ) -> DistillOutput:
-        """Add everything up (Eq. 9)."""
+        """Add up the plain pass and the branches' results (Eq. 9)."""
         losses = dict(main.losses)
-        idle = self.zero_of_unused(main) if idle is None else idle
-        distill_loss = self.with_others(main, idle)
+        masks: dict[str, Tensor] = {}
+        relevance: dict[str, Tensor] = {}
+        distill_loss = self.with_others(main, self.zero_of_unused(main) if idle is None else idle)
         for name, branch in self.branches.items():
-            if name in branch_losses:
-                losses[name] = branch_losses[name]
-                distill_loss = distill_loss + branch.weight * losses[name]
+            if name not in results:
+                continue
+            result = results[name]
+            masks.update(result.masks)  # torch 2.7 does not compile |=
+            relevance.update(result.relevance)
+            if result.loss is not None:
+                losses[name] = result.loss
+                distill_loss = distill_loss + branch.weight * result.loss
         loss = self.with_seg(main, distill_loss) if "seg" in losses else MissingLoss()
         plain = main.plain
+        masked = {name: each.logits for name, each in results.items() if each.logits is not None}
         return DistillOutput(
-            loss,
-            losses,
-            distill_loss,
-            plain.logits,
-            masks,
-            relevance,
-            plain.host_output,
-            masked_logits or {},
+            loss, losses, distill_loss, plain.logits, masks, relevance, plain.host_output, masked
         )

@@ -30,47 +30,25 @@ from masksd.masking import apply_mask
 LateMask = Callable[
     [Tensor, tuple[int, ...], tuple[int, int] | None], tuple[TokenMask, tuple[int, int]]
 ]
-"""Draws the mask of an embedding when it runs.
-
-Takes its output, its positions, ``(h, w)`` or ``(N,)``, and the size of the map that its module was
-given, if any; returns the embedding's own grid as well."""
+"""Draws the mask of an embedding when it runs: of its output, the positions of that, ``(h, w)`` or
+``(N,)``, and the size of the map that its module was given, if any. Gives its own grid as well."""
 
 
 class Place(NamedTuple):
-    """Where an embedding takes its mask.
+    """Where an embedding takes its mask."""
 
-    Attributes:
-        grid: rows and columns of an embedding whose positions lie in a row.
-        rows: which samples of the mask it embeds, one after another; None for all of them.
-    """
-
-    grid: Any = None
-    rows: Tensor | None = None
+    grid: Any = None  # of an embedding whose positions lie in a row
+    rows: Tensor | None = None  # which samples of the mask it embeds, in order; None for all
 
 
 class EmbeddingTap(Hook):
     """Masks the output of an embedding module inside :meth:`masking`; passes it on elsewhere.
 
-    Args:
-        module: the embedding: a convolution (its output is ``(B, C, h, w)``), an embedding, linear
-            or layer norm (``(B, N, C)`` or ``(B, h, w, C)``), or any module, with ``width``.
-        path: its dotted path, for messages.
-        width: channels ``C``, where the module does not say.
-        channels_first: whether an output of four dimensions is ``(B, C, h, w)``; None asks the
-            module or, failing that, the shape of its output.
-        prefix: tokens of ``(B, N, C)`` before the patches (a class token), never masked.
-        in_parts: whether the module runs several times in a pass, for some samples each time.
-
-    Attributes:
-        positions: the output's shape without batch, channels and prefix, as of the last pass.
-        size: height and width of the map ``(B, C, h, w)`` that the module was given, if it was.
-        seen: samples that it embedded in the last pass.
-        after: called with each output that it passes on, which it may replace; for checks.
-        learns: whether gradients were enabled where it last masked in a pass that had them; None
-            before.
-
-    Raises:
-        ValueError: the width is unknown, or the module is tapped already.
+    The module is a convolution (its output is ``(B, C, h, w)``), an embedding, linear or layer norm
+    (``(B, N, C)`` or ``(B, h, w, C)``), or any other, with ``width``. The last two are told apart
+    from the first by ``channels_first`` or, where that is None, by their shape. ``prefix`` tokens
+    before the patches (a class token) are never masked. With ``in_parts`` the module runs several
+    times in a pass, for some samples each time.
     """
 
     def __init__(
@@ -98,13 +76,13 @@ class EmbeddingTap(Hook):
             )
         self.path = path
         self.width: int = known[0] if width is None and known else width or 0
-        self.positions: tuple[int, ...] | None = None
-        self.size: tuple[int, int] | None = None
+        self.positions: tuple[int, ...] | None = None  # of the last pass, without the prefix
+        self.size: tuple[int, int] | None = None  # of the map (B, C, h, w) that the module got
         self._channels_first = known[1] if known and known[1] is not None else channels_first
         self.prefix, self.in_parts = prefix, in_parts
-        self.seen = 0
-        self.after: Callable[[Tensor], Tensor] | None = None
-        self.learns: bool | None = None
+        self.seen = 0  # samples embedded in the last pass
+        self.after: Callable[[Tensor], Tensor] | None = None  # may replace outputs, for checks
+        self.learns: bool | None = None  # whether gradients were on where it masked last
         self._pending: TokenMask | LateMask | None = None
         self._grid: tuple[int, int] | None = None
         self._with_gradients = False

@@ -23,9 +23,6 @@ class TapGroup:
 
     The mask is drawn for the first and carried to the grids of the others. There is one learnable
     vector, with the channels of all of them in a row.
-
-    Args:
-        members: a tap for each embedding.
     """
 
     def __init__(self, members: Sequence[EmbeddingTap]) -> None:
@@ -72,10 +69,6 @@ class TableTap(EmbeddingTap):
 
     It sees ``torch.nn.functional.embedding(ids, table)`` and ``table[ids]`` while a pass runs, and
     nothing in compiled code.
-
-    Args:
-        owner: the module that has the parameter.
-        path: the parameter's dotted path.
     """
 
     def __init__(self, owner: nn.Module, path: str, *, in_parts: bool = False) -> None:
@@ -91,8 +84,7 @@ class TableTap(EmbeddingTap):
     @property
     def table(self) -> nn.Parameter:
         """The parameter as it is now: distributed training replaces it."""
-        table: nn.Parameter = getattr(self.owner, self.name)
-        return table
+        return getattr(self.owner, self.name)
 
     def _unseen(self) -> str:
         return (

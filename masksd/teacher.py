@@ -15,13 +15,8 @@ from masksd.segmenter import Pass, Segmenter
 class Teacher(nn.Module):
     """A frozen copy of the host that follows it, or another model that stays as it is.
 
-    It is in evaluation mode whatever its wrapper is, and has no gradient. It lives in the wrapper's
-    state, never in the host's.
-
-    Args:
-        segmenter: of the model that teaches; the teacher's own.
-        decay: of the exponential average (mean teacher, arXiv 1703.01780), below 1; None does not
-            follow.
+    It is in evaluation mode whatever its wrapper is, has no gradient, and lives in the wrapper's
+    state. ``decay`` is that of the exponential average (mean teacher, arXiv 1703.01780), if any.
     """
 
     def __init__(self, segmenter: Segmenter, decay: float | None) -> None:

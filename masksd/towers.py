@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from masksd.modules import is_compiled
-from masksd.segmenter import Segmenter
+from masksd.segmenter import Segmenter, tensors_of
 from masksd.tap_kinds import TableTap
 from masksd.trial import Trial, difference
 
@@ -24,17 +23,24 @@ class Sight:
 
     def __init__(self, trial: Trial, modality: str, parts: Iterable[nn.Module]) -> None:
         parts, taps = list(parts), [tap for tap, _ in trial.segmenter.tapped(modality)]
-        replaced = _Replaced()
+        self._leaves: list[Tensor] = []
         self._plain = _outputs(parts, trial.plain)
         for tap in taps:
-            tap.after = partial(replaced, tap.prefix)
+            tap.after = partial(self._replaced, tap.prefix)
         try:
             with torch.enable_grad():
                 self._other = _outputs(parts, trial.plain)
         finally:
             for tap in taps:
                 tap.after = None
-        self._leaves = replaced.leaves
+
+    def _replaced(self, prefix: int, output: Tensor) -> Tensor:
+        """Return other embeddings in the place of those that a tap passes on."""
+        other = 1 - output.detach()
+        if prefix:  # is never masked
+            other[:, :prefix] = output[:, :prefix].detach()
+        self._leaves.append(other.requires_grad_())
+        return other
 
     def change(self, part: nn.Module) -> float | None:
         """Return how much the output changed, as a share of its size; None unless it ran once."""
@@ -46,10 +52,7 @@ class Sight:
         return max((_apart(*pair) for pair in zip(other[0], plain[0], strict=True)), default=0.0)
 
     def follows(self, part: nn.Module) -> bool:
-        """Whether the graph of the output leads to what was replaced.
-
-        A bridge that starts at zero changes nothing yet.
-        """
+        """Whether the output's graph leads to what was replaced; a bridge may start at zero."""
         given = [tensor for call in self._other[part] for tensor in call]
         return made_from(given, self._leaves)
 
@@ -59,20 +62,6 @@ class Sight:
         return change is not None and change <= NOISE and not self.follows(part)
 
 
-class _Replaced:
-    """Puts other embeddings in the place of those that taps pass on."""
-
-    def __init__(self) -> None:
-        self.leaves: list[Tensor] = []
-
-    def __call__(self, prefix: int, output: Tensor) -> Tensor:
-        other = 1 - output.detach()
-        if prefix:  # is never masked
-            other[:, :prefix] = output[:, :prefix].detach()
-        self.leaves.append(other.requires_grad_())
-        return other
-
-
 def _outputs(
     parts: list[nn.Module], run: Callable[[], object]
 ) -> dict[nn.Module, list[list[Tensor]]]:
@@ -80,7 +69,7 @@ def _outputs(
     found: dict[nn.Module, list[list[Tensor]]] = {part: [] for part in parts}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        found[module].append(list(_tensors(output)))
+        found[module].append(tensors_of(output))
 
     handles = [part.register_forward_hook(keep) for part in parts]
     try:
@@ -89,14 +78,6 @@ def _outputs(
         for handle in handles:
             handle.remove()
     return found
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """List the tensors of an output, and of objects in it that pytrees cannot look into."""
-    for leaf in tree_leaves(output):
-        for value in [leaf] if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values():
-            if isinstance(value, Tensor):
-                yield value
 
 
 def _apart(got: Tensor, wanted: Tensor) -> float:
@@ -123,11 +104,7 @@ def made_from(tensors: list[Tensor], leaves: list[Tensor]) -> bool:
 def replayable(
     segmenter: Segmenter, modalities: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, list[str]]:
-    """Name, by modality, the outermost modules that see it alone.
-
-    ``modalities`` are those that are masked. What is named already, or has no parameters, is left
-    out; so is what sees neither modality, if both are masked.
-    """
+    """Name, by modality, the outermost modules that see it alone and are not named yet."""
     root, trial = segmenter.root, Trial(segmenter, args, kwargs)
     if any(map(is_compiled, root.modules())):  # they would keep the hooks
         return {}

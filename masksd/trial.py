@@ -43,15 +43,16 @@ class Trial:
         host = getattr(self.segmenter, "wrapped", None)
         parts = [] if host is None else list(host.modules())
         parts = [] if any(map(is_compiled, parts)) else parts  # they would keep the hooks
-        handles = [part.register_forward_hook(self._note) for part in parts]
+
+        def note(module: nn.Module, *_: Any) -> None:
+            self.ran.add(module)
+
+        handles = [part.register_forward_hook(note) for part in parts]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _note(self, module: nn.Module, *_: Any) -> None:
-        self.ran.add(module)
 
     def plain(self) -> Pass:
         """Run the plain pass."""
@@ -76,15 +77,10 @@ class Trial:
 
     def differs_from_itself(self, plain: Pass) -> float:
         """Run the plain pass with other random numbers, and compare the logits."""
-
-        def run() -> Pass:
-            devices: list[Any] = ["cpu", *self._devices]
-            for device in devices:
-                torch.rand(1, device=device)
-            return self.plain()
-
         with torch.random.fork_rng(devices=self._devices):
-            return difference(run().logits, plain.logits)
+            for device in (torch.device("cpu"), *self._devices):
+                torch.rand(1, device=device)
+            return difference(self.plain().logits, plain.logits)
 
     def mixes_samples(self, plain: Pass, others: Tensor) -> float:
         """Give the first sample the second's inputs, and compare the other samples' logits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,6 @@ from masksd.segmenter import FeatureCut, Given, ImageFeatures, Pass, Segmenter, 
 from masksd.tap import EmbeddingTap
 
 
-class Encoder(Protocol):
-    """What :class:`Triple` asks of an encoder; the last two for ``one_pass`` and a layer only."""
-
-    def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Encode images ``(B, 3, H, W)``."""
-
-    def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Encode sentences ``(B, L)``."""
-
-    def real_words(self, tokens: Tensor) -> Tensor:
-        """Mark the real words, bool ``(B, L)``, as ``encode_text(tokens).valid`` does."""
-
-    def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
-        """Go on above layer ``layer`` of ``image_layers``, whose output is ``hidden``."""
-
-
 class Triple(Segmenter):
     """An encoder, a neck and a decoder with the paper's own signatures (Eq. 1 and 2).
 
@@ -41,17 +25,18 @@ class Triple(Segmenter):
     text.attention_mask or text.valid) -> logits (B, 1, H, W)``.
 
     Args:
-        encoder: module with the two methods.
+        encoder: module with the two methods. For ``one_pass`` it marks the real words before it
+            encodes them, ``real_words(tokens) -> bool (B, L)``, as ``encode_text(tokens).valid``.
         neck: module. Where ``fused`` has an attribute ``spatial_attention (B, 1, h, w)``, relevance
             ``"neck"`` ranks the patches by it.
         decoder: module.
         image_embedding: dotted path, inside the encoder, of the module that embeds the patches,
             before positions are added; None takes ``encoder.image_embedding``.
-        text_embedding: the same for the words; None takes ``encoder.text_embedding``.
+        text_embedding: the same for the words.
         image_layer: the layer of ``encoder.image_layers`` (dotted path of a list of modules) after
             which patches are masked, from 1; 0 masks embeddings. The layer gives ``(B, P + N, C)``,
             where ``P`` is ``encoder.image_prefix`` (0 if it has none). The masked pass then calls
-            ``encoder.resume_image(hidden, layer, plain)``.
+            ``encoder.resume_image(hidden, layer, plain)``, with the plain ``ImageFeatures``.
 
     Raises:
         ValueError: a method is missing, a path does not match, or there is no such layer; nothing
@@ -91,25 +76,20 @@ class Triple(Segmenter):
                     "returns masksd.ImageFeatures or masksd.TextFeatures (a two-line adapter)"
                 )
         embeddings = {}
-        for argument, given in (
-            ("image_embedding", image_embedding),
-            ("text_embedding", text_embedding),
-        ):
-            path = getattr(encoder, argument, None) if given is None else given
+        for modality, path in (("image", image_embedding), ("text", text_embedding)):
+            argument = f"{modality}_embedding"
+            path = getattr(encoder, argument, None) if path is None else path
             if path is None:
                 raise ValueError(
                     f"{argument} is not known: pass the dotted path, inside the encoder, of the "
                     f"module that makes the embeddings, or set encoder.{argument}"
                 )
-            embeddings[argument.removesuffix("_embedding")] = (
-                path,
-                find_module(encoder, path, argument),
-            )
-        self._layer = image_layer
+            embeddings[modality] = path, find_module(encoder, path, argument)
         layer = _image_layer(encoder, image_layer) if image_layer else None
+        self._layer = image_layer
         self._lower = Recorder(f"{encoder.image_layers}.{image_layer - 1}") if layer else None
         self._cut: FeatureCut | None = None
-        self.encoder = cast(Encoder, encoder)
+        self.encoder: Any = encoder
         self.neck = neck
         self.decoder = decoder
         self.taps = {
@@ -143,7 +123,7 @@ class Triple(Segmenter):
             raise ValueError(
                 f"encode_image returned a grid of {image.grid} for {image.local.shape[1]} patches"
             )
-        _held, before = _seen(image, text)
+        _held, before = _seen(image, text)  # others could take the addresses of the released
         fused = self.neck(image.maps, text.pooled)
         logits = self._decode(fused, text, self.decoder)
         if _seen(image, text)[1] != before:
@@ -152,22 +132,21 @@ class Triple(Segmenter):
                 "their list, and the masked passes use them again: let it work on a copy "
                 "(x = x + y, x.clone(), list(maps))"
             )
-        inputs, size = (images, tokens, lower), height_and_width(images)
         attention = getattr(fused, "spatial_attention", None)
         return Pass(
             logits,
             image,
             text,
             host_output=logits,
-            inputs=inputs,
-            size=size,
+            inputs=(images, tokens, lower),
+            size=height_and_width(images),
             neck=None if attention is None else attention.detach(),
         )
 
     @property
     def root(self) -> nn.Module:
         """The encoder."""
-        return cast(nn.Module, self.encoder)
+        return self.encoder
 
     def takes(self, argument: str) -> bool:
         """Whether this is one of a triple's two arguments."""
@@ -235,13 +214,12 @@ class Triple(Segmenter):
     def release(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Take every hook off and return ``(encoder, neck, decoder)``, the very objects."""
         super().release()
-        return cast(nn.Module, self.encoder), self.neck, self.decoder
+        return self.encoder, self.neck, self.decoder
 
     @staticmethod
     def _decode(fused: Any, text: TextFeatures, decoder: nn.Module) -> Tensor:
         attend = text.valid if text.attention_mask is None else text.attention_mask
-        logits: Tensor = decoder(fused, text.local, attend)
-        return logits
+        return decoder(fused, text.local, attend)
 
 
 def _image_layer(encoder: nn.Module, number: int) -> nn.Module:
@@ -269,10 +247,7 @@ def _two_only(more: tuple[Any, ...]) -> None:
 
 
 def _seen(image: ImageFeatures, text: TextFeatures) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """List the tensors of the features, with address and number of in-place writes of each.
-
-    Hold on to the tensors while addresses are compared, or others may take them.
-    """
+    """List the tensors of the features, with address and number of in-place writes of each."""
     if torch.compiler.is_compiling():  # compiled code writes into nothing of ours
         return [], []
     leaves = torch.utils._pytree.tree_leaves((image, text))

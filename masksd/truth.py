@@ -7,19 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masksd.losses import alignment_loss, segmentation_loss, with_channel
+from masksd.losses import segmentation_loss, with_channel
 
 
 class Truth(NamedTuple):
-    """The masks of a batch, of which some may be missing.
+    """The masks of a batch, of which some may be missing."""
 
-    Attributes:
-        target: masks ``(B, h, w)`` or ``(B, 1, h, w)`` in [0, 1], or None.
-        labelled: bool ``(B,)``, True where the mask is the truth; None where all are.
-    """
-
-    target: Tensor | None
-    labelled: Tensor | None = None
+    target: Tensor | None  # (B, h, w) or (B, 1, h, w) in [0, 1]
+    labelled: Tensor | None = None  # bool (B,), True where the mask is the truth; None: all are
 
     def check(self, batch: int, ranked_by_truth: bool) -> None:
         """Raise a ``ValueError`` that says what is wrong with it for ``batch`` samples."""
@@ -53,13 +48,6 @@ class Truth(NamedTuple):
         if self.target is None:
             return None
         return segmentation_loss(logits, self.target, dice_weight, weights=self.weights(logits))
-
-    def alignment(self, patches: Tensor, sentence: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        """Return the alignment loss of the labelled samples, or None without any mask."""
-        if self.target is None:
-            return None
-        weights = self.weights(patches)
-        return alignment_loss(patches, sentence, self.target, grid, weights=weights)
 
     def weights(self, like: Tensor) -> Tensor | None:
         """Weigh samples so that a mean over the batch is one over the labelled samples, ``(B,)``.

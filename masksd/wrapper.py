@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,23 +51,16 @@ class Wrapper(nn.Module):
         nn.Module.__init__(self)
         self.distill_config = config
         self.segmenter: Segmenter | None = segmenter
-        self.maskers = nn.ModuleDict(
-            {
-                modality: TokenMasker(
-                    modality, config, segmenter.taps[modality].width, segmenter.shared_space
-                )
-                for modality in NAMES
-                if getattr(config, modality) is not None
-            }
-        )
-        self.branches = nn.ModuleDict(
-            {
-                name: MaskedBranch(modalities, config, parts.get(name))
-                for name, modalities in branch_modalities(config).items()
-            }
-        )
-        maskers = cast("dict[str, TokenMasker]", dict(self.maskers.items()))
-        branches = cast("dict[str, MaskedBranch]", dict(self.branches.items()))
+        maskers = {
+            name: TokenMasker(name, config, segmenter.taps[name].width, segmenter.shared_space)
+            for name in NAMES
+            if getattr(config, name) is not None
+        }
+        branches = {
+            name: MaskedBranch(modalities, config, parts.get(name))
+            for name, modalities in branch_modalities(config).items()
+        }
+        self.maskers, self.branches = nn.ModuleDict(maskers), nn.ModuleDict(branches)
         learned = any(masker.relevance == "projection" for masker in maskers.values())
         self.projection = projection_for(segmenter, example) if learned else None
         self.knowledge: Knowledge | None = None
@@ -85,7 +78,7 @@ class Wrapper(nn.Module):
         self._checked = not check
         self._told = False
         self._turn: dict[str, int] = {}  # of a thread, see OneThread
-        self.training = segmenter.host_is_training
+        self.training = any(part.training for part in segmenter.children())  # as the model came
         self.register_load_state_dict_post_hook(_follow_step)
         weight = next(segmenter.parameters(), None)
         if weight is not None:
@@ -147,14 +140,12 @@ class Wrapper(nn.Module):
             ValueError: a negative step.
 
         Example:
-            >>> from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
+            >>> from masksd import CrossModalMaskedSelfDistill
             >>> from masksd.models import create_model
-            >>> model = create_model("clip_cris_tiny")
-            >>> config = DistillConfig(image=MaskingConfig(every=2))
-            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
-            >>> sd.set_step(1)
-            >>> {name: branch.active for name, branch in sd.branches.items()}
-            {'lmvsd': False, 'vmlsd': True}
+            >>> sd = CrossModalMaskedSelfDistill.wrap(create_model("lavt_tiny"))
+            >>> sd.set_step(7)
+            >>> int(sd.step)
+            7
         """
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
@@ -186,11 +177,8 @@ class Wrapper(nn.Module):
         sample in the embedding. Costs one plain pass and three masked passes for each modality, and
         two more where something is replayed, which must not see what is masked.
         Every pass starts from the same random state and buffers; these and the modes are kept. A
-        compiled wrapper does not check by itself: call this before its first step.
-
-        Args:
-            args: as for :meth:`forward`.
-            kwargs: as for :meth:`forward`.
+        compiled wrapper does not check by itself: call this before its first step. Takes what
+        :meth:`forward` takes.
 
         Returns:
             The largest difference by check, as a share of the logits' size.
@@ -205,10 +193,9 @@ class Wrapper(nn.Module):
         Example:
             >>> from masksd import CrossModalMaskedSelfDistill
             >>> from masksd.models import create_model
-            >>> model = create_model("clip_cris_tiny")
-            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
-            >>> tokens = torch.tensor([[510, 3, 7, 511], [510, 4, 511, 0]])
-            >>> max(sd.check(torch.randn(2, 3, 64, 64), tokens).values()) < 1e-3
+            >>> sd = CrossModalMaskedSelfDistill.wrap(create_model("lavt_tiny"))
+            >>> tokens = torch.tensor([[101, 200, 300, 102], [101, 5, 102, 0]])
+            >>> max(sd.check(torch.randn(2, 3, 64, 64), tokens, tokens != 0).values()) < 1e-3
             True
         """
         passes = self._attached()
@@ -226,8 +213,7 @@ class Wrapper(nn.Module):
         Example:
             >>> from masksd import CrossModalMaskedSelfDistill
             >>> from masksd.models import create_model
-            >>> model = create_model("clip_cris_tiny")
-            >>> sd = CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder)
+            >>> sd = CrossModalMaskedSelfDistill.wrap(create_model("lavt_tiny"))
             >>> len(sd.distill_parameters())
             2
         """
@@ -265,10 +251,8 @@ class Wrapper(nn.Module):
             Text, one fact per line.
         """
         passes = self._attached()
-        if not args and not kwargs:
-            return describe(passes)
         with evaluating(self), without_gradients():
-            return describe(passes, (args, kwargs))
+            return describe(passes, (args, kwargs) if args or kwargs else None)
 
     def _attached(self) -> Passes:
         if self._passes is None:

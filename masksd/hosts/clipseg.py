@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
 from masksd.hooks import CutPoint, Recorder
-from masksd.hosts.layout import describe_words, pick
+from masksd.hosts.layout import name_of, pick
 from masksd.modules import find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap
 
-IMAGE_EMBEDDING = "clip.vision_model.embeddings.patch_embedding"
-TEXT_EMBEDDING = "clip.text_model.embeddings.token_embedding"
+EMBEDDINGS = {
+    "image": "clip.vision_model.embeddings.patch_embedding",
+    "text": "clip.text_model.embeddings.token_embedding",
+}
 
 
 def recognise(host: nn.Module) -> bool:
@@ -55,24 +57,6 @@ class ClipSegSegmenter(Segmenter):
         train_encoder: False, the host's own behaviour: both towers run without gradients. True
             runs them with gradients, in training only; values stay the same, and ``host_output`` is
             the decoder's. Set it before you build the optimiser.
-
-    Example:
-        >>> from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
-        >>> from masksd import CrossModalMaskedSelfDistill
-        >>> tower = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2)
-        >>> tower = dict(tower, num_hidden_layers=2)
-        >>> config = CLIPSegConfig(
-        ...     text_config=dict(tower, vocab_size=9, bos_token_id=7, eos_token_id=8,
-        ...         pad_token_id=0, max_position_embeddings=6),
-        ...     vision_config=dict(tower, image_size=32, patch_size=8),
-        ...     extract_layers=[0, 1], reduce_dim=8, decoder_num_attention_heads=2,
-        ...     decoder_intermediate_size=8, projection_dim=8)
-        >>> sd = CrossModalMaskedSelfDistill.wrap(CLIPSegForImageSegmentation(config))
-        >>> sd.segmenter.train_encoder = True
-        >>> ids = torch.tensor([[7, 1, 2, 8, 8]])
-        >>> out = sd(ids, torch.zeros(1, 3, 32, 32), target=torch.zeros(1, 32, 32))
-        >>> out.logits.shape, sorted(out.losses)
-        (torch.Size([1, 1, 32, 32]), ['lmvsd', 'seg', 'vmlsd'])
     """
 
     shared_space = True  # CLIP's own
@@ -83,24 +67,20 @@ class ClipSegSegmenter(Segmenter):
         super().__init__(host)
         end_token: Any = host.config.text_config.eos_token_id  # type: ignore[union-attr]
         self._valid = valid or partial(clipseg_words, end_token=end_token)
-        self.sources = {"logits": "decoder", "words": describe_words(valid or clipseg_words)}
+        self.sources = {"logits": "decoder", "words": name_of(valid or clipseg_words)}
         self.reruns = {
             "image": "runs the image tower and the decoder again; reuses the sentence's vector",
             "text": "runs the text tower and the decoder again; reuses the image's features",
         }
         modules = {
-            "image": find_module(host, IMAGE_EMBEDDING, "image_embedding"),
-            "text": find_module(host, TEXT_EMBEDDING, "text_embedding"),
+            name: find_module(host, path, f"{name}_embedding") for name, path in EMBEDDINGS.items()
         }
         recorded = {
             "image": find_module(host, "clip.vision_model", "patches"),
             "text": find_module(host, "clip.text_model", "words"),
             "decoder": find_module(host, "decoder", "logits"),
         }
-        self.taps = {
-            "image": EmbeddingTap(modules["image"], IMAGE_EMBEDDING),
-            "text": EmbeddingTap(modules["text"], TEXT_EMBEDDING),
-        }
+        self.taps = {name: EmbeddingTap(modules[name], path) for name, path in EMBEDDINGS.items()}
         self._recorders = {name: Recorder(f"CLIPSeg's {name} model") for name in recorded}
         cut = CutPoint({0: "image", 1: "text"})  # of decoder(activations, sentence)
         self._signature = inspect.signature(host.forward)
@@ -124,21 +104,20 @@ class ClipSegSegmenter(Segmenter):
         """Run the host once and keep both towers' features."""
         given = self._named(args, kwargs)
         with self.recording():
-            output = (
-                self._with_gradient(given) if self.train_encoder else self.host(*args, **kwargs)
-            )
-            arguments, decoded = self._recorders["decoder"].taken()
+            learns = self.train_encoder
+            output = self._with_gradient(given) if learns else self.host(*args, **kwargs)
+            (activations, sentence), decoded = self._recorders["decoder"].taken()
             vision, text = (self._recorders[name].taken()[1] for name in ("image", "text"))
-        activations, sentence = arguments
-        ids = given["input_ids"]
-        positions = self.taps["image"].positions
-        if positions is None:
-            raise ValueError("the patch embedding exists, but did not run in this pass")
-        labels = given.get("labels")
+        clip, labels = self.wrapped.clip, given.get("labels")
+        with torch.no_grad():  # patches, words and the image's vector in the shared space
+            normed = clip.vision_model.post_layernorm(vision.last_hidden_state)
+            shared = clip.visual_projection(normed)
+            words = clip.text_projection(text.last_hidden_state)
+        grid = self.taps["image"].positions
         return Pass(
             decoded.logits[:, None],
-            ImageFeatures(*self._patches(vision.last_hidden_state, positions), activations),
-            TextFeatures(self._words(text.last_hidden_state), sentence, self._valid(ids)),
+            ImageFeatures(shared[:, 1:], grid, shared[:, 0], activations),
+            TextFeatures(words, sentence, self._valid(given["input_ids"])),
             host_output=output,
             inputs=(given,),
             loss=None if labels is None or self.train_encoder else pick(output, ":loss", "labels"),
@@ -172,16 +151,14 @@ class ClipSegSegmenter(Segmenter):
         """Encode again only what is masked, then decode."""
         (given,) = plain.inputs
         activations, sentence = plain.image.maps, plain.text.pooled
-        with self.masking(image, text), torch.set_grad_enabled(self._encoder_learns()):
+        learns = self.train_encoder and torch.is_grad_enabled()
+        with self.masking(image, text), torch.set_grad_enabled(learns):
             if image is not None:
                 activations = self._encode_image(given)
             if text is not None:
                 sentence = self._encode_text(given)
         logits: Tensor = self.wrapped.decoder(activations, sentence).logits
         return logits[:, None]
-
-    def _encoder_learns(self) -> bool:
-        return self.train_encoder and torch.is_grad_enabled()
 
     def _with_gradient(self, given: dict[str, Any]) -> Any:
         """Run the host's forward without its ``no_grad``."""
@@ -199,24 +176,9 @@ class ClipSegSegmenter(Segmenter):
     def _encode_text(self, given: dict[str, Any]) -> Tensor:
         """Return the sentence's vector ``(B, P)``."""
         names = ("input_ids", "attention_mask", "position_ids")
-        sentence: Tensor = self.wrapped.clip.get_text_features(
+        return self.wrapped.clip.get_text_features(
             **{name: given.get(name) for name in names}
         ).pooler_output
-        return sentence
-
-    @torch.no_grad()
-    def _patches(
-        self, hidden: Tensor, positions: tuple[int, ...]
-    ) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """Return patches, their grid and the image's vector, in the shared space."""
-        clip = self.wrapped.clip
-        shared = clip.visual_projection(clip.vision_model.post_layernorm(hidden))
-        return shared[:, 1:], (positions[0], positions[1]), shared[:, 0]
-
-    @torch.no_grad()
-    def _words(self, hidden: Tensor) -> Tensor:
-        words: Tensor = self.wrapped.clip.text_projection(hidden)
-        return words
 
 
 def clipseg_words(ids: Tensor, end_token: int) -> Tensor:
@@ -224,10 +186,6 @@ def clipseg_words(ids: Tensor, end_token: int) -> Tensor:
 
     With an ``end_token`` of 2, as in old configs, transformers pools at the largest id instead. A
     row without an end has no words.
-
-    Example:
-        >>> clipseg_words(torch.tensor([[7, 1, 3, 8, 8]]), end_token=8).tolist()
-        [[False, True, True, False, False]]
     """
     end = ids if end_token == 2 else (ids == end_token).int()
     position = torch.arange(ids.shape[1], device=ids.device)

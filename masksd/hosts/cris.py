@@ -12,14 +12,7 @@ from masksd.features import height_and_width
 from masksd.grids import cells
 from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
-from masksd.hosts.layout import (
-    as_logits,
-    as_loss,
-    as_tokens,
-    clip_words,
-    describe_words,
-    pick,
-)
+from masksd.hosts.layout import as_logits, as_loss, as_tokens, clip_words, name_of, pick
 from masksd.modules import check_not_compiled, check_wrappable
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
 from masksd.tap import EmbeddingTap
@@ -58,11 +51,9 @@ def segmenter(
 class CrisSegmenter(Segmenter):
     """CRIS as :class:`masksd.Segmenter`.
 
-    The plain pass is the host's own ``forward(img, word, mask)``, so output, loss and random stream
-    are its own. A masked pass encodes only the masked modality again.
-
-    Patches are the cells of the last stage of the ResNet, 32 pixels wide; their mask is laid over
-    the stem's output, which has 8 x 8 places a cell.
+    The plain pass is the host's own ``forward(img, word, mask)``; a masked pass encodes only the
+    masked modality again. Patches are the cells of the last stage of the ResNet, 32 pixels wide;
+    their mask is laid over the stem's output, which has 8 x 8 places a cell.
     """
 
     # Only roughly: words and sentence pass CLIP's own projection, but CRIS keeps the attention
@@ -82,7 +73,7 @@ class CrisSegmenter(Segmenter):
         }
         self._call = Arguments(host)
         self._valid = valid
-        self.sources = {"logits": "proj", "words": describe_words(valid), "loss": "the host's own"}
+        self.sources = {"logits": "proj", "words": name_of(valid), "loss": "the host's own"}
         for name, position in (("images", IMAGES), ("tokens", TOKENS), ("target", TRUTH)):
             self._call.check(name, position)
         if not (_has(host, _IMAGE) and _has(host, _STEM)):
@@ -115,11 +106,7 @@ class CrisSegmenter(Segmenter):
         self.attach([(recorder, modules[path]) for path, recorder in self._recorders.items()])
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
-        """Run CRIS once and take its features, its logits with their gradient, and its loss.
-
-        Takes ``images (B, 3, H, W)``, ``tokens (B, L)`` of CLIP, padded with 0, and in training the
-        truth ``(B, 1, H, W)`` in [0, 1].
-        """
+        """Run CRIS once and take its features, its logits with their gradient, and its loss."""
         given = self.given(*args, **kwargs)
         images = self._call.get(IMAGES, args, kwargs)
         tokens = self._call.get(TOKENS, args, kwargs)
@@ -135,11 +122,13 @@ class CrisSegmenter(Segmenter):
             (_, words, padding), _ = self._recorders["decoder"].taken()
             _, logits = self._recorders["proj"].taken()
         grid = cells(height_and_width(maps[-1]), height_and_width(images), None)
+        # to the space of the sentence: CRIS projects the end token only
+        in_space = self.wrapped.backbone.text_projection.to(words.dtype)
         local = as_tokens(maps[-1], grid, prefix=0)
         return Pass(
             as_logits(logits),
             ImageFeatures(local, grid, local.mean(1), maps),
-            TextFeatures(self._in_space(words), sentence, given.valid()),
+            TextFeatures(words @ in_space, sentence, given.valid()),
             host_output=output,
             inputs=(images, tokens, maps, words, sentence, padding),
             loss=None if isinstance(output, Tensor) else as_loss(pick(output, ":2", "loss")),
@@ -162,7 +151,7 @@ class CrisSegmenter(Segmenter):
     ) -> Tensor:
         """Encode again only what is masked, then run neck, decoder and projector again."""
         images, tokens, maps, words, sentence, padding = plain.inputs
-        host: Any = self.wrapped
+        host = self.wrapped
         with self.masking(image, text):
             if image is not None:
                 maps = host.backbone.encode_image(images)
@@ -171,11 +160,6 @@ class CrisSegmenter(Segmenter):
         fused = host.neck(maps, sentence)
         decoded = host.decoder(fused, words, padding).reshape(fused.shape)
         return as_logits(host.proj(decoded, sentence))
-
-    def _in_space(self, words: Tensor) -> Tensor:
-        """Map words ``(B, L, C)`` to the sentence's space: CRIS projects the end token only."""
-        backbone: Any = self.wrapped.backbone
-        return words @ backbone.text_projection.to(words.dtype)
 
 
 def _has(host: nn.Module, path: str) -> bool:

@@ -39,32 +39,27 @@ def segmenter(
     """Tap a LAVT; patches of 4 pixels are masked in cells of 32 (:attr:`masksd.Taps.cell`).
 
     With ``features``, the last stage of the backbone and the text encoder are tapped as well, for
-    relevance ``"attention"``; they are the last part and the first part of what these return.
-    With the BERT of a LAVT that keeps it outside, the segmenter takes what :class:`LavtWithBert`
-    does, and gives ``(host, text_encoder)`` back.
+    relevance ``"attention"``. With a BERT that the LAVT keeps outside, the segmenter takes what
+    :class:`LavtWithBert` does, and gives ``(host, text_encoder)`` back.
     """
-    inside = getattr(host, "text_encoder", None)
-    if inside is None and text_encoder is None:
+    own = getattr(host, "text_encoder", None) is not None
+    if not own and text_encoder is None:
         raise ValueError(
             f"{type(host).__name__} keeps its BERT outside: pass it too, "
             "wrap(model, text_encoder=bert); the wrapper then takes (images, ids, attention mask)"
         )
-    if inside is None and text_encoder is not None:
-        check_wrappable(text_encoder, "text_encoder")
-        pair = LavtWithBert(host, text_encoder)
-        return PairSegmenter(pair, _with_features(taps(host, "model."), features), valid)
-    if text_encoder is not None:
+    if own and text_encoder is not None:
         raise ValueError(
             f"{type(host).__name__} has a text_encoder of its own: leave text_encoder out"
         )
-    return LavtSegmenter(host, _with_features(taps(host), features), valid)
-
-
-def _with_features(taps: Taps, features: bool) -> Taps:
-    if not features:
-        return taps
-    backbone = str(taps.image_embedding).removesuffix(".patch_embed")
-    return dataclasses.replace(taps, patches=f"{backbone}:-1", words="text_encoder:0")
+    prefix = "" if own else "model."
+    where = taps(host, prefix)
+    if features:
+        where = dataclasses.replace(where, patches=f"{prefix}backbone:-1", words="text_encoder:0")
+    if text_encoder is None:
+        return LavtSegmenter(host, where, valid)
+    check_wrappable(text_encoder, "text_encoder")
+    return PairSegmenter(LavtWithBert(host, text_encoder), where, valid)
 
 
 def taps(host: nn.Module, prefix: str = "") -> Taps:
@@ -84,11 +79,7 @@ def taps(host: nn.Module, prefix: str = "") -> Taps:
 
 
 class LavtWithBert(nn.Module):
-    """A LAVT and its external BERT as one module.
-
-    ``model`` takes an image, words ``(B, C, L)`` and their mask ``(B, L, 1)``; the first output of
-    ``text_encoder`` is the words ``(B, L, C)``.
-    """
+    """A LAVT and its external BERT as one module."""
 
     def __init__(self, model: nn.Module, text_encoder: nn.Module) -> None:
         super().__init__()
@@ -96,18 +87,14 @@ class LavtWithBert(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, x: Tensor, text: Tensor, l_mask: Tensor) -> Tensor:
-        """Encode ids ``(B, L)`` with their attention mask ``(B, L)``, then segment.
-
-        The arguments have LAVT's own names.
-        """
+        """Encode ids ``(B, L)`` with their attention mask ``(B, L)``, then segment."""
         if l_mask.ndim != 2:
             raise ValueError(
                 f"l_mask must be (B, L) as BERT takes it, got {tuple(l_mask.shape)}: give the "
                 "wrapper ids and their attention mask, not BERT's output"
             )
         words = self.text_encoder(text, attention_mask=l_mask)[0].permute(0, 2, 1)
-        logits: Tensor = self.model(x, words, l_mask.unsqueeze(-1))
-        return logits
+        return self.model(x, words, l_mask.unsqueeze(-1))
 
 
 class LavtSegmenter(TapSegmenter):

@@ -43,12 +43,6 @@ def pick(output: Any, place: Place, field: str) -> Any:
 
     ``"module.path:KEY"`` or ``":KEY"``, ``":KEY:KEY"`` where it is nested; without a colon, the
     output itself. ``field`` is the user's name for it.
-
-    Example:
-        >>> pick({"out": 3}, "head:out", "logits"), pick((1, 2), ":1", "loss")
-        (3, 2)
-        >>> pick([1, 2], ("head", sum), "logits")
-        3
     """
     if callable(place):
         return place(output)
@@ -124,14 +118,7 @@ def as_loss(loss: Any) -> Tensor | None:
 
 
 def channels_first(shape: tuple[int, ...], size: tuple[int, int]) -> bool | None:
-    """Tell ``(B, C, h, w)`` from ``(B, h, w, C)``: h and w divide the image's sides alike.
-
-    Returns None where both or neither fit.
-
-    Example:
-        >>> channels_first((2, 96, 16, 24), (64, 96)), channels_first((2, 16, 24, 96), (64, 96))
-        (True, False)
-    """
+    """Tell ``(B, C, h, w)`` by how h and w divide the image's sides; None if both or neither do."""
     height, width = size
     first, last = (abs(h * width - w * height) for h, w in (shape[2:], shape[1:3]))
     for slack in (1, max(height, width)):  # divided exactly; or rounded, by less than a cell
@@ -141,18 +128,11 @@ def channels_first(shape: tuple[int, ...], size: tuple[int, int]) -> bool | None
 
 
 def as_tokens(
-    patches: Tensor,
-    grid: tuple[int, int],
-    prefix: int,
-    size: tuple[int, int] | None = None,
+    patches: Tensor, grid: tuple[int, int], prefix: int, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """Return features of patches as ``(B, N, C)`` on the grid.
+    """Return features of patches as ``(B, N, C)`` on the grid; a map of any size is averaged.
 
-    Args:
-        patches: ``(B, prefix + N, C)``, or a map ``(B, C, h, w)`` of any size, which is averaged.
-        grid: rows and columns wanted.
-        prefix: tokens before the patches.
-        size: height and width of the image, where the map may be ``(B, h, w, C)`` as well.
+    A map is ``(B, C, h, w)`` or, where the ``size`` of the image is given, ``(B, h, w, C)``.
     """
     if patches.ndim == 4:
         shape = tuple(patches.shape)
@@ -205,11 +185,6 @@ def bert_words(ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     between = attended & (position > 0) & (position < end)
     bert = attended & (ids != 0) & ((ids < 100) | (ids > 103))
     return torch.where(ids[:, :1] == 101, bert, between)
-
-
-def describe_words(valid: Any) -> str:
-    """Say in a word which function or argument marks the words."""
-    return name_of(valid) if callable(valid) else f"argument {valid!r}"
 
 
 def clip_words(ids: Tensor) -> Tensor:

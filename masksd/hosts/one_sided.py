@@ -15,13 +15,7 @@ EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
 def replays(
     host: nn.Module, named: Mapping[str, object], tapped: Mapping[str, list[nn.Module]]
 ) -> list[tuple[Replay, nn.Module]]:
-    """Make what replays the modules of ``image_only`` and ``text_only``; nothing is touched yet.
-
-    Args:
-        host: the model.
-        named: paths by modality.
-        tapped: the modules that the other taps name, by field.
-    """
+    """Make what replays the modules that users name; ``tapped`` are the others, by field."""
     found: list[tuple[Replay, nn.Module]] = []
     for modality, paths in named.items():
         field = f"{modality}_only"

@@ -37,12 +37,7 @@ def check_pictures(pictures: Any, sentences: int, embedded: Sequence[int]) -> Te
 
 
 def rows_of_pictures(pictures: Tensor, embedded: int) -> Tensor | None:
-    """Return the first sentence of each embedded picture; None where one is embedded a sentence.
-
-    Example:
-        >>> rows_of_pictures(torch.tensor([0, 0, 1]), 2).tolist()
-        [0, 2]
-    """
+    """Return the first sentence of each embedded picture; None where one is embedded a sentence."""
     if embedded == len(pictures):
         return None
     numbers = torch.arange(embedded, device=pictures.device)

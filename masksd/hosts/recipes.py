@@ -102,11 +102,8 @@ def _with_widths(host: nn.Module, taps: Taps, example: tuple[Any, ...]) -> Taps:
     for modality in ("image", "text"):
         if getattr(taps, f"{modality}_embedding") is None:
             continue
-        found = []
-        for each in taps.embeddings(modality):
-            table = modality == "text" and table_at(host, each.path) is not None
-            stated = each.width is not None or table
-            found.append(each if stated else _measured(host, taps, modality, each, example))
+        stated = taps.embeddings(modality)
+        found = [_measured(host, taps, modality, each, example) for each in stated]
         named = {f"{modality}_width": tuple(each.width for each in found)}
         if modality == "image":
             named["channels_first"] = tuple(each.channels_first for each in found)
@@ -118,8 +115,9 @@ def _measured(
     host: nn.Module, taps: Taps, modality: str, stated: Embedding, example: tuple[Any, ...]
 ) -> Embedding:
     """Find the width of an embedding, and whether channels come first in its output."""
-    path = stated.path
-    field = f"{modality}_embedding"
+    path, field = stated.path, f"{modality}_embedding"
+    if stated.width is not None or (modality == "text" and table_at(host, path) is not None):
+        return stated
     module = find_module(host, path, field)
     if known_layout(module) is not None:
         return stated

@@ -1,7 +1,4 @@
-"""transformers' ``Sam3Model`` and ``Sam3LiteTextModel``: two towers, then a DETR and its masks.
-
-They compute no loss; ``semantic_seg`` is one map of logits for the sentence.
-"""
+"""transformers' ``Sam3Model`` and ``Sam3LiteTextModel``: two towers, a DETR, masks, and no loss."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def taps(host: nn.Module, valid: Callable[[Tensor], Tensor]) -> Taps:
     return Taps(
         image_embedding=_PATCHES,
         text_embedding=next(path for path, _ in host.named_modules() if _is_words(path)),
-        logits=":semantic_seg",
+        logits=":semantic_seg",  # one map for the sentence
         images="pixel_values",
         tokens="input_ids",
         valid=valid,
@@ -103,10 +100,6 @@ def union(output: Any) -> Tensor:
 
     A query has a pixel with the product of the probabilities of its mask, of its score and of the
     sentence's presence.
-
-    Args:
-        output: of the model, with ``pred_masks (B, Q, H, W)``, ``pred_logits (B, Q)`` and
-            ``presence_logits (B, 1)``.
     """
     masks, scores = output.pred_masks.float(), output.pred_logits.float()
     score = scores.sigmoid() * output.presence_logits.float().sigmoid()

@@ -6,7 +6,7 @@ Modules that are known to see one modality are replayed instead where only the o
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,7 @@ from masksd.features import height_and_width
 from masksd.grids import cells, embedding_grid, known_size
 from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
-from masksd.hosts.layout import (
-    as_logits,
-    as_loss,
-    as_tokens,
-    describe_words,
-    module_of,
-    name_of,
-    pick,
-)
+from masksd.hosts.layout import as_logits, as_loss, as_tokens, module_of, name_of, pick
 from masksd.hosts.one_sided import replays
 from masksd.hosts.pictures import by_sentence, check_pictures, rows_of_pictures
 from masksd.hosts.taps import Taps, tap_embeddings
@@ -98,7 +90,8 @@ class TapSegmenter(Segmenter):
         if taps.loss is not None:
             self.sources["loss"] = f"the host's own, {name_of(taps.loss) or 'what it returns'}"
         if taps.valid is not None:
-            self.sources["words"] = describe_words(taps.valid)
+            marks = taps.valid
+            self.sources["words"] = name_of(marks) if callable(marks) else f"argument {marks!r}"
         named = {"image": taps.image_only, "text": taps.text_only}
         replayed = replays(host, named, modules)
         for modality in self.taps:
@@ -108,9 +101,8 @@ class TapSegmenter(Segmenter):
                 if reused
                 else "runs the whole host again; reuses nothing"  # what depends on what is unknown
             )
-        self.attach(replayed)
-        self.attach([(recorder, modules[name][0]) for name, recorder in self._recorders.items()])
-        self.attach(tapped)
+        recorded = [(recorder, modules[name][0]) for name, recorder in self._recorders.items()]
+        self.attach([*replayed, *recorded, *tapped])
 
     def plain(self, *args: Any, **kwargs: Any) -> Pass:
         """Run the host once and take what the taps name."""
@@ -127,7 +119,10 @@ class TapSegmenter(Segmenter):
             found["logits"] if "logits" in found else pick(output, taps.logits, "logits")
         )
         valid = self._real_words(args, kwargs, logits)
-        pictures = self._pictures(args, kwargs, logits)
+        embedded = [tap.seen for tap, _ in self.tapped("image")]
+        pictures = self._argument("pictures", args, kwargs)
+        if pictures is not None:
+            pictures = check_pictures(pictures, len(logits), embedded).to(logits.device)
         size, places = self._places(args, kwargs, pictures)
         grid = cells(places[0].grid, size, taps.cell)
         if "patches" in found:
@@ -140,19 +135,21 @@ class TapSegmenter(Segmenter):
             if field in found and found[field].ndim != dims:
                 raise ValueError(f"{field} must be {shape}, got {tuple(found[field].shape)}")
         if pictures is not None:
-            embedded = [tap.seen for tap, _ in self.tapped("image")]
             for field in {"patches", "image_vector"} & set(found):
                 found[field] = by_sentence(found[field], pictures, embedded, field)
+        loss, target = None, None
+        if taps.loss is not None and self.wrapped.training:
+            loss = as_loss(pick(output, taps.loss, "loss"))
+        if taps.target is not None:
+            target = self._call.find(taps.target, args, kwargs, "target")
         return Pass(
             logits,
             ImageFeatures(found.get("patches"), grid, found.get("image_vector")),
             TextFeatures(found.get("words"), found.get("sentence"), valid),
             host_output=output,
             inputs=(args, kwargs, places, towers),
-            loss=self._own_loss(output),
-            target=None
-            if taps.target is None
-            else self._call.find(taps.target, args, kwargs, "target"),
+            loss=loss,
+            target=target,
             size=size,
             pictures=pictures,
         )
@@ -164,9 +161,7 @@ class TapSegmenter(Segmenter):
                 "one_pass=True draws masks for a whole batch before the model has run, but "
                 "Taps(in_parts=True) embeds it in parts: use two passes"
             )
-        where, pictures = self.where.pictures, None
-        if where is not None:
-            pictures = self._call.get(where, args, kwargs, "pictures")
+        pictures = self._argument("pictures", args, kwargs)
         return Given(self._size(args, kwargs), lambda: self._valid(args, kwargs), pictures)
 
     def masked(
@@ -199,21 +194,20 @@ class TapSegmenter(Segmenter):
             )
         return logits
 
-    def _own_loss(self, output: Any) -> Tensor | None:
-        if self.where.loss is None or not self.wrapped.training:
-            return None
-        return as_loss(pick(output, self.where.loss, "loss"))
+    def _argument(self, field: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the argument that a tap names; None where it names none."""
+        which = getattr(self.where, field)
+        return None if which is None else self._call.get(which, args, kwargs, field)
 
     def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
         """Return the size of the images, where an argument is named that has them."""
-        where = self.where.images
-        if where is None:
+        images = self._argument("images", args, kwargs)
+        if images is None:
             return None
-        images = self._call.get(where, args, kwargs, "images")
         if not isinstance(images, Tensor) or images.ndim < 4:
             came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(
-                f"images={name_of(where)!r} must be images (B, 3, H, W), got {came}; "
+                f"images={name_of(self.where.images)!r} must be images (B, 3, H, W), got {came}; "
                 "Taps(images=None) takes their size from what image_embedding is given"
             )
         return height_and_width(images)
@@ -229,25 +223,15 @@ class TapSegmenter(Segmenter):
         places = []
         for tap, own in zip(taps, sizes, strict=True):
             rows = None if pictures is None else rows_of_pictures(pictures, tap.seen)
-            places.append(Place(embedding_grid(tap.positions, own), rows))
+            places.append(Place(embedding_grid(cast(tuple[int, ...], tap.positions), own), rows))
         return size, places
 
-    def _pictures(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor
-    ) -> Tensor | None:
-        """Return the picture of each sentence, where the user names it."""
-        if self.where.pictures is None:
-            return None
-        pictures = self._call.get(self.where.pictures, args, kwargs, "pictures")
-        embedded = [tap.seen for tap, _ in self.tapped("image")]
-        return check_pictures(pictures, len(logits), embedded).to(logits.device)
-
     def _valid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        valid: Any = self.where.valid
+        valid = self.where.valid
         if callable(valid):
-            real: Tensor = valid(self._call.get(self.where.tokens, args, kwargs, "tokens"))
+            real = valid(self._argument("tokens", args, kwargs))
         else:
-            real = self._call.get(valid, args, kwargs, "valid") != 0
+            real = self._argument("valid", args, kwargs) != 0
         return real.flatten(1)  # some hosts take (B, L, 1)
 
     def _real_words(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:

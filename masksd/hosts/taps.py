@@ -64,14 +64,12 @@ class Taps:
         cell: side in pixels of the cells that are masked as one; None takes the patches of the
             image embedding where they are 8 pixels or more, else 32 (CNN stems, Swin); for images
             below 256 pixels, an eighth of the shorter side.
-        image_width: channels of the image embedding, where the module does not state them; a tuple
-            for several.
+        image_width: channels of the image embedding, where the module does not state them. For
+            several embeddings, this and the next three are tuples.
         text_width: channels of the text embedding, likewise.
         channels_first: whether the image embedding's four dimensions are ``(B, C, h, w)``; needed
-            only where neither the type of the module nor ``image_width`` decides it; a tuple for
-            several.
-        prefix: tokens of the image embedding before the patches, such as a class token; a tuple for
-            several.
+            only where neither the type of the module nor ``image_width`` decides it.
+        prefix: tokens of the image embedding before the patches, such as a class token.
         image_only: modules that see no words, such as an image tower. They run in the plain pass;
             where only words are masked, their outputs are replayed, with their graph. Each runs
             once a pass, and the host does not write into what they gave. ``sd.describe(*inputs)``
@@ -147,12 +145,7 @@ def tap_embeddings(
             raise ValueError(f"{field} names {path} twice: {[tap.path for tap, _ in found]}")
         check_not_compiled(host, module, path)
         tap = EmbeddingTap(
-            module,
-            path,
-            width=width,
-            channels_first=first,
-            prefix=prefix,
-            in_parts=taps.in_parts,
+            module, path, width=width, channels_first=first, prefix=prefix, in_parts=taps.in_parts
         )
         found.append((tap, module))
     members = [tap for tap, _ in found]

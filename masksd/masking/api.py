@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,7 @@ def correlate(
         )
     for name, tensor in (("local", local), ("pooled", pooled)):
         _check_floating(name, tensor)
-    result: Tensor = kernel.correlate(local, pooled, normalize)
-    return result
+    return kernel.correlate(local, pooled, normalize)
 
 
 def select_tokens(
@@ -113,10 +113,9 @@ def select_tokens(
         raise ValueError(
             f"valid must be bool {_shape(scores)} as scores are, got {valid.dtype} {_shape(valid)}"
         )
-    result: Tensor = kernel.select_tokens(
+    return kernel.select_tokens(
         scores.detach(), top_k, ratio, noise, valid, selection, rounding, count
     )
-    return result
 
 
 def apply_mask(
@@ -170,8 +169,7 @@ def apply_mask(
         raise ValueError(
             f"token must be ({channels},) or {(*positions[1:], channels)}, got {_shape(token)}"
         )
-    result: Tensor = kernel.apply_mask(embeddings, mask, token, channel_dim)
-    return result
+    return kernel.apply_mask(embeddings, mask, token, channel_dim)
 
 
 def mask_correlated(
@@ -182,13 +180,9 @@ def mask_correlated(
     top_k: float,
     ratio: float,
     *,
-    noise: Tensor,
-    valid: Tensor | None = None,
     normalize: bool = False,
-    selection: str = "top",
-    rounding: str = "nearest",
-    count: str = "words",
     implementation: str = "fused",
+    **choices: Any,
 ) -> tuple[Tensor, Tensor]:
     """Correlate, select and apply in one call: Eq. 3 and 4, or Eq. 6 and 7.
 
@@ -197,15 +191,11 @@ def mask_correlated(
         local: what is ranked, ``(B, N, C)``.
         pooled: what ranks it, ``(B, C)``.
         token: the learnable token, ``(D,)`` or ``(N, D)``.
-        top_k: see :func:`select_tokens`.
-        ratio: see :func:`select_tokens`.
-        noise: see :func:`select_tokens`.
-        valid: see :func:`select_tokens`.
-        normalize: see :func:`correlate`.
-        selection: see :func:`select_tokens`.
-        rounding: see :func:`select_tokens`.
-        count: see :func:`select_tokens`.
+        top_k: as for :func:`select_tokens`.
+        ratio: as for :func:`select_tokens`.
+        normalize: as for :func:`correlate`.
         implementation: ``"fused"`` or ``"reference"``.
+        **choices: ``noise`` and the other choices of :func:`select_tokens`.
 
     Returns:
         The masked embeddings ``(B, N, D)`` and the mask, bool ``(B, N)``.
@@ -224,17 +214,7 @@ def mask_correlated(
     """
     with torch.no_grad():
         scores = correlate(local, pooled, normalize, implementation=implementation)
-    mask = select_tokens(
-        scores,
-        top_k,
-        ratio,
-        noise=noise,
-        valid=valid,
-        selection=selection,
-        rounding=rounding,
-        count=count,
-        implementation=implementation,
-    )
+    mask = select_tokens(scores, top_k, ratio, implementation=implementation, **choices)
     return apply_mask(embeddings, mask, token, implementation=implementation), mask
 
 

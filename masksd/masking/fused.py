@@ -65,7 +65,8 @@ def select_tokens(
         return mask.scatter(1, leading, below & (keys < _LAST))
     masked = _round(ratio * kept, rounding, noise)
     draws = _keys(noise.gather(1, leading), leading, keys < _LAST)
-    drawn, draws = _smallest(draws, masked, min(masked, widest) if _is_whole(masked) else widest)
+    most = widest if isinstance(masked, Tensor) else min(masked, widest)
+    drawn, draws = _smallest(draws, masked, most)
     return mask.scatter(1, leading.gather(1, drawn), draws < _LAST)
 
 
@@ -85,16 +86,12 @@ def _smallest(keys: Tensor, count: Any, widest: int) -> tuple[Tensor, Tensor]:
     ``count`` is one number, or ``(B, 1)``, at most ``widest``; what a row has beyond its count is
     ``_LAST``.
     """
-    same = _is_whole(count)
+    same = not isinstance(count, Tensor)
     keys, where = keys.topk(widest, dim=-1, largest=False, sorted=not same)
     if not same:
         rank = torch.arange(widest, device=keys.device)
         keys = torch.where(rank < count, keys, _LAST)
     return where, keys
-
-
-def _is_whole(count: Any) -> bool:
-    return not isinstance(count, Tensor)
 
 
 def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int) -> Tensor:
@@ -109,10 +106,7 @@ def apply_mask(embeddings: Tensor, mask: Tensor, token: Tensor, channel_dim: int
 
 
 class _Replace(torch.autograd.Function):
-    """``where(mask, token, embeddings)`` , whose own gradient takes five passes over memory.
-
-    This one takes two: the embeddings' is zero where masked, and the token's is the sum there.
-    """
+    """``where(mask, token, embeddings)``, with a gradient of two passes over memory, not five."""
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, mask: Tensor, token: Tensor) -> Tensor:

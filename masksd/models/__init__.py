@@ -28,19 +28,11 @@ __all__ = [
 ]
 
 # Imported on first use: these load transformers, which listing the names does not need.
-_LAZY = {
-    "ClipCris": "clip_cris",
-    "ClipCrisConfig": "clip_cris",
-    "ClipLda": "lda",
-    "ClipLdaConfig": "lda",
-    "Lavt": "lavt",
-    "LavtConfig": "lavt",
-    "ResNetCris": "cris_resnet",
-    "ResNetCrisConfig": "cris_resnet",
-}
+_LAZY = {"ClipCris": "clip_cris", "ClipLda": "lda", "Lavt": "lavt", "ResNetCris": "cris_resnet"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    model = name.removesuffix("Config")
+    if model not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"masksd.models.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"masksd.models.{_LAZY[model]}"), name)

@@ -94,7 +94,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
         config_class: the class of ``config``.
         takes_attention_mask: whether ``forward`` takes an attention mask after the tokens.
         config: what the model was built from.
-        encoder: the two towers, see :class:`masksd.triple.Encoder`.
+        encoder: the two towers, see :class:`masksd.Triple`.
         neck: ``neck(image.maps, text.pooled) -> fused``.
         decoder: ``decoder(fused, text.local, text.attention_mask) -> logits``.
     """
@@ -126,10 +126,7 @@ class CrisModel(nn.Module, PyTorchModelHubMixin, library_name="masksd"):  # type
     def segment(self, image: ImageFeatures, tokens: Tensor) -> Tensor:
         """Predict from ``encoder.encode_image(images)``, bit for bit as :meth:`forward` does."""
         text = self.encoder.encode_text(tokens)
-        logits: Tensor = self.decoder(
-            self.neck(image.maps, text.pooled), text.local, text.attention_mask
-        )
-        return logits
+        return self.decoder(self.neck(image.maps, text.pooled), text.local, text.attention_mask)
 
     def load_towers(self, source: str) -> None:
         """Take CLIP's weights for the two towers; neck and decoder stay as they are."""

@@ -1,9 +1,4 @@
-"""The two CLIP towers as the encoder of a referring segmentation model.
-
-The transformers are those of the ``transformers`` library, unchanged. This module runs them in
-stages, to take hidden states from several layers and to project every patch and every word into
-the space that images and sentences share.
-"""
+"""CLIP's towers, those of ``transformers`` run in stages, as the encoder of our models."""
 
 from __future__ import annotations
 
@@ -31,15 +26,6 @@ class ClipEncoder(nn.Module):
     The patch embedding and the token embedding are called exactly once a pass, as modules: a
     forward hook on :attr:`image_embedding` or :attr:`text_embedding` can replace patches or words
     before positions are added.
-
-    Args:
-        vision: sizes of the image tower; patch positions are stored at its ``image_size`` and
-            interpolated for other sizes.
-        text: sizes of the text tower; ``eos_token_id`` is not used, see ``end_token``.
-        projection: width P of the shared space.
-        end_token: id that ends a sentence; the first one in a row counts.
-        levels: how many maps go to the neck, from evenly spaced layers; the last one is the
-            projected output.
     """
 
     image_embedding = "vision.embeddings.patch_embedding"
@@ -72,11 +58,8 @@ class ClipEncoder(nn.Module):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Encode ``images (B, 3, H, W)``, floating and normalised: ``V_local, v_global`` of Eq. 1.
 
-        Returns:
-            ``local (B, N, P)`` projected patches in row-major order, ``grid (h, w)``, ``pooled
-            (B, P)`` the projected class token, and ``maps``, one a level, shallow to deep: hidden
-            states ``(B, C, h, w)``, and last ``local`` as ``(B, P, h, w)``, so that a loss on the
-            neck reaches the shared space.
+        ``maps`` are hidden states ``(B, C, h, w)``, one a level, and last ``local`` as a map, so
+        that a loss on the neck reaches the shared space.
         """
         patch = self.vision.config.patch_size
         height, width = check_images(images, patch, f"the patch size {patch}")
@@ -85,11 +68,7 @@ class ClipEncoder(nn.Module):
         return self._finish_image(self.vision.pre_layrnorm(hidden), grid, 0, ())
 
     def resume_image(self, hidden: Tensor, layer: int, plain: ImageFeatures) -> ImageFeatures:
-        """Continue :meth:`encode_image` from what layer number ``layer`` (from 1) returned.
-
-        ``hidden (B, 1 + N, C)`` may have patches masked; ``plain`` is what :meth:`encode_image`
-        returned for these images and provides the maps of the layers below.
-        """
+        """Go on from what layer number ``layer`` (from 1) returned, with maps of those below."""
         below = plain.maps[: sum(number < layer for number in self.map_layers[:-1])]
         return self._finish_image(hidden, plain.grid, layer, below)
 
@@ -119,39 +98,25 @@ class ClipEncoder(nn.Module):
         padding of any value; attention is causal, so it changes nothing before it. Ids are not
         checked, which would stop the device at every step: a row without an end token counts as
         words to its end and is pooled at position 0.
-
-        Returns:
-            ``local (B, L, P)`` projected words, ``pooled (B, P)`` that of the end token, ``valid``
-            and ``attention_mask`` as in :func:`sentence_parts`.
         """
         local = self.text_projection(text_states(self.text, tokens))  # (B, L, P)
         valid, attention_mask, end = sentence_parts(tokens, self.end_token)
         return TextFeatures(local, at_position(local, end), valid, attention_mask)
 
     def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
-        """Recompute the layers of both towers in backward.
-
-        The embeddings are not recomputed, so hooks on them still run once a pass.
-        """
+        """Recompute the layers of both towers in backward, and no embedding, which has hooks."""
         for tower in (self.vision, self.text):
             checkpoint_layers(tower, **kwargs)
 
     def load_clip(self, source: str | Path) -> None:
-        """Take the weights of a CLIP of ``transformers``: a folder, or a name on the Hub.
+        """Take the weights of a CLIP of ``transformers``: a folder, or ``"name@revision"``.
 
-        ``"name@revision"`` takes another commit than :data:`masksd.models.registry.REVISIONS` has.
         Patch positions are resized (bicubic) to this encoder's ``image_size``; word positions are
-        cut to its ``max_length``.
-
-        Raises:
-            ValueError: the weights cannot be had, or do not fit; nothing has changed then.
+        cut to its ``max_length``. Where the weights do not fit, nothing has changed.
         """
         name, revision = hub_source(source)
         try:
-            if Path(source).is_dir():
-                clip = CLIPModel.from_pretrained(source)
-            else:
-                clip = CLIPModel.from_pretrained(name, revision=revision)
+            clip = CLIPModel.from_pretrained(name, revision=revision)
         except OSError as error:
             raise ValueError(
                 f"weights {name!r} are not in the cache and could not be downloaded; run `hf "

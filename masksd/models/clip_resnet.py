@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from masksd.models.base import load_weights
 from masksd.models.clip import check_images
-from masksd.models.clip_text import at_position, checkpoint_layers, sentence_parts, text_states
+from masksd.models.clip_text import (
+    at_position,
+    checkpoint_layers,
+    sentence_parts,
+    text_config,
+    text_states,
+)
 from masksd.models.cris import Attention
 from masksd.models.official import clip_weights
 from masksd.segmenter import ImageFeatures, TextFeatures
@@ -33,43 +40,23 @@ class ClipResNetEncoder(nn.Module):
     projected. ``image.pooled`` is the mean of the deepest map, carried back through that
     projection, so that ``image.pooled @ text.local`` is the image's vector times the projected
     words. The space is only roughly CLIP's: what CRIS adds to the attention pool starts at random.
-
-    Args:
-        stem: width of the ResNet's stem, 64 in RN50 and RN101.
-        blocks: blocks of its four stages.
-        pool_side: rows and columns that the positions of the attention pool are stored at.
-        text: sizes of the text tower.
-        projection: channels P of the deepest map and of the sentence.
-        end_token: id that ends a sentence; the first one in a row counts.
     """
 
     image_embedding = "visual.conv3"  # the last convolution of the stem; it has no patches
     text_embedding = "text.embeddings.token_embedding"
 
-    def __init__(
-        self,
-        *,
-        stem: int,
-        blocks: Sequence[int],
-        pool_side: int,
-        text: CLIPTextConfig,
-        projection: int,
-        end_token: int,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.end_token = end_token
-        self.visual = ModifiedResNet(stem, blocks, pool_side, projection)
-        self.text = CLIPTextModel(text)
-        self.text_projection = nn.Linear(text.hidden_size, projection, bias=False)
-        nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
+        self.end_token = config.end_token
+        self.visual = ModifiedResNet(
+            config.stem, config.blocks, config.pool_side, config.projection
+        )
+        self.text = CLIPTextModel(text_config(config, "quick_gelu", "sdpa"))
+        self.text_projection = nn.Linear(config.text_width, config.projection, bias=False)
+        nn.init.normal_(self.text_projection.weight, std=config.text_width**-0.5)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Encode ``images (B, 3, H, W)``, floating and normalised: ``V_local, v_global`` of Eq. 1.
-
-        Returns:
-            ``local (B, N, P)``, one vector a cell of 32 pixels, ``grid``, ``pooled (B, C)`` with C
-            the width of the text tower, ``maps`` of strides 8, 16 and 32.
-        """
+        """Return ``local (B, N, P)``, one a cell of 32 pixels, and maps of strides 8, 16 and 32."""
         check_images(images, STRIDE, str(STRIDE))
         maps = self.visual(images)
         local = rearrange(maps[-1], "b p h w -> b (h w) p")
@@ -82,33 +69,22 @@ class ClipResNetEncoder(nn.Module):
         return sentence_parts(tokens, self.end_token)[0]
 
     def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Encode ``tokens (B, L)`` int64: ``W_local, w_global`` of Eq. 1.
-
-        Returns:
-            ``local (B, L, C)`` words before the projection, ``pooled (B, P)`` the projected end
-            token, ``valid`` and ``attention_mask`` as in :func:`sentence_parts`.
-        """
+        """Return ``local (B, L, C)`` words and ``pooled (B, P)`` the projected end token."""
         local = text_states(self.text, tokens)
         valid, attention_mask, end = sentence_parts(tokens, self.end_token)
         pooled = self.text_projection(at_position(local, end))
         return TextFeatures(local, pooled, valid, attention_mask)
 
     def gradient_checkpointing_enable(self, **kwargs: bool) -> None:
-        """Recompute the layers of the text tower in backward.
-
-        The ResNet is left alone: recomputed, its BatchNorm would count every image twice.
-        """
+        """Recompute the layers of the text tower in backward, and leave the ResNet alone."""
+        # Recomputed, its BatchNorm would count every image twice.
         checkpoint_layers(self.text, **kwargs)
 
     def load_clip(self, path: str | Path, trusted: bool = False) -> None:
         """Take the weights of OpenAI's archive, ``RN50.pt`` or ``RN101.pt``.
 
-        Args:
-            path: the file. It is a program, and opened only if it is what OpenAI published.
-            trusted: open any other archive, too; it may then do what you can do.
-
-        Raises:
-            ValueError: the file is another one, or does not fit; nothing has changed then.
+        It is a program, and opened only if it is what OpenAI published or ``trusted``. A file that
+        does not fit is a ``ValueError``, and nothing has changed then.
         """
         weights = clip_weights(path, self.text.config.max_position_embeddings, trusted)
         self.load_converted(weights, str(path))
@@ -121,10 +97,7 @@ class ClipResNetEncoder(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Maps of strides 8, 16 and 32 of an image; modules have the names of CLIP's own weights.
-
-    They have ``8 * width``, ``16 * width`` and ``outputs`` channels.
-    """
+    """Maps of strides 8, 16 and 32 of an image; modules have the names of CLIP's own weights."""
 
     def __init__(self, width: int, blocks: Sequence[int], pool_side: int, outputs: int) -> None:
         super().__init__()
@@ -192,10 +165,7 @@ def stage(inputs: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class DensePool(nn.Module):
-    """CLIP's attention pool with every cell as a query, and a convolution around it.
-
-    Positions are stored for ``side`` rows and columns and interpolated for other sizes.
-    """
+    """CLIP's attention pool with every cell as a query, and a convolution around it."""
 
     def __init__(self, inputs: int, outputs: int, heads: int, side: int) -> None:
         super().__init__()

@@ -39,32 +39,20 @@ def text_states(tower: CLIPTextModel, tokens: Tensor) -> Tensor:
             "them in the tokenizer or build the model with a larger max_length"
         )
     hidden = tower.embeddings(input_ids=tokens)  # (B, L, C)
-    causal = causal_mask(hidden, tower.config._attn_implementation)
+    causal = None  # sdpa hides later words by ``is_causal``
+    if tower.config._attn_implementation != "sdpa":
+        length, least = hidden.shape[1], torch.finfo(hidden.dtype).min
+        causal = hidden.new_full((length, length), least).triu(1)[None, None]
     for layer in tower.encoder.layers:
         hidden = layer(hidden, causal, is_causal=True)
-    states: Tensor = tower.final_layer_norm(hidden)
-    return states
-
-
-def causal_mask(hidden: Tensor, attention: str) -> Tensor | None:
-    """Return a mask ``(1, 1, L, L)`` that hides later words, None where ``is_causal`` does it."""
-    if attention == "sdpa":
-        return None
-    length, least = hidden.shape[1], torch.finfo(hidden.dtype).min
-    return hidden.new_full((length, length), least).triu(1)[None, None]
+    return tower.final_layer_norm(hidden)
 
 
 def sentence_parts(tokens: Tensor, end_token: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tell words, start, end and padding apart: position 0 starts, the first end token ends.
 
-    Returns:
-        ``valid`` bool ``(B, L)`` for real words, ``attention_mask`` bool ``(B, L)`` for these with
-        start and end, and ``end (B,)`` int64, the position of the end.
-
-    Example:
-        >>> valid, attended, end = sentence_parts(torch.tensor([[8, 3, 9, 0]]), 9)
-        >>> valid.tolist(), attended.tolist(), end.tolist()
-        ([[False, True, False, False]], [[True, True, True, False]], [2])
+    Returns ``valid`` bool ``(B, L)`` for real words, ``attention_mask`` bool ``(B, L)`` for these
+    with start and end, and ``end (B,)`` int64, the position of the end.
     """
     is_end = tokens == end_token
     ends_before = is_end.cumsum(1) - is_end.long()

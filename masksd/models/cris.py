@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,11 @@ from masksd.models.text_to_pixel import TextToPixelHead, convolution, normalizat
 
 
 class Fused(NamedTuple):
-    """What the neck gives the decoder (``F`` of Eq. 1).
+    """What the neck gives the decoder (``F`` of Eq. 1)."""
 
-    Attributes:
-        features: fused features, ``(B, D, h, w)``.
-        sentence: the sentence vector, ``(B, P)``, which the text-to-pixel head turns into weights.
-        spatial_attention: how much the neck attends to each place, ``(B, 1, h, w)``, where it
-            says; relevance ``"neck"`` ranks by it.
-    """
-
-    features: Tensor
-    sentence: Tensor
-    spatial_attention: Tensor | None = None
+    features: Tensor  # (B, D, h, w)
+    sentence: Tensor  # (B, P), which the text-to-pixel head turns into weights
+    spatial_attention: Tensor | None = None  # (B, 1, h, w); relevance "neck" ranks by it
 
 
 class Neck(nn.Module):
@@ -40,15 +33,8 @@ class Neck(nn.Module):
     As in CRIS the deepest level is multiplied by the projected sentence, the shallower ones are
     joined to it one after the other, and all stages are gathered into one map which also gets the
     coordinates of its cells. What differs: all levels share one grid and get a 3x3 convolution
-    each; the sentence is normalised by LayerNorm instead of BatchNorm1d, so that a batch of one can
-    be trained on; and one convolution follows the coordinates instead of two.
-
-    Args:
-        inputs: channels of each level, shallow to deep.
-        sentence: width P of the sentence vector.
-        hidden: channels of the deepest stage, where the sentence comes in.
-        outputs: channels D of the result.
-        norm: ``"batch"`` or ``"group"``.
+    each; LayerNorm instead of BatchNorm1d normalises the sentence, so that a batch of one can be
+    trained on; and one convolution follows the coordinates instead of two.
     """
 
     def __init__(
@@ -106,10 +92,7 @@ def with_coordinates(features: Tensor) -> Tensor:
 
 
 def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """Positions of a grid ``(h * w, D)``: the first half of the channels for y, the other for x.
-
-    D is a multiple of 4; each half holds all sines, then all cosines.
-    """
+    """Positions of a grid ``(h * w, D)``: sines and cosines of y, then those of x."""
     y, x = (angles(count, channels // 2, like) for count in (height, width))
     y = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, width, -1)
     x = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(height, -1, -1)
@@ -161,7 +144,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pixels attend to pixels, then to words, then pass a feed-forward net (each pre-norm)."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, feed_width: int) -> None:
         super().__init__()
         self.norm_pixels = nn.LayerNorm(width)
         self.norm_words = nn.LayerNorm(width)
@@ -169,32 +152,33 @@ class DecoderLayer(nn.Module):
         self.pixels = Attention(width, heads, dropout)
         self.words = Attention(width, heads, dropout)
         self.feed = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+            nn.Linear(width, feed_width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(feed_width, width),
         )
         self.dropout = nn.Dropout(dropout)
+        self.norm_pixels_out: nn.Module = nn.Identity()
+        self.norm_words_out: nn.Module = nn.Identity()
 
-    def forward(self, pixels: Tensor, positions: Tensor, words: Tensor, valid: Tensor) -> Tensor:
-        """Update ``pixels (B, h*w, D)`` from positions ``(h*w, D)`` and words ``(B, L, D)``."""
+    def forward(
+        self, pixels: Tensor, positions: Tensor, keys: Tensor, words: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Update ``pixels (B, h*w, D)`` at ``positions (h*w, D)`` from ``words (B, L, D)``.
+
+        ``keys (B, L, D)`` are what words are found by; ``valid (B, L)`` may be seen.
+        """
         x = self.norm_pixels(pixels)
-        pixels = pixels + self.dropout(self.pixels(x + positions, x + positions, x))
+        x = self.norm_pixels_out(self.pixels(x + positions, x + positions, x))
+        pixels = pixels + self.dropout(x)
         x = self.norm_words(pixels)
-        pixels = pixels + self.dropout(self.words(x + positions, words, words, valid))
+        x = self.norm_words_out(self.words(x + positions, keys, words, valid))
+        pixels = pixels + self.dropout(x)
         return pixels + self.dropout(self.feed(self.norm_feed(pixels)))
 
 
 class Decoder(nn.Module):
-    """Vision-language decoder and text-to-pixel head: ``M = decoder(F, W_local)``.
-
-    Args:
-        width: channels D of the fused features, a multiple of 4 and of ``heads``.
-        words: width P of words and sentence.
-        layers: how many :class:`DecoderLayer`; CRIS has 3.
-        heads: attention heads.
-        head_width: channels of the text-to-pixel head at its full size.
-        dropout: in [0, 1]; CRIS has 0.1.
-        norm: ``"batch"`` or ``"group"``, in the head.
-        prior: share of foreground that an untrained decoder predicts, in (0, 1).
-    """
+    """Vision-language decoder and text-to-pixel head: ``M = decoder(F, W_local)``."""
 
     def __init__(
         self,
@@ -213,23 +197,29 @@ class Decoder(nn.Module):
         if width % 4 or width % heads:
             raise ValueError(f"width {width} must be a multiple of 4 and of heads {heads}")
         self.words = nn.Linear(words, width)
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, dropout, 4 * width) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = TextToPixelHead(
             inputs=width, hidden=head_width, sentence=words, norm=norm, prior=prior
         )
 
     def forward(self, fused: Fused, words: Tensor, valid: Tensor) -> Tensor:
-        """Decode ``words (B, L, P)``, of which pixels see those that are ``valid (B, L)``.
-
-        Returns:
-            Logits ``(B, 1, 4h, 4w)``.
-        """
+        """Turn ``words (B, L, P)``, the ``valid (B, L)`` ones, into logits ``(B, 1, 4h, 4w)``."""
         height, width = fused.features.shape[2:]
-        pixels = rearrange(fused.features, "b d h w -> b (h w) d")
-        positions = sine_positions(height, width, pixels.shape[2], pixels)
+        positions = sine_positions(height, width, fused.features.shape[1], fused.features)
         words = self.words(words)
-        for layer in self.layers:
-            pixels = layer(pixels, positions, words, valid)
-        features = rearrange(self.norm(pixels), "b (h w) d -> b d h w", h=height, w=width)
-        return self.head(features, fused.sentence)
+        return decode(self, fused, positions, words, words, valid)
+
+
+def decode(
+    decoder: Any, fused: Fused, positions: Tensor, keys: Tensor, words: Tensor, valid: Tensor
+) -> Tensor:
+    """Run the layers, the norm and the head of a decoder; see :class:`DecoderLayer`."""
+    height, width = fused.features.shape[2:]
+    pixels = rearrange(fused.features, "b d h w -> b (h w) d")
+    for layer in decoder.layers:
+        pixels = layer(pixels, positions, keys, words, valid)
+    features = rearrange(decoder.norm(pixels), "b (h w) d -> b d h w", h=height, w=width)
+    return decoder.head(features, fused.sentence)

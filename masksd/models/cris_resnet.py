@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from masksd.errors import check_fraction
 from masksd.models.base import CrisModel, ModelConfig, load_weights
 from masksd.models.clip_resnet import STRIDE, ClipResNetEncoder
-from masksd.models.clip_text import text_config
-from masksd.models.cris import Attention, Fused, angles, with_coordinates
+from masksd.models.cris import DecoderLayer, Fused, angles, decode, with_coordinates
 from masksd.models.official import cris_weights
 from masksd.models.text_to_pixel import TextToPixelHead, convolution
 
@@ -101,17 +99,12 @@ class ResNetCrisConfig(ModelConfig):
 class ResNetCris(CrisModel):
     """CRIS with a ResNet of CLIP, called like :class:`masksd.models.ClipCris`.
 
-    Attributes:
-        config: the :class:`ResNetCrisConfig` it was built from.
-        encoder: :class:`masksd.models.clip_resnet.ClipResNetEncoder`.
-        neck: :class:`PyramidNeck`.
-        decoder: :class:`CrisDecoder`.
+    ``encoder`` is a :class:`masksd.models.clip_resnet.ClipResNetEncoder`, ``neck`` a
+    :class:`PyramidNeck` and ``decoder`` a :class:`CrisDecoder`.
 
     Example:
         >>> config = ResNetCrisConfig(
-        ...     stem=4, blocks=(1, 1, 1, 1), vocab_size=50, text_width=16, text_layers=1,
-        ...     text_heads=2, projection=12, neck_widths=(8, 16, 24), decoder_layers=1,
-        ...     decoder_heads=2, feed_width=32, head_width=8)
+        ...     stem=4, blocks=(1, 1, 1, 1), vocab_size=50, text_width=16, neck_widths=(8, 16, 24))
         >>> model = ResNetCris(config).eval()
         >>> tokens = torch.tensor([[48, 7, 12, 49, 0]])  # start, two words, end, padding
         >>> model(torch.zeros(1, 3, 64, 96), tokens).shape
@@ -123,29 +116,11 @@ class ResNetCris(CrisModel):
     def __init__(self, config: ResNetCrisConfig) -> None:
         super().__init__()
         self.config = config
-        text = text_config(config, "quick_gelu", "sdpa")
-        self.encoder = ClipResNetEncoder(
-            stem=config.stem,
-            blocks=config.blocks,
-            pool_side=config.pool_side,
-            text=text,
-            projection=config.projection,
-            end_token=config.end_token,
-        )
+        self.encoder = ClipResNetEncoder(config)
         self.neck = PyramidNeck(
-            inputs=(8 * config.stem, 16 * config.stem, config.projection),
-            widths=config.neck_widths,
+            inputs=(8 * config.stem, 16 * config.stem, config.projection), widths=config.neck_widths
         )
-        self.decoder = CrisDecoder(
-            width=config.text_width,
-            sentence=config.projection,
-            layers=config.decoder_layers,
-            heads=config.decoder_heads,
-            feed_width=config.feed_width,
-            head_width=config.head_width,
-            dropout=config.dropout,
-            prior=config.prior,
-        )
+        self.decoder = CrisDecoder(config)
 
     def load_cris(self, path: str | Path) -> None:
         """Take the weights of CRIS.pytorch's ``best_model.pth`` or ``last_model.pth``.
@@ -161,12 +136,7 @@ class ResNetCris(CrisModel):
 
 
 class PyramidNeck(nn.Module):
-    """Fuse maps of strides 8, 16 and 32 with the sentence, on the middle grid.
-
-    Args:
-        inputs: channels of the three maps, shallow to deep; the last is also the sentence's width.
-        widths: channels inside, shallow to deep; the second is that of the result.
-    """
+    """Fuse maps of strides 8, 16 and 32 with the sentence, on the middle grid."""
 
     def __init__(self, *, inputs: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
@@ -201,98 +171,43 @@ class PyramidNeck(nn.Module):
         return Fused(self.coordinates(with_coordinates(features)), sentence)
 
 
-class CrisDecoderLayer(nn.Module):
-    """Pixels attend to pixels, then to words, then pass a feed-forward net.
+class CrisDecoderLayer(DecoderLayer):
+    """A layer that normalises the result of each step, too, before it is added."""
 
-    The input of each step is normalised, and so is its result before it is added.
-    """
-
-    def __init__(self, width: int, heads: int, feed_width: int, dropout: float) -> None:
-        super().__init__()
-        self.norm_pixels = nn.LayerNorm(width)
-        self.pixels = Attention(width, heads, dropout)
+    def __init__(self, width: int, heads: int, dropout: float, feed_width: int) -> None:
+        super().__init__(width, heads, dropout, feed_width)
         self.norm_pixels_out = nn.LayerNorm(width)
-        self.norm_words = nn.LayerNorm(width)
-        self.words = Attention(width, heads, dropout)
         self.norm_words_out = nn.LayerNorm(width)
-        self.norm_feed = nn.LayerNorm(width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, feed_width),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.LayerNorm(feed_width),
-            nn.Linear(feed_width, width),
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, pixels: Tensor, places: Tensor, words: Tensor, order: Tensor, valid: Tensor
-    ) -> Tensor:
-        """Update ``pixels (B, h*w, D)`` at ``places (h*w, D)`` from ``words (B, L, D)``.
-
-        ``order (L, D)`` are the words' positions, ``valid (B, L)`` says which may be seen.
-        """
-        x = self.norm_pixels(pixels)
-        x = self.norm_pixels_out(self.pixels(x + places, x + places, x))
-        pixels = pixels + self.dropout(x)
-        x = self.norm_words(pixels)
-        x = self.norm_words_out(self.words(x + places, words + order, words, valid))
-        pixels = pixels + self.dropout(x)
-        return pixels + self.dropout(self.feed(self.norm_feed(pixels)))
+        self.feed.insert(3, nn.LayerNorm(feed_width))
 
 
 class CrisDecoder(nn.Module):
-    """Vision-language decoder and text-to-pixel head: ``M = decoder(F, W_local)``.
+    """Vision-language decoder and text-to-pixel head: ``M = decoder(F, W_local)``."""
 
-    Args:
-        width: D of pixels and words.
-        sentence: width P of the sentence.
-        layers: how many layers.
-        heads: attention heads.
-        feed_width: inner width of the feed-forward nets.
-        head_width: channels of the head.
-        dropout: in [0, 1].
-        prior: share of foreground that an untrained decoder predicts, in (0, 1).
-    """
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        sentence: int,
-        layers: int,
-        heads: int,
-        feed_width: int,
-        head_width: int,
-        dropout: float,
-        prior: float,
-    ) -> None:
+    def __init__(self, config: ResNetCrisConfig) -> None:
         super().__init__()
+        width, heads = config.text_width, config.decoder_heads
         self.layers = nn.ModuleList(
-            CrisDecoderLayer(width, heads, feed_width, dropout) for _ in range(layers)
+            CrisDecoderLayer(width, heads, config.dropout, config.feed_width)
+            for _ in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.head = TextToPixelHead(
-            inputs=width, hidden=head_width, sentence=sentence, norm="batch", prior=prior
+            inputs=width,
+            hidden=config.head_width,
+            sentence=config.projection,
+            norm="batch",
+            prior=config.prior,
         )
 
     def forward(self, fused: Fused, words: Tensor, valid: Tensor) -> Tensor:
-        """Decode ``words (B, L, D)``, of which pixels see those that are ``valid (B, L)``.
-
-        Returns:
-            Logits ``(B, 1, 4h, 4w)``.
-        """
-        height, width = fused.features.shape[2:]
-        pixels = rearrange(fused.features, "b d h w -> b (h w) d")
-        channels = pixels.shape[2]
-        y = waves(height, channels // 2, pixels)[:, None].expand(-1, width, -1)
-        x = waves(width, channels // 2, pixels)[None].expand(height, -1, -1)
+        """Turn ``words (B, L, D)``, the ``valid (B, L)`` ones, into logits ``(B, 1, 4h, 4w)``."""
+        channels, height, width = fused.features.shape[1:]
+        y = waves(height, channels // 2, fused.features)[:, None].expand(-1, width, -1)
+        x = waves(width, channels // 2, fused.features)[None].expand(height, -1, -1)
         places = torch.cat([x, y], dim=2).flatten(0, 1)
-        order = waves(words.shape[1], channels, pixels)
-        for layer in self.layers:
-            pixels = layer(pixels, places, words, order, valid)
-        features = rearrange(self.norm(pixels), "b (h w) d -> b d h w", h=height, w=width)
-        return self.head(features, fused.sentence)
+        order = waves(words.shape[1], channels, fused.features)
+        return decode(self, fused, places, words + order, words, valid)
 
 
 def waves(count: int, channels: int, like: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import timm
@@ -92,18 +91,14 @@ class PixelWordAttention(nn.Module):
         self.fused = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU())
 
     def forward(self, pixels: Tensor, words: Tensor, valid: Tensor) -> Tensor:
-        """Fuse ``pixels (B, C, h, w)`` with those of ``words (B, L, T)`` that are ``valid (B, L)``.
-
-        A row without a valid word uses all of them, because a softmax over nothing is NaN.
-        """
+        """Fuse ``pixels (B, C, h, w)`` with the ``valid (B, L)`` ones of ``words (B, L, T)``."""
         height, width = pixels.shape[2:]
-        valid = valid | ~valid.any(1, keepdim=True)
+        valid = valid | ~valid.any(1, keepdim=True)  # all of none: a softmax over nothing is NaN
         query = rearrange(self.query(pixels), "b c h w -> b 1 (h w) c")
         key, value = self.key(words)[:, None], self.value(words)[:, None]  # (B, 1, L, C)
         gathered = F.scaled_dot_product_attention(query, key, value, valid[:, None, None])
         gathered = rearrange(gathered, "b 1 (h w) c -> b c h w", h=height, w=width)
-        fused: Tensor = self.fused(self.pixels(pixels) * self.gathered(gathered))
-        return fused
+        return self.fused(self.pixels(pixels) * self.gathered(gathered))
 
 
 class LanguageGate(nn.Sequential):
@@ -144,10 +139,7 @@ class LanguageAwareSwin(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Enlarge, join with the next shallower map, convolve twice; then two classes.
-
-    ``widths`` are the channels of the maps, shallow to deep.
-    """
+    """Enlarge, join with the next shallower map, convolve twice; then two classes."""
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
@@ -168,20 +160,14 @@ class LightDecoder(nn.Module):
         for step, shallow in zip(self.steps, reversed(shallower), strict=True):
             hidden = F.interpolate(hidden, shallow.shape[2:], mode="bilinear")
             hidden = step(torch.cat([hidden, shallow], dim=1))
-        logits: Tensor = self.classes(hidden)
-        return logits
+        return self.classes(hidden)
 
 
 class Lavt(nn.Module):
     """Segment the object that a sentence describes, by words fused inside the backbone.
 
-    Attributes:
-        config_class: the class of ``config``.
-        takes_attention_mask: whether ``forward`` takes an attention mask after the tokens.
-        config: the :class:`LavtConfig` it was built from.
-        backbone: :class:`LanguageAwareSwin`.
-        text_encoder: transformers' ``BertModel``, without its pooler.
-        classifier: :class:`LightDecoder`.
+    ``backbone`` is a :class:`LanguageAwareSwin`, ``text_encoder`` transformers' ``BertModel``
+    without its pooler, ``classifier`` a :class:`LightDecoder`.
 
     Example:
         >>> from masksd.models import create_model
@@ -268,12 +254,7 @@ class Lavt(nn.Module):
                 num_classes=0,
                 img_size=self.config.image_size,
             )
-            if Path(bert).is_dir():
-                text = BertModel.from_pretrained(bert, add_pooling_layer=False)
-            else:
-                text = BertModel.from_pretrained(
-                    bert_name, revision=bert_at, add_pooling_layer=False
-                )
+            text = BertModel.from_pretrained(bert_name, revision=bert_at, add_pooling_layer=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"weights {swin!r} (timm) or {bert!r} (transformers) are not in the cache and "

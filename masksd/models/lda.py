@@ -36,26 +36,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksd.losses import averaged
 from masksd.models.clip_cris import ClipCris, ClipCrisConfig
 from masksd.models.cris import Fused, check_levels
 from masksd.models.text_to_pixel import convolution
 
-BOTTLENECK = 4
-"""Divides the channels inside the channel attention; SE has 16, for wider maps."""
-
 
 class AtrousPyramid(nn.Module):
-    """See a map through several receptive fields and join what they see; the size stays.
-
-    Args:
-        width: channels.
-        rates: the dilation of each 3x3 convolution, beside one 1x1 and the mean of the whole map.
-        norm: ``"batch"`` or ``"group"``; the mean has LayerNorm, so that a batch of one can be
-            trained on.
-    """
+    """See a map through several receptive fields and join what they see; the size stays."""
 
     def __init__(self, width: int, rates: Sequence[int], norm: str) -> None:
         super().__init__()
@@ -65,6 +55,7 @@ class AtrousPyramid(nn.Module):
                 *(convolution(width, width, 3, norm, rate) for rate in rates),
             ]
         )
+        # of the mean over the map; LayerNorm, so that a batch of one can be trained on
         self.whole = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
         self.join = convolution((2 + len(rates)) * width, width, 1, norm)
 
@@ -75,18 +66,11 @@ class AtrousPyramid(nn.Module):
 
 
 class LanguageDrivenAttention(nn.Module):
-    """Attend to the channels and pixels of one level that the sentence speaks of.
-
-    Args:
-        inputs: channels of the level.
-        sentence: width P of the sentence vector.
-        hidden: channels D.
-        norm: ``"batch"`` or ``"group"``.
-    """
+    """Attend to the channels and pixels of one level that the sentence speaks of."""
 
     def __init__(self, inputs: int, sentence: int, hidden: int, norm: str) -> None:
         super().__init__()
-        inside = max(1, hidden // BOTTLENECK)
+        inside = max(1, hidden // 4)  # SE divides by 16, for wider maps
         self.visual = convolution(inputs, hidden, 1, norm)
         self.sentence = nn.Sequential(nn.Linear(sentence, hidden), nn.LayerNorm(hidden))
         self.channels = nn.Sequential(
@@ -111,21 +95,8 @@ class LdaNeck(nn.Module):
     """Fuse maps of several levels with the sentence by language-driven attention.
 
     The maps may differ in size: each level is attended to at its own, then averaged to that of the
-    last. The result says where the sentence was found, so that relevance ``"neck"`` can rank.
-
-    Args:
-        inputs: channels of each level, shallow to deep.
-        sentence: width P of the sentence vector.
-        hidden: channels D inside.
-        outputs: channels of the result.
-        rates: dilations of the atrous pyramid.
-        norm: ``"batch"`` or ``"group"``.
-
-    Example:
-        >>> neck = LdaNeck(inputs=[8, 4], sentence=4, hidden=6, outputs=5, rates=[1], norm="group")
-        >>> fused = neck([torch.zeros(2, 8, 3, 7), torch.zeros(2, 4, 3, 7)], torch.zeros(2, 4))
-        >>> fused.features.shape, fused.spatial_attention.shape
-        (torch.Size([2, 5, 3, 7]), torch.Size([2, 1, 3, 7]))
+    last. The result says where the sentence was found (the mean of ``sigmoid(v)`` over the levels),
+    so that relevance ``"neck"`` can rank.
     """
 
     def __init__(
@@ -146,23 +117,15 @@ class LdaNeck(nn.Module):
         self.fuse = convolution(len(inputs) * hidden, outputs, 1, norm)
 
     def forward(self, maps: Sequence[Tensor], sentence: Tensor) -> Fused:
-        """Fuse ``maps (B, C, h, w)``, shallow to deep, with ``sentence (B, P)``.
-
-        Returns:
-            ``spatial_attention`` is the mean of ``sigmoid(v)`` over the levels.
-        """
+        """Fuse ``maps (B, C, h, w)``, shallow to deep, with ``sentence (B, P)``."""
         check_levels(maps, sentence, len(self.attentions))
         size = (maps[-1].shape[2], maps[-1].shape[3])
         levels, seen = [], []
         for level, attention, pyramid in zip(maps, self.attentions, self.pyramids, strict=True):
             representation, pixels = attention(level, sentence)
-            levels.append(_sized(pyramid(representation), size))
-            seen.append(_sized(pixels.sigmoid(), size))
+            levels.append(averaged(pyramid(representation), size))
+            seen.append(averaged(pixels.sigmoid(), size))
         return Fused(self.fuse(torch.cat(levels, dim=1)), sentence, torch.stack(seen).mean(0))
-
-
-def _sized(level: Tensor, size: tuple[int, int]) -> Tensor:
-    return level if tuple(level.shape[2:]) == size else F.adaptive_avg_pool2d(level, size)
 
 
 @dataclass(frozen=True)
@@ -180,9 +143,6 @@ class ClipLdaConfig(ClipCrisConfig):
     Example:
         >>> ClipLdaConfig(rates=[6, 12]).rates
         (6, 12)
-        >>> ClipLdaConfig(rates=())
-        Traceback (most recent call last):
-        ValueError: rates must be whole numbers, at least one, got ()
     """
 
     neck_width: int = 480
@@ -196,10 +156,7 @@ class ClipLdaConfig(ClipCrisConfig):
 
 
 class ClipLda(ClipCris):
-    """CLIP's towers and CRIS's decoder and head, as :class:`masksd.models.ClipCris`, by LDA's neck.
-
-    Attributes:
-        neck: :class:`masksd.models.lda.LdaNeck`.
+    """CLIP's towers and CRIS's decoder, as :class:`masksd.models.ClipCris`, and :class:`LdaNeck`.
 
     Example:
         >>> from masksd.models import create_model

@@ -1,7 +1,4 @@
-"""Published weights of CRIS with a ResNet, as state dicts by our names.
-
-They come from OpenAI's CLIP archives and from CRIS.pytorch's checkpoints; only tensors are taken.
-"""
+"""CRIS's published weights, from OpenAI's CLIP archives and CRIS.pytorch, by our names."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -28,6 +24,7 @@ _UNUSED = ("logit_scale", "input_resolution", "context_length", "vocab_size")
 
 _LAYER = r"transformer\.resblocks\.(\d+)\."
 _POOL = "visual.attnpool."
+_QKV = {"q": "query", "k": "key", "v": "value"}
 _CLIP_NAMES = [
     (_LAYER + r"ln_([12])\.", r"text.encoder.layers.\1.layer_norm\2."),
     (_LAYER + r"attn\.out_proj\.", r"text.encoder.layers.\1.self_attn.out_proj."),
@@ -39,9 +36,7 @@ _CLIP_NAMES = [
     (r"positional_embedding$", "text.embeddings.position_embedding.weight"),
     (r"text_projection$", "text_projection.weight"),
     (_POOL + "positional_embedding$", _POOL + "positions"),
-    (_POOL + r"q_proj\.", _POOL + "attention.query."),
-    (_POOL + r"k_proj\.", _POOL + "attention.key."),
-    (_POOL + r"v_proj\.", _POOL + "attention.value."),
+    *((_POOL + rf"{part}_proj\.", f"{_POOL}attention.{name}.") for part, name in _QKV.items()),
     (_POOL + r"c_proj\.", _POOL + "attention.out."),
 ]
 _DECODER_LAYER = r"decoder\.layers\.(\d+)\."
@@ -57,14 +52,11 @@ _CRIS_NAMES = [
     (r"neck\.aggr\.", "neck.gather."),
     (r"neck\.coordconv\.0\.conv1\.", "neck.coordinates.0."),
     (r"neck\.coordconv\.1\.", "neck.coordinates.1."),
-    (_DECODER_LAYER + r"self_attn\.q_proj\.", r"decoder.layers.\1.pixels.query."),
-    (_DECODER_LAYER + r"self_attn\.k_proj\.", r"decoder.layers.\1.pixels.key."),
-    (_DECODER_LAYER + r"self_attn\.v_proj\.", r"decoder.layers.\1.pixels.value."),
-    (_DECODER_LAYER + r"self_attn\.out_proj\.", r"decoder.layers.\1.pixels.out."),
-    (_DECODER_LAYER + r"multihead_attn\.q_proj\.", r"decoder.layers.\1.words.query."),
-    (_DECODER_LAYER + r"multihead_attn\.k_proj\.", r"decoder.layers.\1.words.key."),
-    (_DECODER_LAYER + r"multihead_attn\.v_proj\.", r"decoder.layers.\1.words.value."),
-    (_DECODER_LAYER + r"multihead_attn\.out_proj\.", r"decoder.layers.\1.words.out."),
+    *(
+        (_DECODER_LAYER + rf"{theirs}\.{part}_proj\.", rf"decoder.layers.\1.{ours}.{name}.")
+        for theirs, ours in (("self_attn", "pixels"), ("multihead_attn", "words"))
+        for part, name in {**_QKV, "out": "out"}.items()
+    ),
     (_DECODER_LAYER + r"self_attn_norm\.", r"decoder.layers.\1.norm_pixels_out."),
     (_DECODER_LAYER + r"cross_attn_norm\.", r"decoder.layers.\1.norm_words_out."),
     (_DECODER_LAYER + r"norm1\.", r"decoder.layers.\1.norm_pixels."),
@@ -79,10 +71,9 @@ _CRIS_NAMES = [
 
 
 def clip_weights(path: str | Path, max_length: int, trusted: bool = False) -> dict[str, Tensor]:
-    """Read one of OpenAI's archives for a :class:`~masksd.models.clip_resnet.ClipResNetEncoder`.
+    """Read one of OpenAI's archives, a program that loading may run.
 
-    Such an archive is a program that loading may run, so only the published files are opened, and
-    others where the user says that they are ``trusted``.
+    So only the published files are opened, and others where the user says they are ``trusted``.
     """
     try:
         with Path(path).open("rb") as file:  # one handle: what is opened is what was compared
@@ -94,7 +85,9 @@ def clip_weights(path: str | Path, max_length: int, trusted: bool = False) -> di
                     "download it again, or call load_clip(path, trusted=True) if you made it"
                 )
             file.seek(0)
-            state = _archive_state(file)
+            with warnings.catch_warnings():  # torch deprecates this format, their only one
+                warnings.simplefilter("ignore")
+                state = torch.jit.load(file, map_location="cpu").state_dict()
     except OSError as error:
         raise ValueError(
             f"no CLIP archive at {str(path)!r} ({error.strerror}); clip/clip.py of OpenAI's CLIP "
@@ -102,27 +95,18 @@ def clip_weights(path: str | Path, max_length: int, trusted: bool = False) -> di
         ) from error
     except RuntimeError as error:
         raise ValueError(
-            f"{str(path)!r} is not an archive of TorchScript: {_first(error)}"
+            f"{str(path)!r} is not an archive of TorchScript: {_first_line(error)}"
         ) from error
+    state = {k: each.float() if each.is_floating_point() else each for k, each in state.items()}
     return convert_clip(state, max_length)
 
 
-def _archive_state(file: IO[bytes]) -> dict[str, Tensor]:
-    with warnings.catch_warnings():  # torch deprecates the format, but these files have no other
-        warnings.simplefilter("ignore")
-        state = torch.jit.load(file, map_location="cpu").state_dict()
-    return {key: each.float() if each.is_floating_point() else each for key, each in state.items()}
-
-
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return one_line(str(error).partition("\n")[0])
 
 
 def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
-    """Read a checkpoint of CRIS.pytorch for a :class:`~masksd.models.ResNetCris`.
-
-    The file holds ``{"state_dict": {"module.*": tensor}, ...}`` or a plain state dict.
-    """
+    """Read a checkpoint of CRIS.pytorch, ``{"state_dict": {"module.*": tensor}}`` or its inside."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -130,7 +114,7 @@ def cris_weights(path: str | Path, max_length: int) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of tensors and plain containers: "
-            f"{_first(error)}. If you trust it, save its 'state_dict' "
+            f"{_first_line(error)}. If you trust it, save its 'state_dict' "
             "alone"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else found
@@ -157,11 +141,8 @@ def convert_cris(state: Mapping[str, Tensor], max_length: int) -> dict[str, Tens
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    encoder = convert_clip(backbone, max_length)
-    return {
-        **{f"encoder.{key}": value for key, value in encoder.items()},
-        **_renamed(rest, _CRIS_NAMES),
-    }
+    encoder = {f"encoder.{k}": v for k, v in convert_clip(backbone, max_length).items()}
+    return {**encoder, **_renamed(rest, _CRIS_NAMES)}
 
 
 def _renamed(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:

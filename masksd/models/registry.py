@@ -141,16 +141,12 @@ REVISIONS = {
 
 
 def hub_source(source: str | Path) -> tuple[str, str]:
-    """Split ``"name@revision"`` into name and revision; by default that of :data:`REVISIONS`.
+    """Split ``"name@revision"``; by default the revision is that of :data:`REVISIONS`, or "main".
 
-    Others have the revision ``"main"``, which their owner can change.
-
-    Example:
-        >>> hub_source("bert-base-uncased")
-        ('bert-base-uncased', '86b5e0934494bd15c9632b12f734a8a67f723594')
-        >>> hub_source("bert-base-uncased@main")
-        ('bert-base-uncased', 'main')
+    A folder stays as it is.
     """
+    if Path(source).is_dir():
+        return str(source), "main"
     name, _, revision = str(source).partition("@")
     return name, revision or REVISIONS.get(name, "main")
 

@@ -34,15 +34,7 @@ def normalization(channels: int, norm: str) -> nn.Module:
 
 
 class TextToPixelHead(nn.Module):
-    """Enlarge the map four times, then convolve it by weights made of the sentence.
-
-    Args:
-        inputs: channels D of the map.
-        hidden: channels H of the enlarged map; the first enlargement has 2 H.
-        sentence: width P of the sentence vector.
-        norm: ``"batch"`` or ``"group"``.
-        prior: share of foreground that an untrained head predicts, in (0, 1).
-    """
+    """Enlarge the map four times, then convolve it by weights made of the sentence."""
 
     def __init__(self, *, inputs: int, hidden: int, sentence: int, norm: str, prior: float) -> None:
         super().__init__()
@@ -66,17 +58,11 @@ class TextToPixelHead(nn.Module):
 
 
 def dynamic_convolution(features: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve every image by its own 3x3 kernel, to one channel.
+    """Convolve ``features (B, H, h, w)`` to ``(B, 1, h, w)``, each image by its own 3x3 kernel.
 
-    Each tap is a dot product at every pixel, then the nine maps are shifted and added. This equals
-    a convolution with one group an image, but the batch may vary in a compiled graph.
-
-    Args:
-        features: ``(B, H, h, w)``.
-        kernel: ``(B, 9 * H + 1)``: the kernel as ``(H, 3, 3)`` row-major, then the bias.
-
-    Returns:
-        ``(B, 1, h, w)``.
+    ``kernel (B, 9 * H + 1)`` holds ``(H, 3, 3)`` row-major, then the bias. Each tap is a dot
+    product at every pixel, then the nine maps are shifted and added. This equals a convolution with
+    one group an image, but the batch may vary in a compiled graph.
     """
     height, width = features.shape[2:]
     weight, bias = kernel[:, :-1], kernel[:, -1]
