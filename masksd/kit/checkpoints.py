@@ -39,35 +39,20 @@ _LARGEST_SIDE = 8_192
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How to build and feed the model of a checkpoint.
+    """How to build and feed the model of a checkpoint."""
 
-    Attributes:
-        model: name in the registry of models.
-        model_config: every field of that model's config.
-        image_size: side of the squared input, pixels, at most 8192.
-        max_length: tokens per sentence, start and end included.
-        mean: of the three channels, where white is 1.0; finite.
-        std: of the three channels, in the same units; finite and above 0.
-        threshold: probability above which a pixel belongs to the object.
-        distill: ``DistillConfig`` as a dict, or None for a host trained without.
-        step: training steps taken.
-        data: ``DataConfig`` of the training as a dict, its folders as strings.
-        version: of masksd that wrote it.
-        fit: how an image becomes a square, ``"squash"`` or ``"letterbox"``.
-    """
-
-    model: str
-    model_config: dict[str, Any]
-    image_size: int
-    max_length: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    threshold: float
-    distill: dict[str, Any] | None
-    step: int
-    data: dict[str, Any]
-    version: str
-    fit: str = "squash"
+    model: str  # name in the registry of models
+    model_config: dict[str, Any]  # every field of that model's config
+    image_size: int  # side of the squared input, pixels
+    max_length: int  # tokens per sentence, start and end included
+    mean: tuple[float, float, float]  # of the three channels, where white is 1.0
+    std: tuple[float, float, float]  # in the same units
+    threshold: float  # probability above which a pixel belongs to the object
+    distill: dict[str, Any] | None  # a DistillConfig; None for a host trained without
+    step: int  # training steps taken
+    data: dict[str, Any]  # a DataConfig, its folders as strings
+    version: str  # of masksd that wrote it
+    fit: str = "squash"  # how an image becomes a square
 
     def __post_init__(self) -> None:
         for name in ("model", "version"):
@@ -108,15 +93,10 @@ def save_checkpoint(
     training: dict[str, Tensor] | None = None,
     retire: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a checkpoint, whole or not at all; an older one in the same place is replaced.
+    """Write a checkpoint of the host itself; an older one is deleted, or handed to ``retire``.
 
-    ``checkpoint`` holds the host itself, not the wrapper; ``training`` is what only resuming needs.
-    The older one is deleted, or handed to ``retire`` under a hidden name.
-
-    Raises:
-        ValueError: a weight or buffer of the host is NaN or infinite, or ``training`` holds NaN
-            (infinity may stand there, for "none so far" or an overflowed moment); nothing is
-            written then.
+    ``training`` is what only resuming needs; infinity may stand there for "none so far". NaN, and
+    an infinite weight, are a ValueError, and nothing is written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -143,15 +123,7 @@ def save_checkpoint(
 def check_finite(
     tensors: Mapping[str, Tensor], where: str, what: str = "weight", infinity: bool = False
 ) -> None:
-    """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity.
-
-    Example:
-        >>> import torch
-        >>> check_finite({"neck.bias": torch.tensor([0.0, torch.nan])}, "model")
-        ... # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: model: weight 'neck.bias' is not finite: 1 of 2 numbers is NaN or infinite; ...
-    """
+    """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity."""
     for name, value in tensors.items():
         wrong = value.isnan() if infinity else ~value.isfinite()
         if wrong.any():
@@ -204,12 +176,8 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     from masksd.models.base import check_describes
     from masksd.models.registry import SHIPPED
 
-    root = verify_folder(folder, (MODEL, CONFIG))
+    root = verify_folder(folder, (MODEL, CONFIG, *_TOKENIZER))
     config = read_config(root)
-    listed = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
-    for name in _TOKENIZER:
-        if name not in listed:  # and so was not verified
-            raise ValueError(f"checkpoint {root} has no {name}")
 
     def build() -> Any:
         try:
@@ -238,12 +206,7 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
 
 
 def newest_checkpoint(runs: str | Path) -> Path | None:
-    """Return the checkpoint that was saved last among the runs in a folder, if there is any.
-
-    Example:
-        >>> newest_checkpoint("runs/nowhere") is None
-        True
-    """
+    """Return the checkpoint that was saved last among the runs in a folder, if there is any."""
     manifests = Path(runs).glob(f"*/checkpoint/{MANIFEST}")
     newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
     return None if newest is None else newest.parent
