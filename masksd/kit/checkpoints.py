@@ -176,8 +176,12 @@ def _load_checkpoint(folder: str | Path, device: str | torch.device) -> Checkpoi
     from masksd.models.base import check_describes
     from masksd.models.registry import SHIPPED
 
-    root = verify_folder(folder, (MODEL, CONFIG, *_TOKENIZER))
+    root = verify_folder(folder, (MODEL, CONFIG))
     config = read_config(root)
+    listed = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name in _TOKENIZER:
+        if name not in listed:  # and so was not verified
+            raise ValueError(f"checkpoint {root} has no {name}")
 
     def build() -> Any:
         try:

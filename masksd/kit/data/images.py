@@ -169,10 +169,9 @@ def check_image_file(path: str | Path) -> None:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a zero byte in it
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # the latter of a zero byte in it
+        said = getattr(error, "strerror", error)
+        raise DataError(f"{path}: cannot be read: {said}") from None
     if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
         raise DataError(f"{path}: cannot be decoded: not a regular file")
 

@@ -124,11 +124,8 @@ def _joined(labelled: Batch, unlabelled: Batch) -> Batch:
 def _leave_signals_to_the_main_process(_: int) -> None:
     """Read on when every process gets a signal; SIGTERM, which torch sends if stuck, acts late."""
     for number in SIGNALS:
-        signal.signal(number, _end_later if number == signal.SIGTERM else signal.SIG_IGN)
-
-
-def _end_later(*_: object) -> None:
-    signal.alarm(30)
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 class Loop:
