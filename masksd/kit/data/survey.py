@@ -192,6 +192,8 @@ def draw_data_sheet(cells: Sequence[DataCell], path: str | Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    if not cells:
+        raise ValueError("a sheet needs at least one ref")
     rows = -(-len(cells) // _COLUMNS)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.12)
     figure = Figure(figsize=(3.1 * _COLUMNS, 4.1 * rows), layout=layout)

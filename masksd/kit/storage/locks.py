@@ -15,8 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NO_LOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-_held: set[Path] = set()
-"""Lock files of this process: the system's locks do not tell two threads apart."""
+_held: set[Path] = set()  # lock files of this process: the system's do not tell threads apart
 
 
 @contextlib.contextmanager
