@@ -15,7 +15,7 @@ from masksd import DistillConfig
 from masksd.kit.cli.dry_run import dry_run
 from masksd.kit.cli.shared import HEADINGS
 from masksd.kit.config import DataConfig, TrainConfig
-from masksd.kit.costs.budget import check_splits, count_items, measure_budget
+from masksd.kit.costs.budget import check_splits, count_items, count_step, measure_budget
 from masksd.kit.costs.fits import check_fits, smaller
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes import ShapesConfig, build_shapes
@@ -237,3 +237,8 @@ def test_low_memory_needs_less_by_little_more_than_one_host_pass() -> None:
     assert budgets[True].activations < 0.5 * budgets[False].activations
     assert budgets[True].gradients == 2 * budgets[False].gradients
     assert budgets[True].step == budgets[False].step
+
+
+def test_a_step_is_counted_alike_alone() -> None:
+    config = TrainConfig(batch_size=2)
+    assert count_step(config) == measure_budget(config).step

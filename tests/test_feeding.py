@@ -11,7 +11,7 @@ from masksd.kit.config import TrainConfig
 from masksd.kit.data.text.tokenizers import load_tokenizer
 from masksd.kit.data.transforms import normalize
 from masksd.kit.feeding import foreground_logits, model_inputs, predict_logits
-from masksd.kit.sources import build_model, wrap_model
+from masksd.kit.sources import WordsBeforeEnd, build_model, wrap_model
 from masksd.models import create_model
 
 
@@ -87,3 +87,8 @@ def test_a_sentence_without_a_word_and_an_empty_mask_stay_finite(model: str) -> 
     assert all(each.isfinite().all() for each in [out.loss, *gradients])
     with torch.no_grad():
         assert sd.eval()(*inputs).isfinite().all()
+
+
+def test_words_are_those_before_the_first_end() -> None:
+    valid = WordsBeforeEnd(9)(torch.tensor([[8, 5, 6, 9, 0], [8, 5, 9, 9, 9]]))
+    assert valid.tolist() == [[False, True, True, False, False], [False, True] + 3 * [False]]

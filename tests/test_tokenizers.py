@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from masksd.kit.data.shapes import shapes_vocabulary
 from masksd.kit.data.text.cleaning import clean_sentence
 from masksd.kit.data.text.tokenizers import Tokenizer, load_tokenizer
+from masksd.kit.data.text.vocabularies import words_of
 from masksd.models.registry import REVISIONS
 
 
@@ -497,3 +498,8 @@ def test_offline_error_says_what_to_get_and_soon(
     assert f"{command}{REVISIONS[repository]}" in error
     # the library's own retries take 23 s
     assert float(seconds) < 8
+
+
+def test_words_come_by_how_often_they_occur() -> None:
+    assert words_of(["the red circle", "The star!"]) == ["the", "circle", "red", "star"]
+    assert words_of(["the red circle", "The star!"], least=2) == ["the"]

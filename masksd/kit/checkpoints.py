@@ -39,39 +39,22 @@ _LARGEST_SIDE = 8_192
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How to build and feed the model of a checkpoint.
+    """How to build and feed the model of a checkpoint."""
 
-    Attributes:
-        model: name in the registry of models.
-        model_config: every field of that model's config.
-        image_size: side of the squared input, pixels, at most 8192.
-        max_length: tokens per sentence, start and end included.
-        mean: of the three channels, where white is 1.0; finite.
-        std: of the three channels, in the same units; finite and above 0.
-        threshold: probability above which a pixel belongs to the object.
-        distill: ``DistillConfig`` as a dict, or None for a host trained without.
-        step: training steps taken.
-        data: ``DataConfig`` of the training as a dict, its folders as strings.
-        version: of masksd that wrote it.
-        fit: how an image becomes a square, ``"squash"`` or ``"letterbox"``.
-        train_split: of the data that it was trained on.
-        eval_split: of the data on which the training was scored.
-    """
-
-    model: str
-    model_config: dict[str, Any]
-    image_size: int
-    max_length: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    threshold: float
-    distill: dict[str, Any] | None
-    step: int
-    data: dict[str, Any]
-    version: str
-    fit: str = "squash"
-    train_split: str = "train"
-    eval_split: str = "val"
+    model: str  # name in the registry of models
+    model_config: dict[str, Any]  # every field of that model's config
+    image_size: int  # side of the squared input, pixels
+    max_length: int  # tokens per sentence, start and end included
+    mean: tuple[float, float, float]  # of the three channels, where white is 1.0
+    std: tuple[float, float, float]  # in the same units
+    threshold: float  # probability above which a pixel belongs to the object
+    distill: dict[str, Any] | None  # a DistillConfig; None for a host trained without
+    step: int  # training steps taken
+    data: dict[str, Any]  # a DataConfig, its folders as strings
+    version: str  # of masksd that wrote it
+    fit: str = "squash"  # how an image becomes a square
+    train_split: str = "train"  # of the data that it was trained on
+    eval_split: str = "val"  # of the data on which the training was scored
 
     def __post_init__(self) -> None:
         for name in ("model", "version", "train_split", "eval_split"):
@@ -112,15 +95,10 @@ def save_checkpoint(
     training: dict[str, Tensor] | None = None,
     retire: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a checkpoint, whole or not at all; an older one in the same place is replaced.
+    """Write a checkpoint of the host itself; an older one is deleted, or handed to ``retire``.
 
-    ``checkpoint`` holds the host itself, not the wrapper; ``training`` is what only resuming needs.
-    The older one is deleted, or handed to ``retire`` under a hidden name.
-
-    Raises:
-        ValueError: a weight or buffer of the host is NaN or infinite, or ``training`` holds NaN
-            (infinity may stand there, for "none so far" or an overflowed moment); nothing is
-            written then.
+    ``training`` is what only resuming needs; infinity may stand there for "none so far". NaN, and
+    an infinite weight, are a ValueError, and nothing is written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -147,15 +125,7 @@ def save_checkpoint(
 def check_finite(
     tensors: Mapping[str, Tensor], where: str, what: str = "weight", infinity: bool = False
 ) -> None:
-    """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity.
-
-    Example:
-        >>> import torch
-        >>> check_finite({"neck.bias": torch.tensor([0.0, torch.nan])}, "model")
-        ... # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: model: weight 'neck.bias' is not finite: 1 of 2 numbers is NaN or infinite; ...
-    """
+    """Raise a ``ValueError`` that names the first tensor with NaN or, unless allowed, infinity."""
     for name, value in tensors.items():
         wrong = value.isnan() if infinity else ~value.isfinite()
         if wrong.any():

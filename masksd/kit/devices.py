@@ -15,12 +15,7 @@ def default_device(*, cpu: bool = False) -> torch.device:
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Name the device and the versions that a score may depend on.
-
-    Example:
-        >>> list(describe_machine(torch.device("cpu")))
-        ['device', 'torch', 'python', 'masksd']
-    """
+    """Name the device and the versions that a score may depend on."""
     cpu = device.type == "cpu"
     return {
         "device": f"{platform.machine()} CPU" if cpu else torch.cuda.get_device_name(device),

@@ -34,14 +34,7 @@ def encoder_bytes(encoder: nn.Module, tokenizer: str, bits: int = 32) -> bytes:
 
 
 def load_encoder(model: Any, path: str | Path, tokenizer: str) -> None:
-    """Load the file that ``masksd pretrain`` wrote into a model's two towers, all of it or nothing.
-
-    Example:
-        >>> from masksd.models import create_model
-        >>> load_encoder(create_model("clip_cris_tiny"), "nowhere.safetensors", "shapes")
-        Traceback (most recent call last):
-        ValueError: encoder_weights: no file nowhere.safetensors; `masksd pretrain` writes one
-    """
+    """Load a file of ``masksd pretrain`` into a model's two towers, all of it or nothing."""
     where = f"encoder_weights {path}"
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):

@@ -10,20 +10,7 @@ from masksd.kit.scores.resampling import resize, unletterbox
 
 
 def model_inputs(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Prepare what ``checkpoint.model`` takes: images, tokens and, for some, an attention mask.
-
-    Images are uint8 ``(B, 3, S, S)`` and tokens int64 ``(B, L)``, on the model's device.
-
-    Example:
-        >>> import torch
-        >>> from masksd.kit.config import TrainConfig
-        >>> from masksd.kit.sources import build_model
-        >>> checkpoint = build_model(TrainConfig())
-        >>> tokens = checkpoint.tokenizer.encode("the red circle")[None]
-        >>> inputs = model_inputs(checkpoint, torch.zeros(1, 3, 96, 96, dtype=torch.uint8), tokens)
-        >>> [tuple(each.shape) for each in inputs]
-        [(1, 3, 96, 96), (1, 17)]
-    """
+    """Turn uint8 images and tokens into what the model takes; for some, also an attention mask."""
     config = checkpoint.config
     normalized = normalize(images, config.mean, config.std)
     if checkpoint.model.takes_attention_mask:
@@ -38,16 +25,7 @@ def predict_logits(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> Te
 
 
 def foreground_logits(logits: Tensor) -> Tensor:
-    """Turn logits of one or two channels into ``(B, 1, h, w)``, positive in the foreground.
-
-    Of two (background, foreground) it is the difference, whose sigmoid is their softmax.
-
-    Example:
-        >>> import torch
-        >>> logits = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
-        >>> bool(foreground_logits(logits).sigmoid() == logits.softmax(1)[:, 1:])
-        True
-    """
+    """Turn logits of one channel, or of background and foreground, into ``(B, 1, h, w)``."""
     if logits.ndim != 4 or logits.shape[1] not in (1, 2):
         raise ValueError(f"logits must be (B, 1 or 2, h, w), got {tuple(logits.shape)}")
     return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]

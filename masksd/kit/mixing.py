@@ -24,11 +24,6 @@ class MixedDataset(Dataset[dict[str, Any]]):
     A set of weight 2 comes twice in an epoch, with other expressions drawn; of one of weight 0.5
     another half comes in each. Pictures that are in another split of any of the sets are left out,
     with a warning that counts them.
-
-    Args:
-        sets: the training splits.
-        weights: how often each set comes in an epoch, above 0.
-        seed: of the copies.
     """
 
     def __init__(
@@ -93,10 +88,7 @@ def _order(items: int, seed: int) -> Any:
 
 
 def leave_out_held(sets: Sequence[ReferDataset]) -> list[ReferDataset]:
-    """Leave out the refs whose picture is in another split of any of the sets.
-
-    A picture is the same if its file is, or has the same bytes under another name.
-    """
+    """Leave out refs whose picture, by file or bytes, is in another split of any of the sets."""
     held = set().union(*(data.held_out() for data in sets))
     by_size: dict[int, list[Path]] = {}
     for path in sorted(held):

@@ -14,24 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-TIMEOUT = 600.0
-"""Seconds that a process waits for the others."""
+TIMEOUT = 600.0  # seconds that a process waits for the others
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 """What accelerate's environment can ask for, as ``ACCELERATE_USE_...``, beside DDP."""
-NAMED = 8
-"""Differences that one error names."""
+NAMED = 8  # differences that one error names
 DIED = ("closed by peer", "reset by peer", "broken pipe", "remote process exit")
 SILENT = ("timed out", "timeout")
 
 
 class LostProcess(RuntimeError):
-    """Another process of the job died, failed or did not answer.
-
-    Example:
-        >>> raise LostProcess("process 0 of 2: another process did not answer within 600 s")
-        Traceback (most recent call last):
-        masksd.kit.processes.LostProcess: process 0 of 2: another process did not answer ...
-    """
+    """Another process of the job died, failed or did not answer."""
 
 
 def launched() -> int:
@@ -61,22 +53,8 @@ def start_processes(
 ) -> Accelerator:
     """Make accelerate's ``Accelerator``, in which all processes of torchrun are one job.
 
-    Args:
-        cpu: stay on the CPU even if there is a GPU. Without a GPU, several processes share the CPU.
-        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
-        timeout: seconds after which a process that waits for the others gives up.
-        options: others of ``Accelerator``.
-
-    Returns:
-        The ``Accelerator``; its ``num_processes`` is what torchrun has started.
-
-    Raises:
-        ValueError: accelerate's environment asks for FSDP, DeepSpeed or another sharding, or the
-            processes would each be a job of its own.
-
-    Example:
-        >>> start_processes(cpu=True).num_processes
-        1
+    Without a GPU, several processes share the CPU. ``options`` are others of ``Accelerator``.
+    Another sharding than DDP, and processes that would each be a job of its own, are a ValueError.
     """
     for kind in SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
@@ -109,18 +87,7 @@ def start_processes(
 
 
 def check_same_everywhere(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
-    """Compare facts over all processes, before anything else is exchanged.
-
-    Args:
-        accelerator: of the job.
-        facts: what must be the same, as values for JSON by name; others are compared as text.
-
-    Raises:
-        ValueError: on every process, naming up to 8 facts that differ with everybody's values.
-
-    Example:
-        >>> check_same_everywhere(start_processes(cpu=True), {"lr": 0.001})
-    """
+    """Raise a ``ValueError`` on every process, with everybody's values, if facts by name differ."""
     if accelerator.num_processes == 1:
         return
     import torch.distributed as dist
@@ -139,12 +106,7 @@ def check_same_everywhere(accelerator: Accelerator, facts: Mapping[str, Any]) ->
 
 
 def difference(name: str, values: list[str]) -> str:
-    """Say which process has which value.
-
-    Example:
-        >>> difference("lr", ["0.1", "0.2", "0.1"])
-        'lr is 0.1 on processes 0, 2 and 0.2 on process 1'
-    """
+    """Say which process has which value."""
     ranks: dict[str, list[str]] = {}
     for rank, value in enumerate(values):
         ranks.setdefault(value, []).append(str(rank))
@@ -186,22 +148,8 @@ def _meet(world: int) -> None:
 def watch_others(accelerator: Accelerator, kept: str, timeout: float = TIMEOUT) -> Iterator[None]:
     """Turn the error that follows the loss of another process into :class:`LostProcess`.
 
-    If one process dies or fails, the others learn it when they next exchange something, or by
-    SIGTERM from torchrun, which is watched for unless the program handles it already. If one
-    stops, they learn it after the timeout. With NCCL, torch's own watchdog may end a process first.
-
-    Args:
-        accelerator: of the job; with one process nothing is done.
-        kept: what remains, the end of the message, as in "the last checkpoint is intact".
-        timeout: seconds, as given to :func:`start_processes`.
-
-    Raises:
-        LostProcess: another process died, failed or did not answer.
-
-    Example:
-        >>> with watch_others(start_processes(cpu=True), "the last checkpoint is intact"):
-        ...     print("train")
-        train
+    The others learn of it when they next exchange something, by SIGTERM from torchrun, or after the
+    timeout. With NCCL, torch's own watchdog may end a process first. ``kept`` says what remains.
     """
     if accelerator.num_processes == 1:
         yield

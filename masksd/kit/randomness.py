@@ -11,14 +11,7 @@ from torch.utils.data import Sampler
 
 
 def keyed_seed(*key: int | str) -> int:
-    """Hash a key to a seed of 63 bits, the same on every machine and in every process.
-
-    Example:
-        >>> keyed_seed(0, "dropout", 1) == keyed_seed(0, "dropout", 1)
-        True
-        >>> keyed_seed(0, "dropout", 1) == keyed_seed(0, "dropout", 2)
-        False
-    """
+    """Hash a key to a seed of 63 bits, the same on every machine and in every process."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -30,17 +23,7 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 
 @contextlib.contextmanager
 def keyed_randomness(device: torch.device) -> Iterator[None]:
-    """Restore torch's random streams afterwards; on a CPU, allow only deterministic algorithms.
-
-    On a GPU some gradients have no deterministic algorithm.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with keyed_randomness(torch.device("cpu")):
-        ...     _ = torch.manual_seed(5)
-        >>> torch.equal(torch.get_rng_state(), before)
-        True
-    """
+    """Restore torch's random streams afterwards; on a CPU, allow only deterministic algorithms."""
     was = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -53,15 +36,7 @@ def keyed_randomness(device: torch.device) -> Iterator[None]:
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation of the items that depends on (seed, epoch) alone; set ``epoch`` beforehand.
-
-    ``skip`` leaves the first items of a permutation out, to go on in the middle of an epoch.
-
-    Example:
-        >>> sampler = EpochSampler(4, seed=0)
-        >>> sorted(sampler) == [0, 1, 2, 3] and list(sampler) == list(sampler)
-        True
-    """
+    """A permutation that depends on (seed, epoch) alone, without the first items (``skip``)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch, self.skip = size, seed, 0, 0

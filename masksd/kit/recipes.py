@@ -1,7 +1,6 @@
 """Training runs by name: the hyper-parameters of the papers, complete except for the data folder.
 
-What a paper does not state is as in the default run, except that gradients are not clipped. All
-train with masked self-distillation; ``--branches none`` trains the host alone.
+What a paper does not state is as in the default run, except that gradients are not clipped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The learning rate over a run: a pure function of the number of updates taken so far.
 
 The values are those of torch's ``CosineAnnealingLR`` (to 0), ``MultiStepLR`` and ``PolynomialLR``
-after a linear warm-up. Torch's own keep state, which a skipped step must not advance, and compute
-each rate from the last one, so that theirs differ by up to 1e-13 (1e-16 with ``LambdaLR``).
+after a linear warm-up, up to 1e-13. Torch's own keep state, which a skipped step must not advance.
 """
 
 from __future__ import annotations
@@ -21,11 +20,6 @@ class Schedule:
 
     ``steps`` counts the updates of the whole run, ``warmup`` those over which the rate rises from
     0; cosine and poly fall over the rest. ``milestones`` are updates from the start of the run.
-
-    Example:
-        >>> schedule = Schedule("cosine", lr=1.0, steps=100, warmup=10)
-        >>> [round(schedule.rate(updates), 3) for updates in (0, 9, 10, 55, 100)]
-        [0.1, 1.0, 1.0, 0.5, 0.0]
     """
 
     kind: str

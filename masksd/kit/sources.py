@@ -80,11 +80,7 @@ def open_split(
 def open_training(
     config: TrainConfig, tokenizer: Encoder, image_size: int, **options: Any
 ) -> tuple[ReferDataset | MixedDataset, ReferDataset | None]:
-    """Open what a run is trained on: the refs whose masks are used, and those without, if any.
-
-    ``options`` are others of :func:`open_split`. The expressions of unlabelled refs are drawn from
-    a stream of their own.
-    """
+    """Open what a run is trained on: the refs whose masks are used, and unlabelled ones, if any."""
     common = {"train_items": config.train_items, **options}
     split = config.train_split
     whole = open_split(config.data, split, tokenizer, image_size, seed=config.seed, **common)
@@ -122,11 +118,7 @@ def _beside(data: DataConfig, folder: Path) -> DataConfig:
 
 
 def unlabelled_data(config: TrainConfig) -> DataConfig:
-    """Return where the unlabelled data of a run lie: its own data, others in its root, or a folder.
-
-    Raises:
-        ValueError: there are none of that name, neither in the root nor as a folder.
-    """
+    """Return where the unlabelled data of a run lie: its own, others in its root, or a folder."""
     data, wanted = config.data, config.unlabelled or ""
     if wanted == data.name:
         return data
@@ -200,12 +192,7 @@ def build_model(config: TrainConfig) -> Checkpoint:
 
 
 def tokenizer_name(config: TrainConfig) -> str:
-    """Return the name of a run's tokenizer, given or by default.
-
-    Example:
-        >>> tokenizer_name(TrainConfig()), tokenizer_name(TrainConfig(pretrained=True))
-        ('shapes', 'clip')
-    """
+    """Return the name of a run's tokenizer, given or by default."""
     if config.tokenizer is not None:
         return config.tokenizer
     if config.data.name == "shapes" and not config.pretrained:
@@ -249,10 +236,6 @@ def wrap_model(
     """Wrap a registered model: by its ``taps``, if it has any, or as what it is recognised as.
 
     No tokenizer stands for the one of its pretrained weights.
-
-    Example:
-        >>> sorted(wrap_model(create_model("lavt_tiny"), DistillConfig()).branches)
-        ['lmvsd', 'vmlsd']
     """
     taps = getattr(model, "taps", None)
     if taps is not None:
@@ -271,22 +254,13 @@ def learn_from(
     example: tuple[Tensor, ...],
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Let a wrapped model learn from another of ours, as the run's config says.
-
-    ``example`` is a batch of what both take; the tokenizer is that of both. The teacher is frozen.
-    """
+    """Let a wrapped model learn from a frozen one; ``example`` is a batch of what both take."""
     teaching = wrap_model(teacher, DistillConfig(image=None, text=None), tokenizer)
     CrossModalDistill(sd, teaching, config.knowledge, example=example)
 
 
 class WordsBeforeEnd:
-    """Mark the words, those between the start token and the first end token: bool ``(B, L)``.
-
-    Example:
-        >>> import torch
-        >>> WordsBeforeEnd(9)(torch.tensor([[8, 5, 6, 9, 0]])).tolist()
-        [[False, True, True, False, False]]
-    """
+    """Mark the words, those between the start token and the first end token: bool ``(B, L)``."""
 
     def __init__(self, end_token: int) -> None:
         self.end_token = end_token

@@ -10,15 +10,7 @@ from masksd.kit.checkpoints import Checkpoint, load_checkpoint
 
 
 def load_start(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the weights of a checkpoint into a new model of the same kind, all of them or none.
-
-    Example:
-        >>> from masksd.kit.config import TrainConfig
-        >>> from masksd.kit.sources import build_model
-        >>> load_start(build_model(TrainConfig()), Path("runs/nowhere"))
-        Traceback (most recent call last):
-        ValueError: ... runs/nowhere ...
-    """
+    """Copy the weights of a checkpoint into a new model of the same kind, all of them or none."""
     earlier = load_checkpoint(folder)
     ours, theirs = checkpoint.config.model, earlier.config.model
     if ours != theirs:
@@ -37,18 +29,7 @@ def load_start(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load_teacher(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Read the model that another is to learn from; it must take what that takes.
-
-    Raises:
-        ValueError: no checkpoint, or one whose model reads images or sentences in another way.
-
-    Example:
-        >>> from masksd.kit.config import TrainConfig
-        >>> from masksd.kit.sources import build_model
-        >>> load_teacher(build_model(TrainConfig()), Path("runs/nowhere"))
-        Traceback (most recent call last):
-        ValueError: ... runs/nowhere ...
-    """
+    """Read the model that another is to learn from; it must take what that takes."""
     earlier = load_checkpoint(folder)
     where = f"teacher {folder}"
     _check_reads_alike(where, checkpoint, earlier)
@@ -59,8 +40,7 @@ def load_teacher(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             raise ValueError(
                 f"{where} has {name} {theirs}, but the run has {ours}; use --{option} {theirs}"
             )
-    ours, theirs = (_inputs(each) for each in (checkpoint, earlier))
-    if ours != theirs:
+    if _inputs(checkpoint) != _inputs(earlier):
         raise ValueError(
             f"{where} is a {earlier.config.model}, which takes other inputs than the run's "
             f"{checkpoint.config.model}; use a model and a teacher of one family"

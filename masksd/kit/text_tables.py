@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> str:
-    """Pad cells to columns, the first to the left and the others to the right.
-
-    Example:
-        >>> align_columns([["a", "10"], ["bb", "9"]])
-        'a   10\\nbb   9'
-    """
+    """Pad cells to columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in cells]
@@ -21,13 +16,6 @@ def align_columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of cells as a markdown table, the first column to the left, numbers to the right.
-
-    Example:
-        >>> print(markdown_table(["", "mIoU"], [["all", "50.00"]]))
-        |  | mIoU |
-        | --- | ---: |
-        | all | 50.00 |
-    """
+    """Write rows of cells as a markdown table, numbers to the right."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

@@ -21,20 +21,15 @@ def check_kinds(config: Any) -> None:
             )
 
 
-def check_labels(labels: int | float) -> None:
-    """Raise a ``ValueError`` unless it is a whole number of at least 1, or a share in (0, 1)."""
-    number = type(labels) in (int, float)
-    if not number or not (labels >= 1 if type(labels) is int else 0 < labels < 1):
+def check_unlabelled(config: Any) -> None:
+    """Raise a ``ValueError`` unless something can learn from images without masks."""
+    labels = config.labels
+    number = type(labels) is int and labels >= 1
+    if not (labels is None or number or (type(labels) is float and 0 < labels < 1)):
         raise ValueError(
             "labels must be a whole number of masks of at least 1, or a share in (0, 1), got "
             f"{labels!r}"
         )
-
-
-def check_unlabelled(config: Any) -> None:
-    """Raise a ``ValueError`` unless something can learn from images without masks."""
-    if config.labels is not None:
-        check_labels(config.labels)
     if config.unlabelled is None:
         if config.unlabelled_batch is not None:
             raise ValueError(

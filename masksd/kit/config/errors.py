@@ -16,8 +16,7 @@ class TrainingError(RuntimeError):
 class TrainingStopped(RuntimeError):
     """A signal asked a training run to stop; it has saved its state and can be resumed.
 
-    Attributes:
-        signal: number of the signal, such as ``signal.SIGTERM``.
+    ``signal`` is the number of the signal, such as ``signal.SIGTERM``.
 
     Example:
         >>> TrainingStopped("stopped by SIGTERM", signal=15).signal

@@ -10,12 +10,7 @@ _MOST = 100.0
 
 
 def parse_share(text: str) -> tuple[Path, float]:
-    """Take apart ``FOLDER`` or ``FOLDER=WEIGHT``: the folder of a data set, and its weight.
-
-    Example:
-        >>> parse_share("data/refcoco+=0.5"), parse_share("data/mine")
-        ((PosixPath('data/refcoco+'), 0.5), (PosixPath('data/mine'), 1.0))
-    """
+    """Take apart ``FOLDER`` or ``FOLDER=WEIGHT``: the folder of a data set, and its weight."""
     folder, equals, number = text.rpartition("=")
     try:
         weight = float(number) if equals else 1.0

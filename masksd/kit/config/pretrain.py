@@ -70,18 +70,8 @@ class PretrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_whole(
-            self,
-            max_length=3,
-            image_size=1,
-            batch_size=2,
-            steps=1,
-            warmup=0,
-            seed=0,
-            workers=0,
-            log_every=1,
-            eval_samples=0,
-        )
+        check_whole(self, max_length=3, image_size=1, batch_size=2, steps=1, warmup=0)
+        check_whole(self, seed=0, workers=0, log_every=1, eval_samples=0)
         if len(self.context) != 2 or not 1 <= self.context[0] <= self.context[1] < math.inf:
             raise ValueError(
                 f"context must be two finite numbers of at least 1, in order, got {self.context}"

@@ -15,8 +15,7 @@ from masksd.errors import check_choice
 from masksd.kit.data_config import DataConfig
 from masksd.knowledge_config import ChannelDistillConfig
 
-_INFINITE = ("clip_norm", "save_minutes")
-"""Fields that may be infinite, which JSON has as null."""
+_INFINITE = ("clip_norm", "save_minutes")  # fields that may be infinite, which JSON has as null
 _PATHS = ("encoder_weights", "start_from", "teacher", "output")
 METHODS: dict[str, Any] = {"distill": DistillConfig, "knowledge": ChannelDistillConfig}
 
@@ -26,14 +25,7 @@ class StoredConfig:
     """A dataclass of a run that can be written and read back."""
 
     def flat(self) -> dict[str, Any]:
-        """Return every option by its name on the command line.
-
-        Example:
-            >>> from masksd.kit.config import TrainConfig
-            >>> options = TrainConfig().flat()
-            >>> options["level"], options["distill.image.ratio"]
-            ('easy', 0.25)
-        """
+        """Return every option by its name on the command line."""
         return dict(_flat(dataclasses.asdict(self)))
 
     def to_json(self) -> str:
@@ -47,12 +39,6 @@ class StoredConfig:
 
         Raises:
             ValueError: text that is no such JSON, or a field that does not exist.
-
-        Example:
-            >>> from masksd.kit.config import TrainConfig
-            >>> config = TrainConfig(clip_norm=math.inf, output=Path("runs/mine"))
-            >>> TrainConfig.from_json(config.to_json()) == config
-            True
         """
         fields = json.loads(text)
         if not isinstance(fields, dict):

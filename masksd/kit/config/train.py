@@ -189,27 +189,10 @@ class TrainConfig(StoredConfig):
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        check_whole(
-            self,
-            max_length=3,
-            image_size=1,
-            batch_size=1,
-            unlabelled_batch=1,
-            accumulate=1,
-            keep=1,
-            steps=1,
-            epochs=1,
-            warmup=0,
-            warmup_epochs=0,
-            max_bad_steps=1,
-            seed=0,
-            workers=0,
-            log_every=1,
-            evaluate_every=0,
-            eval_samples=0,
-            eval_batch_size=1,
-            sheet_rows=1,
-        )
+        check_whole(self, max_length=3, image_size=1, batch_size=1, unlabelled_batch=1)
+        check_whole(self, accumulate=1, keep=1, steps=1, epochs=1, warmup=0, warmup_epochs=0)
+        check_whole(self, max_bad_steps=1, seed=0, workers=0, log_every=1, evaluate_every=0)
+        check_whole(self, eval_samples=0, eval_batch_size=1, sheet_rows=1)
         for pair in (("steps", "epochs"), ("warmup", "warmup_epochs")):
             first, second = (getattr(self, name) for name in pair)
             if (first is None) == (second is None):
@@ -261,24 +244,13 @@ class TrainConfig(StoredConfig):
         return Path("runs") / self.data.title() if self.output is None else self.output
 
     def images_per_pass(self) -> int:
-        """Return the images per forward pass on each device, with and without a mask.
-
-        Example:
-            >>> TrainConfig(labels=25, unlabelled="shapes", unlabelled_batch=4).images_per_pass()
-            20
-        """
+        """Return the images per forward pass on each device, with and without a mask."""
         if self.unlabelled is None:
             return self.batch_size
         return self.batch_size + (self.unlabelled_batch or self.batch_size)
 
     def schedule_of(self, batches: int) -> Schedule:
-        """Return the learning rate over the run, and its length, given the batches of an epoch.
-
-        Example:
-            >>> schedule = TrainConfig(epochs=50, steps=None).schedule_of(batches=662)
-            >>> schedule.steps, schedule.warmup
-            (33100, 100)
-        """
+        """Return the learning rate over the run, and its length, given the batches of an epoch."""
         if batches < self.accumulate and None in (self.steps, self.warmup):
             raise ValueError("an epoch has no step; lower batch_size, or count in steps")
         steps, warmup = (
@@ -296,13 +268,7 @@ class TrainConfig(StoredConfig):
         )
 
     def ramp_at(self, done: float) -> float:
-        """Return the factor of the branches' weights when a share ``done`` of the run is over.
-
-        Example:
-            >>> config = TrainConfig(ramp=(0.2, 0.6))
-            >>> [round(config.ramp_at(done), 2) for done in (0.0, 0.2, 0.3, 0.6, 1.0)]
-            [0.0, 0.0, 0.25, 1.0, 1.0]
-        """
+        """Return the factor of the branches' weights when a share ``done`` of the run is over."""
         start, end = self.ramp
         if done >= end:
             return 1.0

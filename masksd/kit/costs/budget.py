@@ -37,40 +37,25 @@ from masksd.kit.sources import (
     wrap_model,
 )
 from masksd.kit.training.checks import batch_norm_watched
-from masksd.kit.training.optimizers import freeze
-from masksd.losses import class_weighted_loss
+from masksd.kit.training.optimizers import freeze, losses
 from masksd.models import create_model
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training step costs on one device.
+    """What a training step of ``config.images_per_pass()`` images costs on one device."""
 
-    Attributes:
-        model_config: every field of the model's config.
-        parameters: of the host.
-        trainable: parameters that are trained, of the host and of masksd.
-        added: parameters of masksd, in training only.
-        plain: multiply-adds of one plain pass, per image.
-        forward: multiply-adds of a training step's passes, per image.
-        step: the same with their backward, per image, of ``config.images_per_pass()``.
-        weights: bytes of all parameters and buffers.
-        gradients: bytes.
-        optimizer: bytes of Adam's two moments.
-        activations: bytes that a step of the whole batch keeps for its backward.
-    """
-
-    model_config: dict[str, Any]
-    parameters: int
-    trainable: int
-    added: int
-    plain: int
-    forward: int
-    step: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
+    model_config: dict[str, Any]  # every field of it
+    parameters: int  # of the host
+    trainable: int  # of the host and of masksd
+    added: int  # of masksd, in training only
+    plain: int  # multiply-adds of one plain pass, per image
+    forward: int  # the same of a training step's passes
+    step: int  # the same with their backward
+    weights: int  # bytes of all parameters and buffers
+    gradients: int  # bytes
+    optimizer: int  # bytes of Adam's two moments
+    activations: int  # bytes that a step of the whole batch keeps for its backward
 
 
 def measure_budget(config: TrainConfig) -> Budget:
@@ -79,11 +64,6 @@ def measure_budget(config: TrainConfig) -> Budget:
     Activations are the bytes that autograd keeps for backward at their peak, in float32 (16-bit
     training keeps about half), with attention as fused kernels compute it. Workspace of kernels and
     allocator is not included: expect a fifth more.
-
-    Example:
-        >>> budget = measure_budget(TrainConfig(batch_size=2))
-        >>> budget.added, 2.0 < budget.forward / budget.plain < 3.0
-        (160, True)
     """
     model, inputs, truth = _on_meta(config)
     batch = config.images_per_pass()
@@ -97,7 +77,7 @@ def measure_budget(config: TrainConfig) -> Budget:
             plain = _flops(lambda: model.eval()(*inputs))
             sd.train()
             forward = _flops(lambda: sd(*inputs, **truth))
-        step = _flops(lambda: _loss(sd, inputs, truth, config).backward())
+        step = _flops(lambda: losses(sd(*inputs, **truth), truth["target"], config)[0].backward())
         sd.unwrap()
         kept = _kept(model, inputs, truth, config)
     copies = 2 if config.distill.low_memory else 1  # it sums gradients of its own
@@ -128,22 +108,16 @@ def _kept(model: Any, inputs: list[Tensor], truth: dict[str, Tensor], config: Tr
     """Count the bytes that one step keeps for its backward."""
     sd, teacher = _wrapped(model, config.distill, config, inputs)
     with kept_activations([*sd.parameters(), *sd.buffers(), *teacher]) as kept:
-        _loss(sd.train(), inputs, truth, config).backward()
+        losses(sd.train()(*inputs, **truth), truth["target"], config)[0].backward()
     return kept.peak
 
 
 def count_step(config: TrainConfig) -> int:
-    """Return ``measure_budget(config).step`` alone, in a third of the time.
-
-    Example:
-        >>> config = TrainConfig(batch_size=2)
-        >>> count_step(config) == measure_budget(config).step
-        True
-    """
+    """Return ``measure_budget(config).step`` alone, in a third of the time."""
     model, inputs, truth = _on_meta(config)
     sd, _ = _wrapped(model.train(), _countable(config.distill), config, inputs)
     with _Shapes():
-        step = _flops(lambda: _loss(sd, inputs, truth, config).backward())
+        step = _flops(lambda: losses(sd(*inputs, **truth), truth["target"], config)[0].backward())
     return step // (2 * config.images_per_pass())
 
 
@@ -183,10 +157,7 @@ def _wrapped(
 
 
 def _countable(distill: DistillConfig) -> DistillConfig:
-    """Leave low memory out: it runs backward inside, where the counter cannot follow.
-
-    Its operations are the same.
-    """
+    """Leave low memory out: it runs the same operations where the counter cannot follow."""
     return dataclasses.replace(distill, low_memory=False)
 
 
@@ -198,30 +169,11 @@ def _flops(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def _loss(
-    sd: CrossModalMaskedSelfDistill,
-    inputs: list[Tensor],
-    truth: dict[str, Tensor],
-    config: TrainConfig,
-) -> Tensor:
-    out = sd(*inputs, **truth)
-    if config.class_weights is None:
-        loss: Tensor = out.loss
-        return loss
-    logits, target = (each[: config.batch_size] for each in (out.host_output, truth["target"]))
-    seg = class_weighted_loss(logits, target, config.class_weights)
-    return config.distill.lambda_main * seg + out.distill_loss
-
-
 class _Shapes(TorchFunctionMode):
     """Let models run without values: attention is one kernel, and every tensor is false."""
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.Tensor.__bool__:  # "are all words valid?"; no is the costlier answer
             return False
@@ -259,15 +211,7 @@ class _NoTokenizer:
 
 
 def check_splits(config: TrainConfig) -> None:
-    """Raise a ``ValueError`` unless the data have the splits to train and to score on.
-
-    Without a folder, the splits of the published data set count; others are not known.
-
-    Example:
-        >>> check_splits(TrainConfig(eval_split="vall"))
-        Traceback (most recent call last):
-        ValueError: unknown eval_split 'vall'; did you mean 'val'? Known: ...
-    """
+    """Raise a ``ValueError`` unless the data, as far as known, have the splits of a run."""
     data = config.data
     if data.data_root is not None:
         for split in (config.train_split, config.eval_split):
@@ -287,11 +231,6 @@ def count_items(config: TrainConfig) -> tuple[dict[str, int], str]:
     """Count the training items by ``"refs"`` and ``"sentences"``, where known, and say from where.
 
     Those whose masks are not used count as ``"unlabelled refs"`` and ``"unlabelled sentences"``.
-
-    Example:
-        >>> from masksd.kit.recipes import get_recipe
-        >>> count_items(get_recipe("cris-r50"))
-        ({'refs': 42404, 'sentences': 120624}, 'as published')
     """
     data, split = config.data, config.train_split
     if data.data_root is None and data.name != "shapes":

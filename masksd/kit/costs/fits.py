@@ -77,10 +77,7 @@ def memory_here(cpu: bool) -> tuple[int, str]:
 
 
 def check_fits(config: TrainConfig) -> None:
-    """Raise a ``ValueError`` if a step needs more memory than there is, with what would help.
-
-    Small batches are not looked at.
-    """
+    """Raise a ``ValueError`` if a step of a large batch needs more memory than there is."""
     shipped = SHIPPED.get(config.model)
     side = config.image_size or (shipped.sizes.get("image_size", 224) if shipped else 224)
     if config.images_per_pass() * side**2 < LARGE:

@@ -25,16 +25,6 @@ def kept_activations(excluded: Iterable[Tensor]) -> Iterator[KeptBytes]:
 
     Works on the meta device too. ``excluded`` are tensors that are there anyway, such as
     parameters. What is held by other means, such as features in a wrapper, is not seen.
-
-    Example:
-        >>> x = torch.randn(10, requires_grad=True)
-        >>> with kept_activations([x]) as kept:
-        ...     y = (x * 2.0).exp().sum()  # exp keeps its result
-        >>> kept.now
-        40
-        >>> y.backward()
-        >>> kept
-        KeptBytes(now=0, peak=40)
     """
     # by the storage's address in C++: on the meta device its data has none
     known = {tensor.untyped_storage()._cdata for tensor in excluded}

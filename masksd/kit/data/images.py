@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from masksd.kit.data.records import DataError, ImageRecord
+from masksd.kit.data.records import DataError, ImageRecord, prefixed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64 * 2**20
@@ -41,21 +41,11 @@ _OTHER_FILES = {  # what people put in the place of an image, by its first bytes
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """Read an image as 8-bit RGB, with transparency laid onto white.
+    """Read a JPEG, PNG, WEBP, BMP, GIF or TIFF image as 8-bit RGB, transparency laid onto white.
 
-    Of 16 bits a channel the upper eight are taken. Of several frames or pages the first is read.
-
-    The pixel limit is checked before anything is decoded, and the file is decoded to its end, so
-    that a truncated one is an error here and not later.
-
-    Args:
-        path: a JPEG, PNG, WEBP, BMP, GIF or TIFF file of at most 64 Mi pixels.
-        upright: turn the image as its EXIF orientation says. Wanted for images from a camera; not
-            for data sets, whose masks belong to the pixels as they are stored.
-
-    Raises:
-        DataError: the file is missing, damaged, too large, of another format, has 32 bits a
-            channel, or 16 of which only the lower ones are used, which would turn black.
+    Of 16 bits a channel the upper eight are taken, of several frames the first. A truncated file is
+    an error here and not later. ``upright`` turns the image as its EXIF data say: not wanted where
+    masks belong to the pixels as they are stored.
     """
     check_image_file(path)
     with _opened(path, str(path)) as image:
@@ -63,10 +53,7 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
 
 
 def read_size(folder: Path, name: str, where: str) -> tuple[int, int]:
-    """Return width and height of an image of a folder, as its first bytes say.
-
-    The name is a checked one. Errors begin with ``where``.
-    """
+    """Return width and height of an image of a folder, as its first bytes say."""
     with _inside(folder, name, where) as image:
         return image.size
 
@@ -100,13 +87,11 @@ def size_of_bytes(data: bytes, where: str) -> tuple[int, int, str]:
 @contextlib.contextmanager
 def _inside(folder: Path, name: str, where: str) -> Iterator[Image.Image]:
     path = folder / name
-    try:
+    with prefixed(where):
         check_image_file(path)
         check_stays_inside(folder, path)
         with _opened(path, str(path)) as image:
             yield image
-    except DataError as error:
-        raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
 
 @contextlib.contextmanager
@@ -143,11 +128,9 @@ def read_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
 def check_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
     """Read an image of a data set; a DataError unless its size is the one on record."""
     path = folder / record.file_name
-    try:
+    with prefixed(f"image {record.image_id}"):
         check_stays_inside(folder, path)
         image = read_image(path)
-    except DataError as error:
-        raise DataError(f"image {record.image_id}: {error}") from None
     if image.size != (record.width, record.height):
         raise DataError(
             f"image {record.image_id}: {path}: {image.width}x{image.height} pixels, but "
@@ -159,18 +142,16 @@ def check_recorded_image(folder: Path, record: ImageRecord) -> Image.Image:
 def check_recorded_file(folder: Path, record: ImageRecord) -> None:
     """Raise a DataError unless an image of a data set is a regular file of its folder."""
     path = folder / record.file_name
-    try:
+    with prefixed(f"image {record.image_id}"):
         check_image_file(path)
         check_stays_inside(folder, path)
-    except DataError as error:
-        raise DataError(f"image {record.image_id}: {error}") from None
 
 
 def check_stays_inside(folder: Path, path: Path) -> None:
     """Raise a DataError where a file of a folder is a link to a file outside.
 
-    The folder itself, and all above it, may be links: those are made by the user. A link among the
-    images came with them, and can show any file of the machine that is an image.
+    The user may have made the folder itself a link, and all above it. A link among the images came
+    with them, and can show any file of the machine that is an image.
     """
     if path.parent == folder and not os.path.islink(path):
         return
@@ -188,36 +169,22 @@ def check_image_file(path: str | Path) -> None:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a zero byte in it
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # the latter of a zero byte in it
+        said = getattr(error, "strerror", error)
+        raise DataError(f"{path}: cannot be read: {said}") from None
     if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
         raise DataError(f"{path}: cannot be decoded: not a regular file")
 
 
 def to_rgb(image: Image.Image, upright: bool = False, name: str = "image") -> Image.Image:
-    """Turn any image into RGB as :func:`read_image` does; errors call it ``name``.
-
-    Example:
-        >>> to_rgb(Image.new("LA", (4, 3), (0, 0))).getpixel((0, 0))
-        (255, 255, 255)
-    """
+    """Turn any image into RGB as :func:`read_image` does; errors call it ``name``."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in read_image
+        warnings.simplefilter("ignore")  # as in _opened
         return _to_rgb(image, upright, name)
 
 
 def from_array(array: NDArray[Any]) -> Image.Image:
-    """Turn an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` of 8 or 16 bits into an image.
-
-    Raises:
-        ValueError: another shape or type, with the line that converts it.
-
-    Example:
-        >>> from_array(np.full((2, 3), 0xAB12, dtype=np.uint16)).getpixel((0, 0))
-        171
-    """
+    """Turn an array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` of 8 or 16 bits into an image."""
     shape, fix = array.shape, ""
     if array.dtype not in (np.uint8, np.uint16):
         fix = "(255 * array).astype(np.uint8), if white is 1"

@@ -1,9 +1,8 @@
 """A data set in refer format as a few arrays: small, quick to open, shared by worker processes.
 
 The arrays come from the sources in some seconds (:func:`masksd.kit.data.prepare.gather_index`), or
-are mapped into memory from the safetensors file that ``masksd data prepare`` wrote, in some
-milliseconds. Tables are stored there as the bytes of their rows; the header holds size and SHA-256
-of the sources. Only what refs speak of is kept: other objects and images stay where they are.
+in milliseconds from the safetensors file of ``masksd data prepare``. Tables are stored there as the
+bytes of their rows; the header holds size and SHA-256 of the sources.
 
 A number that leads out of an array, or a coordinate that is not finite, would crash or read
 elsewhere when a mask is drawn, so all of them are checked whenever an index is opened.
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from masksd.errors import one_line, unknown_name
 from masksd.kit.data.layout import Layout, digest, stamp
 from masksd.kit.data.records import BadRecords, DataError, ImageRecord, check_file_name
-from masksd.kit.data.segmentation import decode_mask
+from masksd.kit.data.segmentation import MAX_POLYGONS, MAX_SIDE, decode_mask
 from masksd.kit.storage.files import write_files
 
 _FORMAT = 3
@@ -54,8 +53,6 @@ ARRAYS: Mapping[str, Any] = {
     "runs": "<i8",
     "text": "u1",  # UTF-8
 }
-_MAX_SIDE = 32_768
-_MAX_PARTS = 4_096  # polygons of an object; drawing takes time by the square of their number
 _MAX_OUTLINE = 4_000_000  # pixels along both axes; drawing takes memory for each
 
 
@@ -252,22 +249,22 @@ def _contradiction(arrays: Mapping[str, NDArray[Any]], splits: int) -> str | Non
     coordinates, text = arrays["coordinates"], arrays["text"]
     checks: list[tuple[str, Callable[[], Any]]] = [  # in this order: later ones rely on earlier
         ("images", lambda: _spans(images["name"], len(text))),
-        ("images", lambda: (images["width"] > 0) & (images["width"] <= _MAX_SIDE)),
-        ("images", lambda: (images["height"] > 0) & (images["height"] <= _MAX_SIDE)),
+        ("images", lambda: (images["width"] > 0) & (images["width"] <= MAX_SIDE)),
+        ("images", lambda: (images["height"] > 0) & (images["height"] <= MAX_SIDE)),
         ("sentences", lambda: _spans(sentences["sent"], len(text))),
         ("sentences", lambda: _spans(sentences["raw"], len(text))),
         # false for NaN, too
-        ("coordinates", lambda: coordinates.min(initial=0) >= -2 * _MAX_SIDE),
-        ("coordinates", lambda: coordinates.max(initial=0) <= 2 * _MAX_SIDE),
+        ("coordinates", lambda: coordinates.min(initial=0) >= -2 * MAX_SIDE),
+        ("coordinates", lambda: coordinates.max(initial=0) <= 2 * MAX_SIDE),
         ("polygons", lambda: _spans(polygons["points"], len(coordinates))),
         ("polygons", lambda: np.diff(polygons["points"]) >= 6),
         ("polygons", lambda: np.diff(polygons["points"]) % 2 == 0),
         ("polygons", lambda: _outlines(polygons["points"], coordinates) <= _MAX_OUTLINE),
-        ("runs", lambda: (runs >= 0) & (runs <= _MAX_SIDE**2)),
+        ("runs", lambda: (runs >= 0) & (runs <= MAX_SIDE**2)),
         ("objects", lambda: _rows(objects["image"], len(images))),
         ("objects", lambda: np.diff(objects["parts"]) > 0),
         ("objects", lambda: _spans(objects["parts"][~objects["is_runs"]], len(polygons))),
-        ("objects", lambda: np.diff(objects["parts"][~objects["is_runs"]]) <= _MAX_PARTS),
+        ("objects", lambda: np.diff(objects["parts"][~objects["is_runs"]]) <= MAX_POLYGONS),
         ("objects", lambda: _spans(objects["parts"][objects["is_runs"]], len(runs))),
         ("runs", lambda: _covered(objects[objects["is_runs"]], images, runs)),
         ("refs", lambda: _rows(refs["object"], len(objects))),

@@ -11,9 +11,8 @@ Other kinds are told by their files (:data:`masksd.kit.data.readers.KINDS`); the
 stands for ``<split_by>``, and their images lie in <root>/<name> by default. With files
 ``*_reviewed.json`` beside the refs, ``<split_by>-reviewed`` leaves out what they call wrong.
 
-The published counts of expressions are those that CM-MaskSD prints (Section IV-A) and, for the test
-of G-Ref (umd), that the paper of the split prints. None is where no source was found, or where
-sources disagree: for the train split of RefCOCO+ CM-MaskSD prints RefCOCO's number.
+The published counts of expressions are those of CM-MaskSD (Section IV-A) and, for the test of G-Ref
+(umd), of its own paper; None where sources are missing or disagree, as on RefCOCO+'s train split.
 """
 
 from __future__ import annotations
@@ -22,72 +21,54 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from masksd.errors import unknown_name
 from masksd.kit.data.readers import KINDS, REFER, Kind, kinds_in
 from masksd.kit.data.records import DataError
+from masksd.kit.storage.files import sha256_of
 
 T = TypeVar("T")
 
 _ROOT = "ROOT, --data-root"  # as commands name it
-_PAGE = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
-_ARCHIVES = {  # the server is gone, the web archive's copies work
-    "refcoco": f"https://web.archive.org/web/20220413011718/{_PAGE}/refcoco.zip",
-    "refcoco+": f"https://web.archive.org/web/20220413011656/{_PAGE}/refcoco+.zip",
-    "refcocog": f"https://web.archive.org/web/20220413012904/{_PAGE}/refcocog.zip",
+_COPIES = {  # the server is gone: when the web archive copied it, and how large another copy is
+    "refcoco": ("20220413011718", "184 MB"),
+    "refcoco+": ("20220413011656", "152 MB"),
+    "refcocog": ("20220413012904", "192 MB"),
 }
-_TARS = {"refcoco": "184 MB", "refcoco+": "152 MB", "refcocog": "192 MB"}
 _REVIEWED = "-reviewed"
 _IMAGES = "http://images.cocodataset.org/zips/train2014.zip"
 
 
-@dataclass(frozen=True, slots=True)
-class SplitSize:
+class SplitSize(NamedTuple):
     """How large a published split is: its refs, and its expressions where that is known."""
 
     refs: int
     sentences: int | None
 
 
+def _sizes(**splits: tuple[int, int | None]) -> dict[str, SplitSize]:
+    return {split: SplitSize(*size) for split, size in splits.items()}
+
+
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, SplitSize]] = {
-    ("refcoco", "unc"): {
-        "train": SplitSize(42_404, 120_624),
-        "val": SplitSize(3_811, 10_834),
-        "testA": SplitSize(1_975, 5_657),
-        "testB": SplitSize(1_810, 5_095),
-    },
-    ("refcoco", "google"): {
-        "train": SplitSize(40_000, None),
-        "val": SplitSize(5_000, None),
-        "test": SplitSize(5_000, None),
-    },
-    ("refcoco+", "unc"): {
-        "train": SplitSize(42_278, None),
-        "val": SplitSize(3_805, 10_758),
-        "testA": SplitSize(1_975, 5_726),
-        "testB": SplitSize(1_798, 4_889),
-    },
-    ("refcocog", "umd"): {
-        "train": SplitSize(42_226, None),
-        "val": SplitSize(2_573, None),
-        "test": SplitSize(5_023, 9_602),
-    },
-    ("refcocog", "google"): {  # it has no test
-        "train": SplitSize(44_822, None),
-        "val": SplitSize(5_000, None),
-    },
+    ("refcoco", "unc"): _sizes(
+        train=(42_404, 120_624), val=(3_811, 10_834), testA=(1_975, 5_657), testB=(1_810, 5_095)
+    ),
+    ("refcoco", "google"): _sizes(train=(40_000, None), val=(5_000, None), test=(5_000, None)),
+    ("refcoco+", "unc"): _sizes(
+        train=(42_278, None), val=(3_805, 10_758), testA=(1_975, 5_726), testB=(1_798, 4_889)
+    ),
+    ("refcocog", "umd"): _sizes(train=(42_226, None), val=(2_573, None), test=(5_023, 9_602)),
+    ("refcocog", "google"): _sizes(train=(44_822, None), val=(5_000, None)),  # it has no test
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The places of one data set; ``index`` need not exist, the others were found.
-
-    ``files`` are what the index is made from: refs and instances in the refer format.
-    """
+    """The places of one data set; ``index`` is made from ``files``, and need not exist yet."""
 
     name: str
     split_by: str
@@ -188,13 +169,8 @@ def stamp(paths: Sequence[Path]) -> dict[str, int]:
 
 def digest(paths: Sequence[Path]) -> str:
     """Return the SHA-256 of a file, or that of the ones of several files."""
-    digests = [_unless_unreadable(path, _digest) for path in paths]
+    digests = [_unless_unreadable(path, sha256_of) for path in paths]
     return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _unless_unreadable(path: Path, read: Callable[[Path], T]) -> T:
@@ -238,12 +214,7 @@ def preferred_split(name: str) -> str | None:
 
 
 def count_difference(name: str, split_by: str, split: str, refs: int, sentences: int) -> str | None:
-    """Say how a split differs from the published one; None where it does not, or nothing is known.
-
-    Example:
-        >>> count_difference("refcoco", "unc", "val", 3810, 10834)
-        "split 'val' of refcoco (unc) has 3 810 refs, published 3 811"
-    """
+    """Say how a split differs from the published one; None where it does not, or none is known."""
     splits = PUBLISHED.get((name, split_by))
     if splits is None:
         return None
@@ -253,10 +224,7 @@ def count_difference(name: str, split_by: str, split: str, refs: int, sentences:
         return f"{this} is not a published one; those are {', '.join(map(repr, splits))}"
     differences = [
         f"{_spaced(found)} {kind}, published {_spaced(known)}"
-        for kind, found, known in (
-            ("refs", refs, size.refs),
-            ("sentences", sentences, size.sentences),
-        )
+        for kind, found, known in zip(size._fields, (refs, sentences), size, strict=True)
         if known is not None and found != known
     ]
     return f"{this} has {' and '.join(differences)}" if differences else None
@@ -278,13 +246,15 @@ def warn_of_shared_images(names: Mapping[str, Set[str]], train: str = "train") -
 
 def where_to_find(name: str) -> str:
     """Say where the files of a published data set can be downloaded; "" for any other one."""
-    if name not in _ARCHIVES:
+    if name not in _COPIES:
         return ""
+    copied, size = _COPIES[name]
+    page = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip"
     return (
-        f"The server of {name}.zip is gone; copies: {_ARCHIVES[name]} (web archive), or {name}.tar "
-        f"({_TARS[name]}) in the Hugging Face data set wusize/coco; unpack it so that the folder "
-        f"{name} lies in the root. Images: {_IMAGES} (13 GB), COCO's train2014; unpack it anywhere "
-        "and name the folder"
+        f"The server of {name}.zip is gone; copies: https://web.archive.org/web/{copied}/{page} "
+        f"(web archive), or {name}.tar ({size}) in the Hugging Face data set wusize/coco; unpack "
+        f"it so that the folder {name} lies in the root. Images: {_IMAGES} (13 GB), COCO's "
+        "train2014; unpack it anywhere and name the folder"
     )
 
 

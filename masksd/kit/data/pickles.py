@@ -1,11 +1,9 @@
 """Reading other people's pickles without running them.
 
-``refs(unc).p`` is a list of dictionaries of strings, numbers and lists. Python's own unpickler may
-call any function, and crafted input crashes it even where every function is refused. This reader
-takes the opcodes and the decoding of their arguments from ``pickletools``, but only those that
-plain data need; everything else is an error that names the opcode and its place. (``genops`` itself
-decodes an argument before the opcode can be refused, and on Python 3.11 it fails on Python 2's
-non-ASCII strings.)
+Python's own unpickler may call any function, and crafted input crashes it even where every function
+is refused. This reader takes from ``pickletools`` only the opcodes that plain data need; others are
+an error that names opcode and place. (``genops`` itself decodes an argument before the opcode can
+be refused, and on Python 3.11 it fails on Python 2's non-ASCII strings.)
 """
 
 from __future__ import annotations
@@ -65,14 +63,6 @@ def loads(data: bytes, max_bytes: int = MAX_BYTES) -> object:
 
     Returns lists, dictionaries with string keys, strings, ints, floats, bools and None, nested at
     most 16 deep. Python 2's byte strings are read as UTF-8, and as Latin-1 where they are not.
-
-    Example:
-        >>> loads(b"(lp0\\nI1\\naS'left one'\\na.")
-        [1, 'left one']
-        >>> loads(b"cos\\nsystem\\n.")
-        Traceback (most recent call last):
-        ...
-        masksd.kit.data.pickles.PickleError: opcode GLOBAL at byte 0 is refused: not plain data
     """
     if len(data) > max_bytes:
         raise PickleError(f"larger than {max_bytes} bytes; pass max_bytes= to read it all the same")
@@ -156,6 +146,9 @@ class _Reader:
         if not -(2**63) <= value < 2**63:
             self.fail("an integer of more than 8 bytes")
         self.stack.append(value)
+
+    def push_bytes(self, text: str) -> None:
+        self.stack.append(_byte_string(text.encode("latin-1")))  # as pickletools read them
 
     def push_text(self, text: str) -> None:
         text.encode()  # a lone surrogate is no text
@@ -283,19 +276,11 @@ _ACTIONS: dict[str, Callable[[_Reader, Any], object]] = {
     "NONE": lambda reader, _: reader.push(None),
     "NEWTRUE": lambda reader, _: reader.push(True),
     "NEWFALSE": lambda reader, _: reader.push(False),
-    "BININT": _Reader.push,
-    "BININT1": _Reader.push,
-    "BININT2": _Reader.push,
-    "LONG1": _Reader.push_integer,
-    "LONG4": _Reader.push_integer,
-    "BINFLOAT": _Reader.push,
-    # read as Latin-1, which loses no byte
-    "BINSTRING": lambda reader, text: reader.push(_byte_string(text.encode("latin-1"))),
-    "SHORT_BINSTRING": lambda reader, text: reader.push(_byte_string(text.encode("latin-1"))),
-    "UNICODE": _Reader.push_text,
-    "BINUNICODE": _Reader.push_text,
-    "SHORT_BINUNICODE": _Reader.push_text,
-    "BINUNICODE8": _Reader.push_text,
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINFLOAT"), _Reader.push),
+    **dict.fromkeys(("LONG1", "LONG4"), _Reader.push_integer),
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), _Reader.push_bytes),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE"), _Reader.push_text),
+    **dict.fromkeys(("BINUNICODE", "BINUNICODE8"), _Reader.push_text),
     "EMPTY_LIST": lambda reader, _: reader.push_container([]),
     "LIST": lambda reader, _: reader.push_container(reader.pop_to_mark()),
     "APPEND": lambda reader, _: reader.extend([reader.pop()]),
@@ -304,11 +289,9 @@ _ACTIONS: dict[str, Callable[[_Reader, Any], object]] = {
     "DICT": lambda reader, _: reader.push_container(reader.pairs(reader.pop_to_mark())),
     "SETITEM": lambda reader, _: reader.update([reader.pop(), reader.pop()][::-1]),
     "SETITEMS": lambda reader, _: reader.update(reader.pop_to_mark()),
-    "BINPUT": _Reader.put,
-    "LONG_BINPUT": _Reader.put,
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Reader.put),
     "MEMOIZE": lambda reader, _: reader.put(len(reader.memo)),
-    "BINGET": _Reader.get,
-    "LONG_BINGET": _Reader.get,
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Reader.get),
 }
 # by code: how the argument is read (None where there is none), and what is done with it
 _OPCODES: dict[bytes, tuple[Any, Callable[[_Reader, Any], object]]] = {

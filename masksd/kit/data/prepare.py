@@ -15,13 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from masksd.kit.data.images import check_recorded_file, check_recorded_image
-from masksd.kit.data.index import (
-    ARRAYS,
-    METADATA,
-    Index,
-    load_index,
-    open_index,
-)
+from masksd.kit.data.index import ARRAYS, METADATA, Index, load_index, open_index
 from masksd.kit.data.layout import (
     Layout,
     count_difference,
@@ -37,6 +31,7 @@ from masksd.kit.data.records import (
     ImageRecord,
     Ref,
     attempt,
+    prefixed,
 )
 from masksd.kit.data.segmentation import check_segmentation
 
@@ -54,22 +49,10 @@ def prepare_data(
 ) -> tuple[Layout, Index]:
     """Check refs, objects and images, and write the index that opens in milliseconds.
 
-    Args:
-        root: the folder that holds the data sets.
-        name: the data set's folder in it.
-        split_by: whose split it is; None takes the one papers use, or the only one there.
-        images: the folder of the images; None takes ``<root>/images``.
-        output: the index's file; None takes ``<root>/<name>/index(<split_by>).safetensors``, where
-            :class:`~masksd.kit.data.refer.ReferDataset` looks for it. An older index is replaced.
-        skip_bad: leave out what is bad, with a warning that counts it; the index keeps the reasons.
-        check_pictures: decode every image and compare its size, instead of looking whether the
-            file exists.
-        progress: show a bar.
-
-    Raises:
-        DataError: missing files (with where to download published data sets), and without
-            ``skip_bad`` the first bad record or image.
-        ValueError: ``output`` holds something else, or cannot be written.
+    ``split_by``, ``images`` and ``output`` (the index) are found as :func:`find_files` does where
+    they are None. ``skip_bad`` leaves out what is bad, with a warning that counts it; without it
+    the first bad record is a DataError. ``check_pictures`` decodes every image and compares its
+    size, instead of looking whether the file exists.
     """
     split_by = split_by or find_split_by(root, name)
     layout = find_files(root, name, split_by, images)
@@ -140,10 +123,7 @@ def _unwritable(output: Path, error: OSError) -> ValueError:
 
 
 def find_index(layout: Layout, bad: BadRecords | None = None) -> Index:
-    """Open the prepared index where there is one, else read the sources; both give the same.
-
-    Several splits of a set, and several runs on it, read its sources once.
-    """
+    """Open the prepared index, or read the sources where there is none; both give the same."""
     if layout.index.exists():
         return open_index(layout)
     if bad is not None or not all(path.is_file() for path in layout.files):
@@ -236,17 +216,10 @@ class _Gathered:
             for each in ref.sentences
         ]
         category = ref.category_id
-        self.rows["refs"].append(
-            (
-                ref.ref_id,
-                row,
-                self.images[ref.image_id],
-                0 if category is None else category,
-                category is not None,
-                split,
-                self._extend("sentences", sentences),
-            )
-        )
+        named = (0, False) if category is None else (category, True)
+        spoken = self._extend("sentences", sentences)
+        image = self.images[ref.image_id]
+        self.rows["refs"].append((ref.ref_id, row, image, *named, split, spoken))
 
     def index(self, bad: BadRecords) -> Index:
         arrays = {name: np.array(self.rows[name], dtype=kind) for name, kind in ARRAYS.items()}
@@ -267,7 +240,5 @@ class _Gathered:
 
 
 def _check_object(annotation: Annotation, image: ImageRecord) -> tuple[Any, int]:
-    try:
+    with prefixed(annotation.where):
         return check_segmentation(annotation.segmentation, image.height, image.width)
-    except DataError as error:
-        raise DataError(f"{annotation.where}: {error}") from None

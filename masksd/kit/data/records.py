@@ -1,12 +1,12 @@
 """Records of the refer format, and the checks of their fields.
 
-Every error names the file, the record, its id and the field, so that a bad entry can be found and
-repaired. With a :class:`BadRecords` bad entries are left out and noted instead; a file that cannot
-be read, or an id that comes twice, is always an error.
+Every error names the file, the record, its id and the field. With a :class:`BadRecords` bad entries
+are noted instead; a file that cannot be read, or an id that comes twice, is always an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -36,12 +36,7 @@ class DataError(ValueError):
 
 
 class BadRecords:
-    """The records that were left out because the user asked to go on (``skip_bad``).
-
-    Attributes:
-        reasons: of the first 1,000 records, one line each: file, id and reason.
-        count: how many records were left out, with those whose reason is not kept.
-    """
+    """Records left out by ``skip_bad``: their count, and the reasons of the first 1,000."""
 
     def __init__(self, reasons: Iterable[str] = (), count: int | None = None) -> None:
         given = list(reasons)
@@ -67,6 +62,15 @@ class BadRecords:
         """Emit the summary, if there is one, as a ``UserWarning``."""
         if self.reasons:
             warnings.warn(self.summary(), UserWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Begin the message of a DataError with ``where``, unless it does so already."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
 
 def attempt(
@@ -105,10 +109,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object of an image; ``segmentation`` is COCO's: polygons or a run-length code.
-
-    A tuple of segmentations is their union; an empty one is no object.
-    """
+    """An object: COCO's segmentation, or a tuple of such for a union, which may be empty."""
 
     ann_id: int
     image_id: int
@@ -129,10 +130,7 @@ class ImageRecord:
 def check_file_name(
     name: object, where: str, *, field: str = "file_name", deep: bool = False
 ) -> str:
-    """Return a file name if it leads nowhere but into the image folder, else raise a DataError.
-
-    A ``deep`` one may name folders in it: ``"train/1.jpg"``.
-    """
+    """Return a file name that stays in the image folder; a ``deep`` one may be "train/1.jpg"."""
     told = f"{where}: field {field!r}"
     text = unicode_text(typed(name, str, told), field, where)
     separators = "/\\:\0" if os.name == "nt" else "/\\\0"
@@ -158,14 +156,27 @@ def text_or_blank(entry: dict[str, Any], field: str, where: str) -> str:
     return "" if is_blank(text) else text
 
 
-def read_json(path: Path) -> object:
-    """Return what a file of JSON holds."""
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Return what a file holds; a DataError where it has more bytes than the limit."""
     try:
-        return json.loads(path.read_bytes())
+        if limit is not None and path.stat().st_size > limit:
+            raise DataError(f"{path}: larger than {limit} bytes")
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Return what a text of JSON holds; ``where`` begins the error, as in "a.json:"."""
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+        raise DataError(f"{where} not valid JSON: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds."""
+    return parse_json(read_bytes(path), f"{path}:")
 
 
 def entries(

@@ -72,14 +72,13 @@ class ReferDataset(Dataset[dict[str, Any]]):
         bad: what was left out, with file, id and reason.
 
     Raises:
-        DataError: missing files (with those wanted and the nearest names), records that are damaged
-            or contradict each other, an index that is older than its sources, and, when an item is
-            read, a damaged image or one whose size differs from ``instances.json``.
+        DataError: missing files, damaged records, an index that is older than its sources, and,
+            when an item is read, an image that is damaged or not of the size on record.
         ValueError: an unknown split, ``text``, ``train_items`` or ``fit``.
 
     Warns:
         UserWarning: records were left out, here or when the index was made; or a published split
-            has another number of refs or expressions than it was published with.
+            has another size than it was published with.
 
     Example:
         >>> import tempfile
@@ -138,8 +137,7 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self.fit = fit
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._image_cache: dict[int, Tensor] | None = {} if cache else None
-        self._target_cache: dict[int, Tensor] | None = {} if cache else None
+        self._cache: dict[tuple[str, int], Tensor] | None = {} if cache else None
 
     def _hold(
         self, rows: NDArray[np.int64], sentences: NDArray[np.int64], counts: NDArray[np.int64]
@@ -150,8 +148,6 @@ class ReferDataset(Dataset[dict[str, Any]]):
         self._owners = np.repeat(np.arange(len(counts)), counts)  # the ref of each expression
         self._images = self._index.refs["image"][rows]
         self._objects = self._index.refs["object"][rows]
-        self._by_image = np.argsort(self._images, kind="stable")
-        self._sorted_images = self._images[self._by_image]
         objects = self._index.objects[np.unique(self._objects)]
         self.dropped_polygons = int(objects["dropped"].sum())
 
@@ -163,12 +159,10 @@ class ReferDataset(Dataset[dict[str, Any]]):
     def part(
         self, refs: NDArray[np.int64], *, masks: bool = True, seed: int | None = None
     ) -> ReferDataset:
-        """Return the data set of some of its refs, with an epoch of its own.
+        """Return the data set of the refs at some positions, with an epoch of its own.
 
-        Args:
-            refs: their positions in this one, in order.
-            masks: whether they have masks; without, none is drawn, and every target is 0.
-            seed: of the expressions drawn in training; None takes this one's.
+        Without ``masks`` none is drawn, and every target is 0. ``seed`` is that of the expressions
+        drawn in training; None takes this one's.
         """
         part = copy.copy(self)
         counts = np.diff(self._firsts)[refs]
@@ -218,11 +212,8 @@ class ReferDataset(Dataset[dict[str, Any]]):
     def other_sentence(self, index: int) -> str | None:
         """Return an expression of another object of the image, if any: always the same one."""
         ref, _ = self._item(index)
-        image = self._images[ref]
-        start = np.searchsorted(self._sorted_images, image, side="left")
-        end = np.searchsorted(self._sorted_images, image, side="right")
-        others = self._by_image[start:end]
-        others = others[self._objects[others] != self._objects[ref]]
+        same_image, same_object = (of == of[ref] for of in (self._images, self._objects))
+        others = np.flatnonzero(same_image & ~same_object)
         if not len(others):
             return None
         # not by the seed: a split is scored alike whatever the training was seeded with
@@ -294,25 +285,22 @@ class ReferDataset(Dataset[dict[str, Any]]):
         return read_recorded_image(self.layout.images, self._index.image(int(self._images[ref])))
 
     def _fitted_image(self, ref: int) -> Tensor:
-        key = int(self._images[ref])
-        return _cached(
-            self._image_cache, key, lambda: fit_image(self._image(ref), self.image_size, self.fit)
+        return self._cached(
+            ("image", int(self._images[ref])),
+            lambda: fit_image(self._image(ref), self.image_size, self.fit),
         )
 
     def _fitted_target(self, ref: int) -> Tensor:
         if not self.has_masks:
             return torch.zeros(self.image_size, self.image_size, dtype=torch.uint8)
-        key = int(self._objects[ref])
-        return _cached(
-            self._target_cache,
-            key,
-            lambda: fit_mask(self._index.mask(key), self.image_size, self.fit),
+        row = int(self._objects[ref])
+        return self._cached(
+            ("target", row), lambda: fit_mask(self._index.mask(row), self.image_size, self.fit)
         )
 
-
-def _cached(cache: dict[int, Tensor] | None, key: int, make: Callable[[], Tensor]) -> Tensor:
-    if cache is None:
-        return make()
-    if key not in cache:
-        cache[key] = make()
-    return cache[key].clone()  # the caller may write into an item
+    def _cached(self, key: tuple[str, int], make: Callable[[], Tensor]) -> Tensor:
+        if self._cache is None:
+            return make()
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key].clone()  # the caller may write into an item

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from masksd.kit.data.records import DataError
 
-_MAX_SIDE = 32_768
-_MAX_POLYGONS = 4_096  # drawing takes time by the square of their number
+MAX_SIDE = 32_768
+MAX_POLYGONS = 4_096  # drawing takes time by the square of their number
 _MAX_OUTLINE = 2_000_000  # pixels; drawing takes 40 bytes for each
 
 
@@ -22,15 +22,9 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
     A tuple of them is their union, an empty one no object. Returns the list of polygons or of runs,
     and how many polygons were dropped because they have fewer than 6 or an odd count of numbers.
     What cannot be drawn safely, or draws no pixel, is a DataError.
-
-    Example:
-        >>> check_segmentation([[0, 0, 4, 0, 4, 4], [1, 1]], height=6, width=8)
-        ([[0, 0, 4, 0, 4, 4]], 1)
-        >>> check_segmentation({"size": [2, 3], "counts": [2, 4]}, height=2, width=3)
-        ([2, 4], 0)
     """
-    if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
-        raise DataError(f"an image of {width}x{height} pixels; a side must have 1 to {_MAX_SIDE}")
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise DataError(f"an image of {width}x{height} pixels; a side must have 1 to {MAX_SIDE}")
     if isinstance(segmentation, tuple):
         return _check_union(segmentation, height, width)
     if isinstance(segmentation, dict):
@@ -50,8 +44,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
 
 
 def _check_union(parts: tuple[Any, ...], height: int, width: int) -> tuple[Any, int]:
-    if len(parts) > _MAX_POLYGONS:
-        raise DataError(f"a union of {len(parts)} objects; at most {_MAX_POLYGONS} are read")
+    if len(parts) > MAX_POLYGONS:
+        raise DataError(f"a union of {len(parts)} objects; at most {MAX_POLYGONS} are read")
     if parts and all(isinstance(part, list) for part in parts):
         return check_segmentation([polygon for part in parts for polygon in part], height, width)
     mask, dropped = np.zeros((height, width), dtype=np.uint8), 0
@@ -80,12 +74,7 @@ def decode_mask(checked: Any, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def encode_runs(mask: NDArray[Any]) -> list[int]:
-    """Write a mask ``(H, W)`` as COCO's run lengths: column-major, the first one of zeros.
-
-    Example:
-        >>> encode_runs(np.array([[1, 0], [1, 0]]))
-        [0, 2, 2]
-    """
+    """Write a mask ``(H, W)`` as COCO's run lengths: column-major, the first one of zeros."""
     flat = (np.asarray(mask) != 0).T.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
@@ -94,8 +83,8 @@ def encode_runs(mask: NDArray[Any]) -> list[int]:
 
 def _check_polygons(polygons: list[Any], bound: int) -> list[list[float]]:
     """Return those that can be drawn; a DataError where drawing one would crash."""
-    if len(polygons) > _MAX_POLYGONS:
-        raise DataError(f"segmentation: {len(polygons)} polygons; at most {_MAX_POLYGONS} are read")
+    if len(polygons) > MAX_POLYGONS:
+        raise DataError(f"segmentation: {len(polygons)} polygons; at most {MAX_POLYGONS} are read")
     kept = []
     outline = 0.0
     for polygon in polygons:

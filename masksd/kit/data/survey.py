@@ -9,10 +9,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from masksd.kit.data.images import read_recorded_image
@@ -21,9 +22,6 @@ from masksd.kit.data.layout import PUBLISHED, Layout
 from masksd.kit.figures import save_figure
 from masksd.kit.text_tables import align_columns
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _COLUMNS = 4  # of the sheet
 _LINES = 5  # of a caption
 _LINE_LENGTH = 36
@@ -31,7 +29,7 @@ _LINE_LENGTH = 36
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """How many refs and expressions a split holds, and of how many images and objects."""
+    """How much a split holds."""
 
     images: int
     objects: int
@@ -51,25 +49,15 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SplitSurvey:
-    """What a split looks like.
+    """What a split looks like."""
 
-    Attributes:
-        words: words an expression, as spaces divide them.
-        over_15: share of the expressions with more than 15 words; CRIS's 17 tokens hold 15.
-        over_20: the same for more than 20 words; G-Ref's 22 tokens hold 20.
-        area: share of the image that an object covers.
-        several_polygons: objects of more than one polygon.
-        run_lengths: objects given by run lengths.
-        dropped_polygons: polygons that cannot be drawn and were dropped.
-    """
-
-    words: Spread
-    over_15: float
-    over_20: float
-    area: Spread
-    several_polygons: int
-    run_lengths: int
-    dropped_polygons: int
+    words: Spread  # an expression, as spaces divide them
+    over_15: float  # share of expressions with more words; CRIS's 17 tokens hold 15
+    over_20: float  # the same; G-Ref's 22 tokens hold 20
+    area: Spread  # share of the image that an object covers
+    several_polygons: int  # objects of more than one polygon
+    run_lengths: int  # objects given by run lengths
+    dropped_polygons: int  # that cannot be drawn
 
 
 class DataCell(NamedTuple):
@@ -95,11 +83,7 @@ def count_split(index: Index, split: str) -> SplitCounts:
 def survey_split(
     index: Index, split: str, text: str = "sent", progress: bool = False
 ) -> SplitSurvey:
-    """Measure the expressions and objects of a split; an object of several refs counts once.
-
-    ``text`` says which form of the expressions is counted, ``"sent"`` or ``"raw"``; blank ones are
-    not.
-    """
+    """Measure a split: an object of several refs counts once, blank expressions never."""
     refs = index.refs[index.rows(split)]
     rows = [row for first, last in refs["sentences"].tolist() for row in range(first, last)]
     sentences = [index.sentence(row, text).split() for row in rows]
@@ -141,13 +125,7 @@ def _spread(values: NDArray[Any]) -> Spread:
 
 
 def format_counts(name: str, split_by: str, counts: Mapping[str, SplitCounts]) -> str:
-    """Lay counts out as a table, one split a line, with the published ones where they are known.
-
-    Example:
-        >>> print(format_counts("mine", "unc", {"val": SplitCounts(1, 2, 3, 4)}))
-        split  images  objects  refs  sentences
-        val         1        2     3          4
-    """
+    """Lay counts out as a table, one split a line, with the published ones where they are known."""
     published = PUBLISHED.get((name, split_by), {})
     lines = [["split", "images", "objects", "refs", "sentences"]]
     if published:
@@ -180,8 +158,7 @@ def format_surveys(surveys: Mapping[str, SplitSurvey]) -> str:
 
 
 def _short(value: float) -> str:
-    rounded = round(value, 2)
-    return f"{rounded:.0f}" if rounded == int(rounded) else f"{rounded:.2f}"
+    return f"{value:.2f}".removesuffix(".00")
 
 
 def draw_refs(index: Index, seed: int, count: int) -> list[int]:
@@ -246,14 +223,7 @@ def _caption(sentences: Sequence[str]) -> str:
 
 
 def spread_indices(total: int, limit: int) -> list[int]:
-    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all.
-
-    Example:
-        >>> spread_indices(10, 4)
-        [0, 2, 5, 7]
-        >>> spread_indices(3, 0)
-        [0, 1, 2]
-    """
+    """Choose ``limit`` of ``range(total)``, evenly spread and always the same; 0 takes all."""
     if not limit or limit >= total:
         return list(range(total))
     return [index * total // limit for index in range(limit)]

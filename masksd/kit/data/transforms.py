@@ -34,10 +34,7 @@ def resize_image(image: Image.Image, size: int) -> Tensor:
 
 
 def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
-    """Squash a mask ``(H, W)`` to ``(size, size)`` uint8 of 0 and 1.
-
-    Each new pixel takes the value at its centre (nearest).
-    """
+    """Squash a mask ``(H, W)`` to ``(size, size)`` uint8 of 0 and 1: the nearest value."""
     _check_mask(mask, size)
     height, width = mask.shape
     rows = ((np.arange(size) + 0.5) * height / size).astype(np.int64)
@@ -49,16 +46,9 @@ def resize_mask(mask: NDArray[Any], size: int) -> Tensor:
 def fit_image(image: Image.Image, size: int, fit: str = "squash") -> Tensor:
     """Bring an RGB image into a square, ``(3, S, S)`` uint8.
 
-    ``"squash"`` is :func:`resize_image`. ``"letterbox"`` is CRIS's way, as OpenCV's
-    ``warpAffine`` defines it: scaled by :func:`letterbox_geometry`, centred, cubic (a = -0.75)
-    without antialiasing at positions of 1/32 pixel, padded with CLIP's mean colour.
-
-    Example:
-        >>> image = Image.new("RGB", (8, 4), (255, 0, 0))
-        >>> fit_image(image, 4, "letterbox")[:, :, 1]  # the top and bottom are padding
-        tensor([[123, 255, 255, 123],
-                [117,   0,   0, 117],
-                [104,   0,   0, 104]], dtype=torch.uint8)
+    ``"letterbox"`` is CRIS's way, as OpenCV's ``warpAffine`` defines it: scaled by
+    :func:`letterbox_geometry`, centred, cubic without antialiasing at positions of 1/32 pixel,
+    padded with CLIP's mean colour.
     """
     check_choice("fit", fit, FITS)
     if fit == "squash":
@@ -76,10 +66,7 @@ def fit_image(image: Image.Image, size: int, fit: str = "squash") -> Tensor:
 
 
 def fit_mask(mask: NDArray[Any], size: int, fit: str = "squash") -> Tensor:
-    """Bring a mask ``(H, W)`` into a square, nearest, so that it lies on :func:`fit_image`'s image.
-
-    Returns ``(S, S)`` uint8 of 0 and 1; the padding of a letterbox is 0.
-    """
+    """Bring a mask ``(H, W)`` into a square like its image: ``(S, S)`` uint8 of 0 and 1."""
     check_choice("fit", fit, FITS)
     if fit == "squash":
         return resize_mask(mask, size)
@@ -97,13 +84,10 @@ def letterbox_geometry(height: int, width: int, size: int) -> tuple[float, float
     """Return ``scale, left, top`` of a letterbox: ``x' = scale * x + left``, and ``y'`` likewise.
 
     Coordinates are pixel indices: (0, 0) is the centre of the first pixel, as in CRIS.
-
-    Example:
-        >>> letterbox_geometry(480, 640, 416)
-        (0.65, 0.0, 52.0)
     """
-    for name, value in (("height", height), ("width", width), ("size", size)):
-        _check_side(name, value)
+    _check_side("height", height)
+    _check_side("width", width)
+    _check_side("size", size)
     scale = min(size / height, size / width)
     return scale, (size - width * scale) / 2, (size - height * scale) / 2
 
@@ -111,10 +95,7 @@ def letterbox_geometry(height: int, width: int, size: int) -> tuple[float, float
 def normalize(
     images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
-    """Scale 8-bit images ``(B, 3, H, W)`` to [0, 1], subtract the mean, divide by the deviation.
-
-    Runs on the device of ``images``: only a quarter of the bytes travel there.
-    """
+    """Scale 8-bit images ``(B, 3, H, W)``, on their device, to [0, 1] and by mean and deviation."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"images must be uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
@@ -128,7 +109,7 @@ def _cubic_taps(length: int, size: int, scale: float, shift: float) -> Tensor:
     """Return the matrix ``(size, length)``, sparse, that resamples one axis of an image."""
     position = np.floor((np.arange(size) - shift) / scale * 32 + 0.5) / 32
     taps = np.floor(position).astype(np.int64)[:, None] + np.arange(-1, 3)
-    weights = _cubic(np.abs(position[:, None] - taps))
+    weights = cubic_kernel(np.abs(position[:, None] - taps))
     inside = np.nonzero((taps >= 0) & (taps < length))
     places = torch.from_numpy(np.stack([inside[0], taps[inside]]))
     values = torch.from_numpy(weights[inside].astype(np.float32))
@@ -137,7 +118,7 @@ def _cubic_taps(length: int, size: int, scale: float, shift: float) -> Tensor:
     )
 
 
-def _cubic(x: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
+def cubic_kernel(x: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
     """Keys' cubic kernel for distances of 0 to 2 pixels."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)

@@ -17,12 +17,8 @@ from masksd.kit.data.transforms import fit_image
 class ObjectViews(Dataset[dict[str, Any]]):
     """Cut out the referred object with its surroundings; a view is keyed by (seed, epoch, index).
 
-    CLIP saw images with their captions. An image of several objects does not match an expression
-    about one of them: the expressions about the others would be negatives of the same pixels. So
-    the image is cut to a square around the object. How much of the surroundings stays is drawn anew
-    each time, from hardly any to most of the image, and the object may lie anywhere in the cut:
-    objects come in the sizes and places that they have in whole images, and the neighbours that an
-    expression may name ("next to the blue star") are often in view.
+    In whole images, expressions about the other objects would be negatives of the same pixels. Size
+    and place of the cut are drawn, so that objects look as they do in whole images.
 
     ``context`` is the least and largest side of the cut, as a multiple of the object's longer side.
     Items hold ``image`` uint8 ``(3, S, S)`` and ``tokens`` int64 ``(L,)``.
@@ -51,16 +47,9 @@ class ObjectViews(Dataset[dict[str, Any]]):
 def draw_cut(
     truth: NDArray[np.uint8], context: tuple[float, float], draw: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw the left, top, right and bottom of a square around the object; all of it without one.
+    """Draw left, top, right and bottom of a square around the object, or of all without one.
 
-    Where the image is too small for a square, it is a rectangle. Sides are drawn evenly in their
-    logarithm.
-
-    Example:
-        >>> truth = np.zeros((9, 9), dtype=np.uint8)
-        >>> truth[4, 4:6] = 1
-        >>> draw_cut(truth, (1.0, 1.0), np.random.default_rng(0))
-        (4, 4, 6, 6)
+    Where the image is too small it is a rectangle. Sides are drawn evenly in their logarithm.
     """
     height, width = truth.shape
     rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
@@ -80,11 +69,6 @@ def draw_cut(
 
 
 def equal_sentences(tokens: Tensor) -> Tensor:
-    """Say which pairs of a batch have the same words, bool ``(B, B)``, except the diagonal.
-
-    Example:
-        >>> equal_sentences(torch.tensor([[1, 5], [1, 6], [1, 5]])).nonzero().tolist()
-        [[0, 2], [2, 0]]
-    """
+    """Say which pairs of a batch have the same words, bool ``(B, B)``, except the diagonal."""
     same = (tokens[:, None] == tokens[None]).all(dim=2)
     return same & ~torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)

@@ -71,19 +71,7 @@ this file; data and pretrained weights may have terms of their own.
 
 
 def model_card(checkpoint: Checkpoint, run: Path, hub: str | None = None) -> str:
-    """Write the model card of a checkpoint.
-
-    Args:
-        checkpoint: that is exported.
-        run: folder of its training, whose ``metrics.jsonl`` may have scores of the same step.
-        hub: repository from which the card will be read; None if it is read in its folder.
-
-    Example:
-        >>> from masksd.kit.config import TrainConfig
-        >>> from masksd.kit.sources import build_model
-        >>> model_card(build_model(TrainConfig()), Path("runs/none")).splitlines()[7]
-        '# clip_cris_tiny, trained on shapes-easy'
-    """
+    """Write the model card, with scores from the run, to be read on ``hub`` or in its folder."""
     config = checkpoint.config
     masked = any((config.distill or {}).get(branch) for branch in ("image", "text"))
     folder = 'folder = "."  # where this file lies'

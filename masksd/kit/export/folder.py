@@ -1,7 +1,6 @@
 """A checkpoint without its training, compared with its source before it takes its place.
 
-The folder is a checkpoint as ``load_checkpoint`` reads it, with a ``README.md`` that the manifest
-leaves out: whoever publishes the model edits it.
+It has a ``README.md`` that the manifest leaves out: whoever publishes the model edits it.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from masksd.kit.checkpoints import CONFIG, MODEL, Checkpoint, load_checkpoint, save_checkpoint
-from masksd.kit.data.text.tokenizers import Tokenizer
 from masksd.kit.data.transforms import fit_image
 from masksd.kit.data_config import DataConfig
 from masksd.kit.export.card import model_card
@@ -27,8 +26,7 @@ from masksd.kit.storage.files import MANIFEST
 from masksd.kit.storage.places import StagedFolder, check_place
 
 CARD = "README.md"
-FILES = (MODEL, CONFIG, "tokenizer", MANIFEST, CARD)
-"""What an exported folder holds."""
+FILES = (MODEL, CONFIG, "tokenizer", MANIFEST, CARD)  # what an exported folder holds
 
 SIZES = ((48, 64), (75, 50))
 """Height and width of the images on which the written model is compared with its source."""
@@ -124,7 +122,9 @@ def _without_places(fields: dict[str, Any]) -> dict[str, Any]:
 def _verify(folder: Path, expected: Checkpoint, target: Path) -> None:
     """Raise a ``ValueError`` unless a written checkpoint is the expected one."""
     written = load_checkpoint(folder)
-    sentences = _sentences(expected.tokenizer)
+    random, tokenizer = keyed_generator("export", "sentences"), expected.tokenizer
+    drawn = torch.randint(tokenizer.vocab_size, (3, 4), generator=random)
+    sentences = [tokenizer.decode(tokens) for tokens in drawn]
     ours, theirs = (_answers(each, sentences) for each in (expected, written))
     wrong = [name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))]
     if written.config != expected.config:
@@ -136,18 +136,9 @@ def _verify(folder: Path, expected: Checkpoint, target: Path) -> None:
         )
 
 
-def _sentences(tokenizer: Tokenizer) -> list[str]:
-    """Draw three sentences of four tokens."""
-    random = keyed_generator("export", "sentences")
-    drawn = torch.randint(tokenizer.vocab_size, (3, 4), generator=random)
-    return [tokenizer.decode(tokens) for tokens in drawn]
-
-
 @torch.inference_mode()
 def _answers(checkpoint: Checkpoint, sentences: Sequence[str]) -> dict[str, list[Tensor]]:
     """Return tokens, logits and masks of each sentence on each seeded image."""
-    from PIL import Image
-
     config = checkpoint.config
     tokens = torch.stack([checkpoint.tokenizer.encode(sentence) for sentence in sentences])
     found: dict[str, list[Tensor]] = {"tokens": [tokens], "logits": [], "masks": []}

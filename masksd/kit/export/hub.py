@@ -30,10 +30,7 @@ def check_hub(name: str) -> None:
 
 
 def push(folder: Path, name: str, step: int, public: bool) -> str:
-    """Push a folder in one commit and return the address of its repository.
-
-    ``HfApi.upload_folder`` may make several commits, between which files do not fit the manifest.
-    """
+    """Push a folder in one commit and return the address of its repository."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HTTPError  # of its HTTP library, network errors included
 
@@ -42,6 +39,7 @@ def push(folder: Path, name: str, step: int, public: bool) -> str:
     api = HfApi(library_name="masksd", library_version=masksd.__version__)
     try:
         url = api.create_repo(name, private=not public, exist_ok=True)
+        # upload_folder may make several commits, between which files do not fit the manifest
         api.create_commit(name, added, commit_message=f"Export of the checkpoint at step {step}")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from masksd.kit.data.records import DataError
 from masksd.kit.figures import overlay, png_bytes
@@ -20,12 +21,7 @@ from masksd.kit.storage.places import StagedFolder
 
 
 def coco_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Encode a mask ``(H, W)`` as COCO's compressed run lengths, which pycocotools decodes.
-
-    Example:
-        >>> coco_rle(np.ones((2, 3), dtype=bool))
-        {'size': [2, 3], 'counts': '06'}
-    """
+    """Encode a mask ``(H, W)`` as COCO's compressed run lengths, which pycocotools decodes."""
     from pycocotools import mask as coco
 
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -49,10 +45,7 @@ def predict_to_files(
     rle: Path | None = None,
     threshold: float | None = None,
 ) -> tuple[Path, int, float]:
-    """Write the overlay of one prediction and, beside it, the mask; the run lengths if asked for.
-
-    Returns where the mask is, how many pixels were found, and their share of the image.
-    """
+    """Write overlay and mask of one prediction; return the mask's place, pixels and share."""
     check_files(image, output, rle)
     predictor.set_image(image)
     mask = predictor.predict(expression, threshold).mask
@@ -78,11 +71,9 @@ def predict_to_folder(
 ) -> Predicted:
     """Predict every expression on every image; write a folder and say what was found.
 
-    It has ``overlays/NAME.png`` and ``masks/NAME.png``, where NAME is the image's without suffix,
-    with ``-1``, ``-2``, ... behind it if there are several expressions. The JSON file ``rle`` lists
-    objects with ``image`` (file name), ``expression``, ``segmentation`` (:func:`coco_rle`) and
-    ``area`` in pixels. With ``skip_bad``, images that cannot be read are a ``UserWarning`` at the
-    end, else the first one is an error.
+    It has ``overlays/NAME.png`` and ``masks/NAME.png``, named after the image, with ``-1``, ``-2``,
+    ... behind it for several expressions; ``rle`` lists them as JSON. With ``skip_bad``, unreadable
+    images are a ``UserWarning`` at the end, else the first one is an error.
     """
     from tqdm import tqdm
 
@@ -131,8 +122,6 @@ def predict_to_folder(
 
 def _pngs(predictor: Predictor, mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
     """Return the overlay and the mask as PNG."""
-    from PIL import Image
-
     if predictor.image is None:
         raise ValueError("no image was set; call set_image first")
     alone = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))

@@ -1,8 +1,7 @@
 """Which images are predicted on, and where predictions may be written.
 
-One prediction is an overlay, a PNG, with its mask beside it; they replace older files, but never
-the image itself. Several predictions are a folder, which must be new or empty. The run lengths are
-a JSON file, directly in that folder or outside it.
+One prediction is an overlay with its mask beside it; they replace older files, but never the image.
+Several are a new folder. Run lengths are a JSON file, directly in that folder or outside it.
 """
 
 from __future__ import annotations
@@ -11,17 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PARTS = ("overlays", "masks")
-"""Folders in a folder of predictions."""
+PARTS = ("overlays", "masks")  # folders in a folder of predictions
 
 
 def plan_output(
     image: Path, expressions: Sequence[str], output: Path | None, rle: Path | None
 ) -> tuple[list[Path], Path]:
-    """Choose the images, and the place of their predictions: a PNG for one, else a folder.
-
-    Without ``output`` it is named after the image, in the working folder.
-    """
+    """Choose the images, and where predictions go: to a PNG for one, else to a folder."""
     if not expressions:
         raise ValueError("no expression; say what to find, as in 'the red circle'")
     if not image.exists():
@@ -66,12 +61,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def mask_beside(output: Path) -> Path:
-    """Name the mask of an overlay.
-
-    Example:
-        >>> mask_beside(Path("a/dog.png")).as_posix()
-        'a/dog-mask.png'
-    """
+    """Name the mask of an overlay."""
     return output.with_name(f"{output.stem}-mask.png")
 
 
@@ -81,7 +71,8 @@ def check_files(image: Path, output: Path, rle: Path | None = None) -> None:
     if rle is not None:
         if rle.resolve() in {path.resolve() for path in ours}:
             raise ValueError(f"rle {rle} is what --output writes; choose another --rle")
-        _check_rle(rle, [image])
+        _check_ending(rle)
+        _check_file("rle", rle, [image])
     for path in ours:
         _check_file("output", path, [image])
 
@@ -95,20 +86,15 @@ def check_folder(output: Path, rle: Path | None, images: Sequence[Path]) -> None
     if rle is None:
         return
     place, folder = rle.resolve(), output.resolve()
-    if place.parent == folder and place.name not in PARTS:
-        _check_ending(rle)
-    elif place == folder or folder in place.parents:
+    beside = place.parent == folder and place.name not in PARTS
+    if not beside and folder in (place, *place.parents):
         raise ValueError(
             f"rle {rle} must be a file beside {' and '.join(PARTS)} in the output folder, as in "
             f"{output / 'masks.json'}, or lie outside it"
         )
-    else:
-        _check_rle(rle, images)
-
-
-def _check_rle(rle: Path, images: Sequence[Path]) -> None:
     _check_ending(rle)
-    _check_file("rle", rle, images)
+    if not beside:
+        _check_file("rle", rle, images)
 
 
 def _check_ending(rle: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from masksd.errors import check_fraction
@@ -21,21 +22,14 @@ from masksd.models.base import CrisModel
 from masksd.modules import evaluating
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from masksd.segmenter import ImageFeatures
 
 
 class Prediction(NamedTuple):
-    """What the model finds, at the image's own size.
+    """What the model finds, at the image's own size."""
 
-    Attributes:
-        mask: bool ``(H, W)``.
-        probabilities: float32 ``(H, W)`` in [0, 1].
-    """
-
-    mask: NDArray[np.bool_]
-    probabilities: NDArray[np.float32]
+    mask: NDArray[np.bool_]  # (H, W)
+    probabilities: NDArray[np.float32]  # (H, W), in [0, 1]
 
 
 class Predictor:
@@ -59,8 +53,6 @@ class Predictor:
         >>> predictor.set_image(Image.new("RGB", (40, 30)))
         >>> predictor.predict("the red circle").mask.shape
         (30, 40)
-        >>> [answer.mask.shape for answer in predictor.predict(["the red circle", "the star"])]
-        [(30, 40), (30, 40)]
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -87,18 +79,16 @@ class Predictor:
             DataError: a file that is missing, damaged, too large or has 32 bits a channel; the
                 image set before stays.
         """
-        from PIL import Image
-
         if isinstance(image, np.ndarray):
             image = from_array(image)
-        if not isinstance(image, str | Path | Image.Image):
+        if isinstance(image, Image.Image):
+            upright = to_rgb(image, upright=True)
+        elif isinstance(image, str | Path):
+            upright = read_image(image, upright=True)
+        else:
             raise ValueError(
                 f"image must be a path, a PIL image or an array, got {type(image).__name__}"
             )
-        if isinstance(image, Image.Image):
-            upright = to_rgb(image, upright=True)
-        else:
-            upright = read_image(image, upright=True)
         config, model = self.checkpoint.config, self.checkpoint.model
         fitted = fit_image(upright, config.image_size, config.fit)[None]
         fitted = fitted.to(next(model.parameters()).device)

@@ -29,18 +29,7 @@ class Resampled(NamedTuple):
 def bootstrap(
     sides: Sequence[Rows], protocol: Protocol, *, resamples: int, seed: int = 0
 ) -> Resampled:
-    """Score evaluations as a whole and on resampled images, the same ones for every side.
-
-    Sides hold the same samples in the same order (:func:`pair_rows`), one row each.
-
-    Example:
-        >>> from masksd.kit.scores.protocols import get_protocol
-        >>> row = {"intersection": 1, "union": 4, "predicted_area": 2, "truth_area": 3, "iou": 0.25}
-        >>> side = [{**row, "image_id": n} for n in range(3)]
-        >>> found = bootstrap([side], get_protocol("lavt"), resamples=100)
-        >>> found.scores[0]["mIoU"], found.drawn[0]["mIoU"].shape
-        (0.25, (100,))
-    """
+    """Score paired evaluations as a whole and on resampled images, the same ones for every side."""
     for name, value, least in (("resamples", resamples, 100), ("seed", seed, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -60,14 +49,7 @@ def bootstrap(
 
 
 def pair_rows(a: Rows, b: Rows, names: tuple[str, str]) -> tuple[list[Any], list[Any]]:
-    """Sort two evaluations by sample; a ``DataError`` names samples that do not pair.
-
-    Example:
-        >>> row = {"ref_id": 1, "sent_id": 2, "image_id": 3, "truth_area": 9}
-        >>> pair_rows([row], [{**row, "truth_area": 8}], ("A", "B"))
-        Traceback (most recent call last):
-        DataError: ref 1 sentence 2: field 'truth_area' is 9 in A and 8 in B; the data are ...
-    """
+    """Sort two evaluations by sample; a ``DataError`` names samples that do not pair."""
     keyed: list[dict[tuple[int, int], Mapping[str, Any]]] = []
     for rows, name in zip((a, b), names, strict=True):
         keyed.append({(row["ref_id"], row["sent_id"]): row for row in rows})

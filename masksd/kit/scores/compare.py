@@ -43,13 +43,7 @@ class Comparison:
     notes: tuple[str, ...] = ()  # how the settings of the reports differ, a line each
 
     def verdict(self, name: str) -> str:
-        """Say what the interval of a score allows to say.
-
-        Example:
-            >>> found = Comparison({"mIoU": Difference(0.5, 0.6, 0.1, 0.02, 0.2)}, 8, 4, 1000)
-            >>> found.verdict("mIoU")
-            'B is better'
-        """
+        """Say what the interval of a score allows to say."""
         _, _, _, low, high = self.differences[name]
         if low <= 0 <= high:
             return "no difference could be shown"
@@ -88,17 +82,7 @@ def compare_rows(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the samples of two evaluations, in any order; ``names`` are for errors.
-
-    Example:
-        >>> sample = {"sent_id": 1, "ref_id": 1, "sentence": "cat", "intersection": 1, "union": 4,
-        ...           "predicted_area": 2, "truth_area": 3, "iou": 0.25}
-        >>> one = [{**sample, "image_id": n, "ref_id": n} for n in range(9)]
-        >>> two = [{**row, "intersection": 2, "union": 3, "iou": 2 / 3} for row in one]
-        >>> found = compare_rows(one, two, get_protocol("original"), resamples=100)
-        >>> found.verdict("mIoU"), found.images
-        ('B is better', 9)
-    """
+    """Compare the samples of two evaluations, in any order; ``names`` are for errors."""
     rows = pair_rows(a, b, names)
     scores, drawn, images = bootstrap(rows, protocol, resamples=resamples, seed=seed)
     differences = {}
@@ -110,13 +94,7 @@ def compare_rows(
 
 
 def format_comparison(found: Comparison) -> list[list[str]]:
-    """Lay out a comparison in per cent: lines of cells, the first one names the columns.
-
-    Example:
-        >>> found = Comparison({"mIoU": Difference(0.5, 0.6, 0.1, 0.02, 0.2)}, 8, 4, 1000)
-        >>> format_comparison(found)[1]
-        ['mIoU', '50.00', '60.00', '+10.00', '[+2.00, +20.00]', 'B is better']
-    """
+    """Lay out a comparison in per cent: lines of cells, the first one names the columns."""
     lines = [["", "A", "B", "B - A", "95 % interval", "verdict"]]
     for name, (a, b, difference, low, high) in found.differences.items():
         cells = [f"{100 * a:.2f}", f"{100 * b:.2f}", f"{100 * difference:+.2f}"]

@@ -38,15 +38,13 @@ SIZES = {
     "small object": (1, 32**2),  # an empty truth is no object
     "medium object": (32**2, 96**2),
     "large object": (96**2, math.inf),
-}
-"""COCO's object sizes: the area in pixels of the original image, from ... to below."""
+}  # COCO's object sizes: the area in pixels of the original image, from ... to below
 LENGTHS = {
     "1-2 words": (1, 3),
     "3-5 words": (3, 6),
     "6-10 words": (6, 11),
     "> 10 words": (11, math.inf),
-}
-"""Lengths of an expression in words between blanks, from ... to below."""
+}  # lengths of an expression in words between blanks, from ... to below
 GROUPS = ("all", *SIZES, *LENGTHS)
 _ONE = 2**40  # shares are summed in units of 2**-40, so that no order of adding changes a sum
 
@@ -60,15 +58,7 @@ class SampleColumns(NamedTuple):
 
 
 def count_pixels(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Count the pixels of intersection, union, prediction and truth of bool masks ``(B, H, W)``.
-
-    Returns int64 ``(4, B)``.
-
-    Example:
-        >>> mask = torch.ones(1, 2, 2, dtype=torch.bool)
-        >>> count_pixels(mask, ~mask)[:, 0].tolist()
-        [0, 4, 4, 0]
-    """
+    """Count pixels of intersection, union and both masks, bool ``(B, H, W)``: int64 ``(4, B)``."""
     for name, mask in (("prediction", prediction), ("truth", truth)):
         if mask.dtype != torch.bool or mask.ndim != 3:
             raise ValueError(
@@ -113,14 +103,6 @@ def group_scores(
 
     All sums are of whole numbers, so that the order of the rows does not matter. Empty groups are
     left out; 0 words are in no group.
-
-    Example:
-        >>> from masksd.kit.scores.protocols import get_protocol
-        >>> row = {"intersection": 1, "union": 3, "predicted_area": 2, "truth_area": 2,
-        ...        "object_area": 2, "iou": 1 / 3}
-        >>> scores = group_scores([row], [4], get_protocol("lavt"))
-        >>> list(scores), scores["all"]["mOver"]
-        (['all', 'small object', '3-5 words'], 0.5)
     """
     if not rows:
         raise ValueError("no sample was scored: the data set or the limit leaves none")
@@ -143,12 +125,7 @@ def group_scores(
 
 
 def headline(scores: Mapping[str, float]) -> dict[str, float]:
-    """Keep what a short table shows: all kinds of IoU, N-acc, Pr@X and the number of samples.
-
-    Example:
-        >>> headline({"mIoU": 0.5, "Pr@0.5": 0.2, "Pr@0.5 (>=)": 0.4, "mOver": 0.1, "samples": 5})
-        {'mIoU': 0.5, 'Pr@0.5': 0.2, 'samples': 5}
-    """
+    """Keep what a short table shows: all kinds of IoU, N-acc, Pr@X and the number of samples."""
     extra = ("mOver", "oOver", "mUnder", "oUnder")
     return {k: v for k, v in scores.items() if k not in extra and not k.endswith(")")}
 

@@ -1,7 +1,6 @@
 """Evaluation protocols in use: numbers are only comparable within one.
 
-A protocol is data; :func:`predict_mask` and :mod:`masksd.kit.scores.metrics` carry it out. Read
-from the public code of CRIS (``engine/engine.py``), LAVT (``test.py``) and CARIS (``eval.py``,
+Read from the public code of CRIS (``engine/engine.py``), LAVT (``test.py``) and CARIS (``eval.py``,
 ``model/models/caris.py``).
 """
 
@@ -59,12 +58,7 @@ class Protocol:
         return [f"Pr@{x}{ending}" for ending in endings for x in self.thresholds]
 
     def title(self, input_size: int) -> str:
-        """Say in a few words how a table was scored, with a model of this input size.
-
-        Example:
-            >>> PROTOCOLS["lavt"].title(64)
-            'protocol lavt at 64 px instead of 480, scored at the input size, Pr@X is IoU >= X'
-        """
+        """Say in a few words how a table was scored, with a model of this input size."""
         other = self.input_size is not None and self.input_size != input_size
         nominal = f" instead of {self.input_size}" if other else ""
         return (
@@ -108,27 +102,13 @@ PROTOCOLS = {protocol.name: protocol for protocol in (_ORIGINAL, _CRIS, _LAVT, _
 
 
 def get_protocol(name: str) -> Protocol:
-    """Return a protocol by name.
-
-    Example:
-        >>> get_protocol("cris").threshold
-        0.35
-        >>> get_protocol("lavd")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown protocol 'lavd'; did you mean 'lavt'? Known: 'caris', ...
-    """
+    """Return a protocol by name."""
     check_choice("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
 def choose_threshold(protocol: Protocol, asked: float | None, own: float) -> float:
-    """Decide the threshold: the protocol's, else the one asked for, else the checkpoint's own.
-
-    Example:
-        >>> choose_threshold(PROTOCOLS["original"], None, 0.35)
-        0.35
-    """
+    """Decide the threshold: the protocol's, else the one asked for, else the checkpoint's own."""
     fixed = 0.5 if protocol.rule == "argmax" else protocol.threshold
     if asked is None:
         return own if fixed is None else fixed
@@ -154,16 +134,6 @@ def predict_mask(
 
     ``size`` is the image's own (H, W), ``input_size`` and ``fit`` say how it became a square. The
     mask has that size, or the input's where the protocol scores there.
-
-    Example:
-        >>> import torch
-        >>> logits = torch.tensor([[[-1.0, 1.0]]])
-        >>> options = {"size": (1, 4), "input_size": 2, "fit": "squash", "threshold": 0.5}
-        >>> predict_mask(PROTOCOLS["original"], logits, **options)
-        tensor([[False, False,  True,  True]])
-        >>> predict_mask(PROTOCOLS["lavt"], logits, **options)
-        tensor([[False,  True],
-                [False,  True]])
     """
     from masksd.kit.scores.resampling import resize, unletterbox
 

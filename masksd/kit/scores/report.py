@@ -63,15 +63,7 @@ class Report:
         return json.dumps({"format": FORMAT, **fields}, indent=2, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Return the report as markdown: what was scored, and a table for each kind of sentence.
-
-        Example:
-            >>> scores = {"own": {"all": {"mIoU": 0.5, "samples": 8}}}
-            >>> report = Report("shapes", "lavt", 64, "squash", "squash", 0.5, "run", {}, "val", 0,
-            ...                 version="1", scores=scores)
-            >>> print(report.to_markdown().splitlines()[2])
-            protocol lavt at 64 px instead of 480, scored at the input size, Pr@X is IoU >= X
-        """
+        """Return the report as markdown: what was scored, and a table for each kind of sentence."""
         other = "" if self.fit == self.trained_fit else f" (trained with {self.trained_fit})"
         parts = [
             f"# {self.title}",
@@ -108,12 +100,7 @@ class Report:
 def split_comparisons(
     groups: Scores,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Part the scores from Pr@X by the second comparison, for a table of its own.
-
-    Example:
-        >>> split_comparisons({"all": {"Pr@0.5": 0.1, "Pr@0.5 (>=)": 0.2, "samples": 9}})
-        ({'all': {'Pr@0.5': 0.1, 'samples': 9}}, {'all': {'Pr@0.5 (>=)': 0.2, 'samples': 9}})
-    """
+    """Part the scores from Pr@X by the second comparison, for a table of its own."""
     main: dict[str, dict[str, float]] = {}
     second: dict[str, dict[str, float]] = {}
     for group, scores in groups.items():
@@ -125,12 +112,7 @@ def split_comparisons(
 
 
 def score_cells(groups: Scores) -> tuple[list[str], list[list[str]]]:
-    """Lay out scores in per cent, a group a row: the head, and the rows.
-
-    Example:
-        >>> score_cells({"own": {"mIoU": 0.5, "samples": 9}, "none": {"mIoU": 1.0}})
-        (['', 'mIoU', 'samples'], [['own', '50.00', '9'], ['none', '100.00', '-']])
-    """
+    """Lay out scores in per cent, a group a row: the head, and the rows."""
     names = list(dict.fromkeys(name for scores in groups.values() for name in scores))
     rows = [[group, *(_cell(name, scores) for name in names)] for group, scores in groups.items()]
     return ["", *names], rows
@@ -145,14 +127,7 @@ def _cell(name: str, scores: Mapping[str, float]) -> str:
 def kind_title(
     kind: str, hide: float, drop_words: int, names: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Say in words what was scored; ``names`` are those of the kinds of sentence.
-
-    Example:
-        >>> kind_title("own-perturbed", 0.25, 1)
-        'own, 25% hidden, 1 word dropped'
-        >>> kind_title("own-paired", 0.25, 1, {"own": "the right sentence"})
-        'the right sentence, the same samples unchanged'
-    """
+    """Say in words what was scored; ``names`` are those of the kinds of sentence."""
     sentences, dash, state = kind.partition("-")
     parts = [names.get(sentences, sentences)]
     if dash + state == PAIRED:
@@ -164,13 +139,7 @@ def kind_title(
 
 
 def left_out(scores: Mapping[str, Scores], drop_words: int) -> list[str]:
-    """Say for each kind of sentence how many samples are only in the scores with all words.
-
-    Example:
-        >>> groups = {"own": {"all": {"samples": 9}}, "own-paired": {"all": {"samples": 7}}}
-        >>> left_out(groups, 2)
-        ['sentences: own; 2 of 9 cannot lose 2 words and are left out where words are dropped']
-    """
+    """Say for each kind of sentence how many samples are only in the scores with all words."""
     lines = []
     for kind, groups in scores.items():
         if kind + PAIRED in scores:

@@ -38,13 +38,6 @@ def write_folder(
     """Make a folder with a manifest of sizes and SHA-256, flushed to the disk, then put in place.
 
     An older folder in that place is deleted, or handed to ``retire`` under a hidden name.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     done = write_folder(f"{place}/new", lambda path: (path / "a").touch())
-        ...     sorted(entry.name for entry in verify_folder(done).iterdir())
-        ['a', 'manifest.json']
     """
     with StagedFolder(Path(folder), lambda: None) as staged:
         write(staged.path)
@@ -114,7 +107,11 @@ def _files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in files if path.name != MANIFEST)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

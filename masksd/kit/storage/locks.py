@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -13,49 +15,35 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NO_LOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-_held: set[Path] = set()
-"""Lock files of this process: the system's locks do not tell two threads apart."""
+_held: set[Path] = set()  # lock files of this process: the system's do not tell threads apart
 
 
-class PlaceLock:
-    """A lock of the system on a file; ``target`` is the place that it stands for.
-
-    It ends with the process, however that ends. With ``wait``, :meth:`acquire` waits for another
-    holder instead of raising a ``ValueError``.
-    """
-
-    def __init__(self, path: Path, target: Path, *, wait: bool) -> None:
-        self.path, self.target, self.wait = path, target, wait
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock."""
-        busy = ValueError(
-            f"output {self.target} is being written by another run; wait for it to end, or choose "
-            "another --output"
-        )
-        if self.path in _held:
-            raise busy
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                _lock_file(descriptor, self.target, wait=self.wait)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise busy from None
-            if _names(self.path, descriptor):
-                break
-            os.close(descriptor)  # its holder removed the file meanwhile: lock the new one
-        _held.add(self.path)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Give the lock back, if it is held."""
-        if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)  # first, while it is locked
-            os.close(self._descriptor)
-            _held.discard(self.path)
-            self._descriptor = None
+@contextlib.contextmanager
+def locked(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock of the system on a file that stands for ``target``; it ends with the process."""
+    busy = ValueError(
+        f"output {target} is being written by another run; wait for it to end, or choose another "
+        "--output"
+    )
+    if path in _held:
+        raise busy
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock_file(descriptor, target, wait=wait)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise busy from None
+        if _names(path, descriptor):
+            break
+        os.close(descriptor)  # its holder removed the file meanwhile: lock the new one
+    _held.add(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # first, while it is locked
+        os.close(descriptor)
+        _held.discard(path)
 
 
 def _lock_file(descriptor: int, target: Path, *, wait: bool) -> None:
@@ -74,7 +62,7 @@ def _lock_file(descriptor: int, target: Path, *, wait: bool) -> None:
             f"the file system of {target} has no locks ({error.strerror}): nothing stops a second "
             "run from writing there",
             UserWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
 
 

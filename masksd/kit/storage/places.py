@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from masksd.kit.storage.locks import PlaceLock
+from masksd.kit.storage.locks import locked
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -22,40 +23,29 @@ T = TypeVar("T")
 class HeldFolder:
     """A folder that no other process of ours writes to; a context.
 
-    The lock is a lock of the system on a hidden file beside the folder. It ends with the process,
-    however that ends, and holds across containers and, where the file system can, machines.
-    Entering also puts back a folder that a killed process left under its second name.
-
-    With ``wait``, entering waits for the other process instead of raising a ``ValueError``.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "one"
-        >>> with HeldFolder(target):
-        ...     HeldFolder(target).__enter__()
-        Traceback (most recent call last):
-        ValueError: output .../one is being written by another run; wait for it to end, or ...
+    The lock is on a hidden file beside the folder. It holds across containers and, where the file
+    system can, machines; with ``wait``, entering waits for it. Entering also puts back a folder
+    that a killed process left under its second name.
     """
 
     def __init__(self, target: Path, *, wait: bool = False) -> None:
         self.target = self.path = target.resolve()
-        self._lock = PlaceLock(beside(self.target, "lock"), self.target, wait=wait)
+        self.wait = wait
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if self.target.is_mount():
             raise ValueError(f"output {self.target} is a mount point; name a folder in it")
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
-        try:
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locked(beside(self.target, "lock"), self.target, wait=self.wait))
             _recover(self.target)
             self._enter()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.close()
 
     def publish(self) -> None:
         """Do nothing: the folder is in its place."""
@@ -67,23 +57,9 @@ class HeldFolder:
 class StagedFolder(HeldFolder):
     """A held folder that is filled out of sight and takes its place by :meth:`publish`.
 
-    Leaving the context removes what was not published, so that an error leaves nothing half written
-    and an older folder untouched. ``check`` raises where the place may not be taken; it is called
-    on entering and again before anything is replaced. ``path`` is where the folder is now: a hidden
-    one beside the target at first, then the target.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "one"
-        >>> with StagedFolder(target, lambda: None) as staged:
-        ...     _ = (staged.path / "a").write_text("half")
-        >>> target.exists(), list(target.parent.iterdir())
-        (False, [])
-        >>> with StagedFolder(target, lambda: None) as staged:
-        ...     _ = (staged.path / "a").write_text("all")
-        ...     staged.publish()
-        >>> [path.name for path in target.iterdir()]
-        ['a']
+    Leaving the context removes what was not published, and an older folder stays untouched.
+    ``check`` raises where the place may not be taken; it is called on entering and again before
+    anything is replaced. ``path`` is hidden beside the target at first, then the target.
     """
 
     def __init__(self, target: Path, check: Callable[[], None], *, wait: bool = False) -> None:
@@ -97,10 +73,7 @@ class StagedFolder(HeldFolder):
         self.path.mkdir()
 
     def publish(self, retire: Callable[[Path], object] | None = None) -> None:
-        """Take the place; an older folder is deleted, or handed to ``retire`` under a hidden name.
-
-        A second call does nothing.
-        """
+        """Take the place once; an older folder is deleted, or given to ``retire``, hidden."""
         if self.path == self.target:
             return
         self.check()
@@ -120,14 +93,13 @@ class StagedFolder(HeldFolder):
     def __exit__(self, *_: object) -> None:
         if self.path != self.target:
             _discard(self.path)
-        self._lock.release()
+        super().__exit__()
 
 
 def find_folder(folder: Path) -> Path:
-    """Return where a folder is, should a process have been killed while it was replaced.
+    """Return where a folder is; a ``UserWarning`` if a killed process left it under another name.
 
-    Between two renames an older folder, or the one around it, has another name; a ``UserWarning``
-    says so. A folder that is nowhere is returned as it came.
+    That is so between two renames of it, or of the one around it.
     """
     if folder.exists():
         return folder
@@ -179,8 +151,8 @@ def check_place(
 ) -> None:
     """Raise a ``ValueError`` unless a folder that we write may take this place.
 
-    ``ours`` names what such a folder holds: anything else is never replaced. ``strange`` says what
-    is wrong with another name, as in "no run writes"; ``over`` allows replacing an older ``kind``.
+    It may hold ``ours`` alone: ``strange`` says what is wrong with others, as in "no run writes".
+    ``over`` allows replacing an older ``kind``.
     """
     if not folder.exists():
         return
@@ -201,12 +173,7 @@ def check_place(
 
 
 def beside(target: Path, word: str) -> Path:
-    """Return a hidden name beside a file or folder.
-
-    Example:
-        >>> beside(Path("runs/one"), "tmp").as_posix()
-        'runs/.one.tmp'
-    """
+    """Return a hidden name beside a file or folder."""
     return target.parent / f".{target.name}.{word}"
 
 
@@ -239,10 +206,7 @@ def _replace(target: Path, new: Path) -> Path | None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one operation; False where the system or file system cannot.
-
-    Linux can, on most file systems of its own; NFS and FUSE cannot.
-    """
+    """Swap two names in one operation; False where that is not supported, as on NFS and FUSE."""
     swap: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if swap is None:
         return False

@@ -14,17 +14,11 @@ from masksd.kit.checkpoints import read_config
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.schedules import Schedule
 from masksd.kit.storage.places import check_place
-from masksd.kit.training.resuming import check_changes, load_run_config
+from masksd.kit.training.resuming import FILES, check_changes, has_checkpoint, load_run_config
 from masksd.models.registry import check_pretrained, list_models
 
 if TYPE_CHECKING:
     from torch import nn
-
-FILES = (
-    *("config.json", "metrics.jsonl", "curves.png", "sheet.png"),
-    *("checkpoint", "checkpoints", "best"),
-)
-"""What a run's folder holds."""
 
 
 def check_start(config: TrainConfig, *, resume: bool = False, allow: Collection[str] = ()) -> None:
@@ -37,7 +31,11 @@ def check_start(config: TrainConfig, *, resume: bool = False, allow: Collection[
     if resume:
         check_changes(load_run_config(folder), config, allow)
         return
-    check_teacher_stays(config)
+    if config.teacher is not None and folder.resolve() in config.teacher.resolve().parents:
+        raise ValueError(
+            f"teacher {config.teacher} lies in {folder}, which this run would replace; choose "
+            "another --output"
+        )
     check_output(folder, config.overwrite)
     for checkpoint in (config.start_from, config.teacher):
         if checkpoint is not None:
@@ -57,33 +55,14 @@ def check_data(data: DataConfig) -> None:
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise a ``ValueError`` unless a run may be written here.
-
-    One that never got to a checkpoint has nothing to lose.
-    """
+    """Raise a ``ValueError`` unless a run may be written here."""
     if (folder / "export").exists():
         raise ValueError(
             f"output {folder} holds an export, which would be lost with the run; move it, or "
             "choose another --output"
         )
-    over = overwrite or not has_checkpoint(folder)
+    over = overwrite or not has_checkpoint(folder)  # it would have nothing to lose
     check_place(folder, FILES, kind="run", strange="no run writes", over=over)
-
-
-def check_teacher_stays(config: TrainConfig) -> None:
-    """Raise a ``ValueError`` if the run would replace its own teacher."""
-    folder = config.output_folder()
-    if config.teacher is not None and folder.resolve() in config.teacher.resolve().parents:
-        raise ValueError(
-            f"teacher {config.teacher} lies in {folder}, which this run would replace; choose "
-            "another --output"
-        )
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Return whether a run in this folder, if there is one, got to a checkpoint."""
-    names = ("checkpoint", ".checkpoint.previous", "best", "checkpoints")
-    return any((folder / name).exists() for name in names)
 
 
 def check_sizes(
@@ -119,16 +98,7 @@ def warn_of_long_warmup(schedule: Schedule) -> None:
 
 @contextlib.contextmanager
 def batch_norm_watched(model: nn.Module, batch_size: int) -> Iterator[None]:
-    """Refuse passes in which a BatchNorm gets one value per channel, even in eval mode.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.BatchNorm2d(3).eval()
-        >>> with batch_norm_watched(layer, batch_size=1):
-        ...     layer(torch.ones(1, 3, 1, 1))
-        Traceback (most recent call last):
-        ValueError: batch_size 1 leaves BatchNorm layer '' one value per channel, which it ...
-    """
+    """Refuse passes in which a BatchNorm gets one value per channel, even in eval mode."""
     from torch import nn
 
     handles = [

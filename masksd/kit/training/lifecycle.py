@@ -9,44 +9,35 @@ import signal
 import time
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from masksd.errors import one_line
 from masksd.kit.checkpoints import Checkpoint, save_checkpoint
-from masksd.kit.config import TrainConfig, TrainingStopped
+from masksd.kit.config import TrainingStopped
+from masksd.kit.data.refer import ReferDataset
 from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.examples import example_rows
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.figures import draw_curves, draw_sheet
 from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import HeldFolder, flush
-from masksd.kit.training.checks import has_checkpoint
 from masksd.kit.training.resuming import (
     CONFIG,
     LATEST,
     LOG,
     SHEET,
     best_score,
-    check_items,
-    check_teacher,
+    check_sources,
     cut_log,
+    has_checkpoint,
     read_log,
 )
-from masksd.kit.training.saving import (
-    SavedLoop,
-    data_numbers,
-    drop_later,
-    keep_best,
-    keep_older,
-    teacher_number,
-)
+from masksd.kit.training.saving import SavedLoop, drop_later, keep_best, keep_older, source_numbers
 from masksd.kit.training.signals import StopRequest
 from masksd.kit.training.trackers import close_tracker, start_tracker, track, track_sheet
-
-if TYPE_CHECKING:
-    from masksd.kit.data.refer import ReferDataset
 
 
 class Lifecycle(SavedLoop):
@@ -56,7 +47,6 @@ class Lifecycle(SavedLoop):
     ``saved`` is the step of the last one.
     """
 
-    config: TrainConfig
     checkpoint: Checkpoint
     scoring: ReferDataset
     place: HeldFolder
@@ -66,10 +56,14 @@ class Lifecycle(SavedLoop):
 
     def resume(self, step: int, state: dict[str, Tensor]) -> None:
         """Go on after ``step`` steps of an earlier process, whose host is this one's already."""
-        now = data_numbers(self.training, self.unlabelled)
-        check_items(state, now, self.config.train_split)
-        check_teacher(state, teacher_number(self.config.teacher))
-        self.restore(step, state)
+        now = source_numbers(self.training, self.unlabelled, self.config.teacher)
+        check_sources(state, now, self.config.train_split)
+        try:
+            self.restore(step, state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the state of the training does not fit the run: {one_line(error)[:200]}"
+            ) from None
         self.saved = step
 
     def open_folder(self) -> None:
@@ -155,9 +149,8 @@ class Lifecycle(SavedLoop):
     def evaluate(self) -> None:
         """Score and save the model, and keep it if it is the best one, every so many steps."""
         every = self.config.evaluate_every
-        if not every or self.done % every or not 0 < self.done < self.schedule.steps:
-            return
-        if self.evaluated == self.done:
+        due = every and not self.done % every and 0 < self.done < self.schedule.steps
+        if not due or self.evaluated == self.done:
             return
         self.share_buffers()
         scores = evaluate(self.checkpoint, self.scoring, **self.scoring_options())

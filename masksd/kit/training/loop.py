@@ -26,10 +26,7 @@ Terms = dict[str, Tensor]
 
 
 class Batches:
-    """Batches without end, in an order that depends on (seed, epoch) alone.
-
-    ``start`` says how many of this process were taken before: iterating goes on from there.
-    """
+    """Batches without end, by (seed, epoch) alone; ``start`` were taken before by this process."""
 
     def __init__(
         self, items: Any, *, batch_size: int, seed: int, workers: int, pin_memory: bool = False
@@ -86,10 +83,7 @@ class Batches:
 
 
 class JointBatches:
-    """Batches of labelled items, each followed by one of unlabelled items.
-
-    Each kind goes through its own epochs. ``labelled`` of a batch is True for those with a mask.
-    """
+    """Batches of labelled items and unlabelled ones; ``labelled`` tells them apart."""
 
     def __init__(self, labelled: Batches, unlabelled: Batches) -> None:
         self.labelled, self.unlabelled = labelled, unlabelled
@@ -128,25 +122,18 @@ def _joined(labelled: Batch, unlabelled: Batch) -> Batch:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Go on reading when a terminal or a scheduler signals every process of a run.
-
-    torch ends a worker that is stuck by SIGTERM, too: that takes half a minute.
-    """
+    """Read on when every process gets a signal; SIGTERM, which torch sends if stuck, acts late."""
     for number in SIGNALS:
-        stuck = number == signal.SIGTERM
-        signal.signal(number, _end_later if stuck else signal.SIG_IGN)
-
-
-def _end_later(*_: object) -> None:
-    signal.alarm(30)
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 class Loop:
     """Takes all steps of a schedule; a subclass says what a step and a line of the log are.
 
     A step takes ``accumulate`` batches. Groups of the optimiser have a ``scale``, the factor of
-    their learning rate. ``done`` counts steps, ``skipped`` those of them that changed nothing: the
-    schedule stands still in these. ``window`` has the terms of the steps since the last log.
+    their learning rate. ``done`` counts steps, ``skipped`` those that changed nothing, in which the
+    schedule stands still. ``window`` has the terms of the steps since the last log.
     """
 
     batches: Batches | JointBatches
@@ -188,7 +175,9 @@ class Loop:
             total=total, initial=self.done, desc=self.title, unit="step", disable=not progress
         ) as bar:
             for step in range(self.done + 1, total + 1):
-                self.set_rate(self.schedule.rate(step - 1 - self.skipped))
+                self.rate = self.schedule.rate(step - 1 - self.skipped)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.rate * group["scale"]
                 self.window.append(self.take_step(list(islice(batches, self.accumulate))))
                 self.done = step
                 bar.update()
@@ -199,12 +188,6 @@ class Loop:
                 paused = time.perf_counter()
                 self.after_step()
                 since += time.perf_counter() - paused
-
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of every group of the optimiser."""
-        self.rate = rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
 
 
 def means(window: list[Terms]) -> Terms:

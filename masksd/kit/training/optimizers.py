@@ -1,18 +1,31 @@
-"""Which parameters are trained, with which weight decay and at which rate."""
+"""What is minimised, over which parameters, with which weight decay and at which rate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from masksd.distill import DistillOutput
 from masksd.kit.config import TrainConfig
+from masksd.losses import class_weighted_loss
 
 _TOWERS = ("encoder.", "backbone.", "text_encoder.")  # of a triple, and of LAVT
 _POSITIONS = ("position_embedding.weight", "attnpool.positions")
 _RELATIVE = "relative_position_bias_table"
+
+
+def losses(
+    out: DistillOutput, target: Tensor, config: TrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a run and its terms; class weights replace the segmentation loss."""
+    if config.class_weights is None:
+        return cast(Tensor, out.loss), out.losses
+    rows = slice(config.batch_size)  # the labelled ones come first
+    seg = class_weighted_loss(out.host_output[rows], target[rows], config.class_weights)
+    return config.distill.lambda_main * seg + out.distill_loss, {**out.losses, "seg": seg}
 
 
 def freeze(model: nn.Module, beginnings: Iterable[str]) -> None:
@@ -36,14 +49,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters of the wrapper around a host by weight decay and rate.
 
-    Biases, norms and tokens ``(C,)`` do not decay, nor do Swin's tables of relative positions. The
-    towers have a learning rate of their own, except for their tables of absolute positions, as in
-    CRIS. Groups have a ``scale``, the factor of the learning rate.
-
-    Example:
-        >>> host = nn.Linear(2, 3)
-        >>> [len(group["params"]) for group in parameter_groups(host, host, 0.1, 1.0)]
-        [1, 1]
+    Biases, norms, tokens ``(C,)`` and Swin's tables of relative positions do not decay. The towers,
+    except for their tables of absolute positions, have a rate of their own (``scale``), as in CRIS.
     """
     names = {id(parameter): name for name, parameter in host.named_parameters()}
     keys = [(scale, decay) for scale in (1.0, backbone_lr) for decay in (weight_decay, 0.0)]

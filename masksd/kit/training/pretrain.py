@@ -1,16 +1,11 @@
 """Contrastive pretraining of the two towers, as CLIP was trained (arXiv 2103.00020, Fig. 3).
 
-Trained from scratch, a referring model starts with towers that share no space, so that relevance,
-which CM-MaskSD masks by, means nothing at first. The paper starts from CLIP. This gives small
-towers the same start: images and expressions of the training split, a symmetric InfoNCE loss on
-``image.pooled`` and ``text.pooled``, a learned temperature. CLIP's patches share its projection
-(:mod:`masksd.models.clip`), which is enough after 400 M pairs; for small towers it is not, so by
-default the same loss is also put on the patch nearest to the expression (the late interaction of
-FILIP, arXiv 2111.07783, with a whole sentence). The report beside the weights says how well
-relevance finds the object.
-
-    masksd pretrain --level medium --output towers.safetensors
-    masksd train --level medium --encoder-weights towers.safetensors
+Trained from scratch, towers share no space, so that relevance, which CM-MaskSD masks by, means
+nothing at first; the paper starts from CLIP. This gives small towers the same start: a symmetric
+InfoNCE loss on ``image.pooled`` and ``text.pooled`` with a learned temperature. CLIP's patches
+share its projection (:mod:`masksd.models.clip`), which is enough after 400 M pairs; for small
+towers it is not, so by default the same loss is also put on the patch nearest to the expression
+(the late interaction of FILIP, arXiv 2111.07783, with a whole sentence).
 """
 
 from __future__ import annotations
@@ -39,8 +34,7 @@ from masksd.kit.storage.files import write_files
 from masksd.kit.training.loop import Batch, Batches, Loop, Terms
 from masksd.kit.training.optimizers import parameter_groups
 
-MAX_SCALE = 100.0
-"""The largest factor of the cosines, as in CLIP."""
+MAX_SCALE = 100.0  # the largest factor of the cosines, as in CLIP
 
 
 def pretrain(config: PretrainConfig, bits: int = 32) -> dict[str, Any]:
@@ -180,13 +174,7 @@ class Pretraining(Loop):
 
 
 def contrastive_loss(cosines: Tensor, scale: Tensor, equal: Tensor) -> Tensor:
-    """Symmetric InfoNCE on cosines ``(B, B)``, an image a row; ``equal`` pairs are no negatives.
-
-    Example:
-        >>> no = torch.zeros(2, 2, dtype=torch.bool)
-        >>> round(float(contrastive_loss(torch.zeros(2, 2), torch.tensor(1.0), no)), 4)  # ln 2
-        0.6931
-    """
+    """Symmetric InfoNCE on cosines ``(B, B)``, an image a row; ``equal`` pairs are no negatives."""
     logits = (scale * cosines).masked_fill(equal, -torch.inf)
     own = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))

@@ -21,35 +21,22 @@ if TYPE_CHECKING:
 
 LATEST, OLDER, BEST, SCORE = "checkpoint", "checkpoints", "best", "score.json"
 CONFIG, LOG, SHEET = "config.json", "metrics.jsonl", "sheet.png"
+FILES = (CONFIG, LOG, "curves.png", SHEET, LATEST, OLDER, BEST)  # what a run's folder holds
 NUMBERS = ("skipped", "bad_steps", "processes", "items", "images", "evaluated")
 """What the state of every run holds beside tensors."""
-UNLABELLED = ("unlabelled_items", "unlabelled_images")
-"""The same where there are unlabelled data."""
+UNLABELLED = ("unlabelled_items", "unlabelled_images")  # the same where there are unlabelled data
 FREE = (
     *("output", "overwrite", "progress", "workers", "cache", "timeout", "log_with"),
     *("save_minutes", "keep", "sheet_rows", "eval_batch_size"),
-)
-"""Options that change no weight and no score."""
-
-
+)  # options that change no weight and no score
 FIXED = (
     *("model", "pretrained", "encoder_weights", "start_from", "dropout", "image_size"),
     *("tokenizer", "max_length", "fit"),
-)
-"""Options that are built into a checkpoint."""
+)  # options that are built into a checkpoint
 
 
 def load_run_config(folder: str | Path) -> TrainConfig:
-    """Read the config of a run that can be resumed, its output being the folder given.
-
-    Raises:
-        ValueError: no run, one without a checkpoint, or a damaged config.
-
-    Example:
-        >>> load_run_config("runs/nowhere")
-        Traceback (most recent call last):
-        ValueError: no run at runs/nowhere; `masksd runs` lists those in runs/
-    """
+    """Read the config of a run that can be resumed, its output being the folder given."""
     given = Path(folder)
     root = find_folder(given)
     if not (root / CONFIG).is_file():
@@ -57,7 +44,7 @@ def load_run_config(folder: str | Path) -> TrainConfig:
         hint = f"did you mean {near}?" if near else "`masksd runs` lists those in runs/"
         raise ValueError(f"no run at {root}; {hint}")
     if not find_folder(root / LATEST).is_dir():
-        kept = [name for name in ("best", "checkpoints") if (root / name).exists()]
+        kept = [name for name in (BEST, OLDER) if (root / name).exists()]
         again = shlex.join(["--config", str(root / CONFIG), "--output", str(given)])
         hint = f"start it again: masksd train {again}"
         if kept:
@@ -70,20 +57,14 @@ def load_run_config(folder: str | Path) -> TrainConfig:
     return dataclasses.replace(config, output=given, overwrite=False)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run in this folder, if there is one, got to a checkpoint."""
+    names = (LATEST, f".{LATEST}.previous", BEST, OLDER)
+    return any((folder / name).exists() for name in names)
+
+
 def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str] = ()) -> None:
-    """Raise a ``ValueError`` that names the options a resumed run has been given anew.
-
-    Args:
-        before: config of the run.
-        now: what it would go on with.
-        allowed: options that may change, such as ``steps`` or ``distill.lambda_image``.
-
-    Example:
-        >>> check_changes(TrainConfig(lr=0.1), TrainConfig(lr=0.2), allowed=["lr"])
-        >>> check_changes(TrainConfig(lr=0.1), TrainConfig(lr=0.2))
-        Traceback (most recent call last):
-        ValueError: lr of the run is 0.1, now 0.2; leave it as it was, or pass --allow lr
-    """
+    """Raise a ``ValueError`` that names the options a resumed run has been given anew."""
     old, new = before.flat(), now.flat()
     for name in allowed:
         check_choice("option to allow", name, {*old, *new})
@@ -106,10 +87,7 @@ def check_changes(before: TrainConfig, now: TrainConfig, allowed: Collection[str
 def load_run(
     config: TrainConfig, processes: int, allowed: Collection[str] = ()
 ) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """Read the latest checkpoint of a run and the state of its training, and check both.
-
-    Options that may change are taken from the config.
-    """
+    """Read and check a run's latest checkpoint, with the options that may change, and its state."""
     check_changes(load_run_config(config.output_folder()), config, allowed)
     place = find_folder(config.output_folder()) / LATEST
     checkpoint, state = load_checkpoint(place), load_training_state(place)
@@ -156,41 +134,27 @@ def check_unfinished(config: TrainConfig, step: int, steps: int) -> None:
         )
 
 
-def check_items(state: dict[str, Tensor], numbers: dict[str, int], split: str) -> None:
-    """Raise a ``ValueError`` unless the data are those that were trained on.
-
-    ``numbers`` are those of :func:`masksd.kit.training.saving.data_numbers`, now.
-    """
+def check_sources(state: dict[str, Tensor], numbers: dict[str, int], split: str) -> None:
+    """Raise a ``ValueError`` unless these numbers of data and teacher are those of the run."""
     for name, now in numbers.items():
         before = int(state[name])
         if now == before:
             continue
+        if name == "teacher":
+            raise ValueError(
+                "teacher is another checkpoint than when the run was saved; resume it with the one "
+                "it had (--allow teacher is for one that was moved)"
+            )
         kind = "unlabelled " if name in UNLABELLED else ""
-        what = "other images than"
-        if name.endswith("items"):
-            what = f"{now} items, it had {before}"
+        what = f"{now} items, it had {before}" if name.endswith("items") else "other images than"
         raise ValueError(
             f"{kind}split {split!r} has {what} when the run was saved; resume it with the data it "
             "had"
         )
 
 
-def check_teacher(state: dict[str, Tensor], numbers: dict[str, int]) -> None:
-    """Raise a ``ValueError`` unless the teacher, if there is one, is the one it was."""
-    for name, now in numbers.items():
-        if int(state[name]) != now:
-            raise ValueError(
-                f"{name} is another checkpoint than when the run was saved; resume it with the one "
-                "it had (--allow teacher is for one that was moved)"
-            )
-
-
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl`` up to a line that was cut off.
-
-    Raises:
-        ValueError: it holds anything but records of steps.
-    """
+    """Read ``metrics.jsonl`` up to a line that was cut off."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     except ValueError as error:
@@ -221,12 +185,7 @@ def cut_log(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def best_score(run_folder: Path) -> float:
-    """Return the score of the checkpoint that is kept as the best one; -1 without one.
-
-    Example:
-        >>> best_score(Path("runs/nowhere"))
-        -1.0
-    """
+    """Return the score of the checkpoint that is kept as the best one; -1 without one."""
     try:
         text = (find_folder(run_folder / BEST) / SCORE).read_text(encoding="utf-8")
         return float(json.loads(text)["mIoU"])

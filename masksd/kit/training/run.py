@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from masksd.branches import MaskedBranch
-from masksd.distill import DistillOutput
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.feeding import model_inputs
@@ -22,9 +22,8 @@ from masksd.kit.storage.places import HeldFolder
 from masksd.kit.training.checks import batch_norm_watched
 from masksd.kit.training.lifecycle import Lifecycle
 from masksd.kit.training.loop import Batch, Batches, JointBatches, Terms, means
-from masksd.kit.training.optimizers import build_optimizer, freeze
+from masksd.kit.training.optimizers import build_optimizer, freeze, losses
 from masksd.kit.training.signals import StopRequest
-from masksd.losses import class_weighted_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 
 
 class Run(Lifecycle):
-    """Trains a checkpoint's model in place.
-
-    ``sd`` is the wrapper around it, ``wrapped`` what Accelerate made of that.
-    """
+    """Trains a checkpoint's model in place, as wrapped by us (``sd``) and by Accelerate."""
 
     def __init__(
         self,
@@ -58,10 +54,13 @@ class Run(Lifecycle):
         self.sd = wrap_model(model, config.distill, checkpoint.tokenizer).to(accelerator.device)
         self.branches = {name: cast(MaskedBranch, b) for name, b in self.sd.branches.items()}
         self._full_weights = {name: each.weight.clone() for name, each in self.branches.items()}
-        batches = self.batches_of(training, config.batch_size, config.seed)
+        pin_memory = accelerator.device.type == "cuda"
+        batches_of = partial(Batches, workers=config.workers, pin_memory=pin_memory)
+        batches: Any = batches_of(training, batch_size=config.batch_size, seed=config.seed)
         if unlabelled is not None:
             size = config.images_per_pass() - config.batch_size
-            batches = JointBatches(batches, self.batches_of(unlabelled, size, unlabelled.seed))
+            others = batches_of(unlabelled, batch_size=size, seed=unlabelled.seed)
+            batches = JointBatches(batches, others)
         if config.teacher is not None:
             teacher = load_teacher(checkpoint, config.teacher).model
             example = {n: each.to(accelerator.device) for n, each in batches.first().items()}
@@ -83,27 +82,14 @@ class Run(Lifecycle):
         self.saved = self.evaluated = -1
         self.saved_at = time.monotonic()
 
-    def batches_of(self, items: ReferDataset | MixedDataset, size: int, seed: int) -> Any:
-        """Return the batches of one kind of items."""
-        return Batches(
-            items,
-            batch_size=size,
-            seed=seed,
-            workers=self.config.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
     def check_first_batch(self) -> None:
-        """Compute the losses of one batch, so that a run that cannot work fails before it starts.
-
-        Nothing of the run changes.
-        """
+        """Compute the losses of one batch, so that a run that cannot work fails at once."""
         batch = self.batches.first()
         batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
         truth = truth_of(batch)
         watched = batch_norm_watched(self.checkpoint.model, self.config.images_per_pass())
         with self.accelerator.autocast(), watched:
-            self.losses(self.sd.preview(*self.inputs(batch), **truth), truth["target"])
+            losses(self.sd.preview(*self.inputs(batch), **truth), truth["target"], self.config)
 
     def take_step(self, batches: list[Batch]) -> Terms:
         """Forward, loss, backward for each batch, clip, step; or change nothing."""
@@ -135,23 +121,13 @@ class Run(Lifecycle):
         torch.manual_seed(keyed_seed(self.config.seed, "dropout", *key))
         truth = truth_of(batch)
         out = self.wrapped(*self.inputs(batch), **truth)
-        loss, losses = self.losses(out, truth["target"])
+        loss, terms = losses(out, truth["target"], self.config)
         self.accelerator.backward(loss / self.accumulate)
-        return {n: value.detach().float() for n, value in {"loss": loss, **losses}.items()}
+        return {n: value.detach().float() for n, value in {"loss": loss, **terms}.items()}
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return what the model takes."""
         return model_inputs(self.checkpoint, batch["image"], batch["tokens"])
-
-    def losses(self, out: DistillOutput, target: Tensor) -> tuple[Tensor, Terms]:
-        """Return the loss and its terms; class weights replace the segmentation loss."""
-        weights = self.config.class_weights
-        if weights is None:
-            return cast(Tensor, out.loss), out.losses
-        rows = slice(self.config.batch_size)  # the labelled ones come first
-        seg = class_weighted_loss(out.host_output[rows], target[rows], weights)
-        losses = {**out.losses, "seg": seg}
-        return self.config.distill.lambda_main * seg + out.distill_loss, losses
 
     def set_branch_weights(self, done: float) -> None:
         """Set the branches' weights by the ramp, given the share of the run that is over."""

@@ -1,8 +1,7 @@
 """What a run keeps on the disk: its checkpoints, and all that resuming it bit for bit needs.
 
-Every draw is keyed, so no random state is stored. Beside the weights there are the wrapper's own
-tensors, the optimiser's moments, the loss scaler, the counters, and the terms of the steps since
-the last line of the log.
+Every draw is keyed, so no random state is stored: only the wrapper's own tensors, the optimiser's
+moments, the loss scaler, the counters, and the terms of the steps since the last line of the log.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from masksd.errors import one_line
 from masksd.kit.checkpoints import read_config
 from masksd.kit.config import TrainConfig
 from masksd.kit.randomness import keyed_seed
@@ -69,8 +67,7 @@ class SavedLoop(Loop):
             "bad_steps": len(self.bad_items),
             "processes": self.accelerator.num_processes,
             "evaluated": self.evaluated,
-            **data_numbers(self.training, self.unlabelled),
-            **teacher_number(self.config.teacher),
+            **source_numbers(self.training, self.unlabelled, self.config.teacher),
         }
         state |= {name: torch.tensor(number) for name, number in numbers.items()}
         return state | self._gathered_window()
@@ -87,19 +84,7 @@ class SavedLoop(Loop):
         return {f"window.{step}.{name}": values[:, n] for n, (step, name) in enumerate(names)}
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Go back to where the state was collected, after ``step`` steps; the host is there.
-
-        Raises:
-            ValueError: the state is not that of such a run.
-        """
-        try:
-            self._restore(step, state)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"the state of the training does not fit the run: {one_line(error)[:200]}"
-            ) from None
-
-    def _restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """Go back to where the state was collected, after ``step`` steps; the host is there."""
         self.sd.load_state_dict(dict(_under("distill.", state)), strict=False)
         for name, parameter in self.sd.named_parameters():
             moments = {
@@ -119,11 +104,9 @@ class SavedLoop(Loop):
         self.bad_items = [""] * int(state["bad_steps"])
         self.evaluated = int(state["evaluated"])
         self.batches.start = step * self.accumulate
-        if int(state["processes"]) == self.accelerator.num_processes:
-            self._restore_window(dict(_under("window.", state)))
-
-    def _restore_window(self, terms: dict[str, Tensor]) -> None:
-        for key, values in terms.items():
+        if int(state["processes"]) != self.accelerator.num_processes:
+            return
+        for key, values in _under("window.", state):
             index, _, name = key.partition(".")
             while len(self.window) <= int(index):
                 self.window.append({})
@@ -131,24 +114,19 @@ class SavedLoop(Loop):
             self.window[int(index)][name] = own.to(self.accelerator.device)
 
 
-def data_numbers(
-    training: ReferDataset | MixedDataset, unlabelled: ReferDataset | None
+def source_numbers(
+    training: ReferDataset | MixedDataset, unlabelled: ReferDataset | None, teacher: Path | None
 ) -> dict[str, int]:
-    """Return how many items a run has, and numbers that stand for the names of their images.
-
-    They are the same in every process.
-    """
-    found = {"": training} if unlabelled is None else {"": training, "unlabelled_": unlabelled}
-    items = {f"{kind}items": len(data) for kind, data in found.items()}
-    images = {f"{kind}images": keyed_seed(*sorted(d.file_names())) for kind, d in found.items()}
-    return items | images
-
-
-def teacher_number(folder: Path | None) -> dict[str, int]:
-    """Return a number that stands for the files of the teacher, if there is one."""
-    if folder is None:
-        return {}
-    return {"teacher": keyed_seed((find_folder(folder) / MANIFEST).read_text(encoding="utf-8"))}
+    """Return the numbers of items, and hashes of image names and of a teacher's manifest."""
+    numbers = {}
+    for kind, data in (("", training), ("unlabelled_", unlabelled)):
+        if data is not None:
+            numbers[f"{kind}items"] = len(data)
+            numbers[f"{kind}images"] = keyed_seed(*sorted(data.file_names()))
+    if teacher is not None:
+        manifest = find_folder(teacher) / MANIFEST
+        numbers["teacher"] = keyed_seed(manifest.read_text(encoding="utf-8"))
+    return numbers
 
 
 def _under(beginning: str, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

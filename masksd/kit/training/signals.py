@@ -17,16 +17,7 @@ scheduler has sent to every process already."""
 
 
 class StopRequest:
-    """Notes the first signal in ``number``; a later one acts at once, as if this were not there.
-
-    A context; outside a process's main thread, where Python has no signals, it does nothing.
-
-    Example:
-        >>> with StopRequest() as stop:
-        ...     signal.raise_signal(signal.SIGTERM)
-        >>> signal.Signals(stop.number).name
-        'SIGTERM'
-    """
+    """Notes the first signal, in the main thread; a later one acts at once, as without this."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -1,8 +1,7 @@
 """Training: data, model and method from one config into one folder.
 
-Every draw is keyed: the order of the data by (seed, epoch), a drawn expression by (seed, epoch,
-item), dropout by (seed, step, process), masks by the wrapper's own (seed, step, position in the
-batch). So a run on a CPU repeats bit for bit, and resuming needs no stored random state.
+Every draw is keyed: the order of the data by (seed, epoch), expressions by (seed, epoch, item),
+dropout by (seed, step, process), masks by the wrapper's own (seed, step, position in the batch).
 """
 
 from __future__ import annotations
@@ -32,17 +31,8 @@ from masksd.kit.processes import (
 from masksd.kit.randomness import keyed_randomness, keyed_seed
 from masksd.kit.sources import build_model, open_split, open_training, tokenizer_name
 from masksd.kit.storage.places import HeldFolder, StagedFolder
-from masksd.kit.training.checks import (
-    check_output,
-    check_sizes,
-    check_start,
-    warn_of_long_warmup,
-)
-from masksd.kit.training.resuming import (
-    check_unfinished,
-    checkpoint_digest,
-    load_run,
-)
+from masksd.kit.training.checks import check_output, check_sizes, check_start, warn_of_long_warmup
+from masksd.kit.training.resuming import check_unfinished, checkpoint_digest, load_run
 from masksd.kit.training.run import Run
 from masksd.kit.training.trackers import check_tracker, tracker_options
 
@@ -94,9 +84,8 @@ def train(config: TrainConfig, *, resume: bool = False, allow: Sequence[str] = (
         The scores, and where everything lies.
 
     Raises:
-        ValueError: a config that cannot be run, an existing folder, a folder that another run
-            writes to, damaged data, a tokenizer that knows no word of them, or a run that is
-            resumed with other options or data; on every process, if they have other options.
+        ValueError: a config, folder or data that cannot be used, a tokenizer that knows no word of
+            them, or a run that is resumed with other options or data.
         TrainingError: too many steps in a row had a gradient that is not finite, or a process that
             reads data died.
         TrainingStopped: a signal came; the run is saved.

@@ -19,25 +19,14 @@ from masksd.kit.data.records import BadRecords
 __all__ = ["KINDS", "REFER", "Kind", "Records", "kinds_in"]
 
 
-def _nothing(files: Sequence[Path], folder: Path) -> None:
-    """Most kinds have their pictures in files of their own."""
-
-
 @dataclass(frozen=True)
 class Kind:
-    """A kind of source.
-
-    Attributes:
-        title: what it is called in words.
-        find: lists its files in the folder of a data set; none where it is of another kind.
-        read: turns files and the image folder into records; bad ones go to the third argument.
-        unpack: writes pictures that lie in its files into the image folder.
-    """
+    """A kind of source; ``unpack`` writes pictures that lie in its files into the image folder."""
 
     title: str
     find: Callable[[Path], list[Path]]
     read: Callable[[Sequence[Path], Path, BadRecords | None], Records]
-    unpack: Callable[[Sequence[Path], Path], None] = _nothing
+    unpack: Callable[[Sequence[Path], Path], None] = lambda files, folder: None
 
 
 REFER = Kind("refer format", lambda folder: [], read_refer)
@@ -47,8 +36,7 @@ KINDS = {
     ),
     "labelme": Kind("JSON of labelme, as ReasonSeg", find_labelme, read_labelme),
     "table": Kind("a table of picture, sentence, mask", find_tables, read_tables),
-}
-"""By the name that stands for ``split_by``, since these sets have no splits by several people."""
+}  # by the name that stands for ``split_by``, since these sets have no splits by several people
 
 
 def kinds_in(folder: Path) -> list[str]:

@@ -7,7 +7,6 @@ here they are background, larger shapes below smaller ones as its authors draw t
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,17 @@ import numpy as np
 from masksd.kit.data.images import read_size
 from masksd.kit.data.readers.refer import Records
 from masksd.kit.data.readers.rows import Rows, split_of
-from masksd.kit.data.records import BadRecords, DataError, attempt, check_file_name, entries, typed
+from masksd.kit.data.records import (
+    BadRecords,
+    DataError,
+    attempt,
+    check_file_name,
+    entries,
+    parse_json,
+    prefixed,
+    read_bytes,
+    typed,
+)
 from masksd.kit.data.segmentation import check_segmentation, decode_mask, encode_runs
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG")
@@ -27,15 +36,12 @@ _LOOKED_AT = 65_536  # bytes that tell what a file is
 
 
 def find_labelme(folder: Path) -> list[Path]:
-    """List the JSON files of labelme in a folder and in the folders in it.
-
-    Others, such as the explanations of ReasonSeg, have no picture beside them and no shapes.
-    """
+    """List the JSON files that have shapes or a picture beside them, one folder deep."""
     files = [path for pattern in ("*.json", "*/*.json") for path in sorted(folder.glob(pattern))]
     shapes = {path for path in files if _has_shapes(path)}
     if not shapes:
         return []
-    return [path for path in files if path in shapes or _beside(path)]
+    return [path for path in files if path in shapes or _picture_named(path.stem, path.parent)]
 
 
 def _has_shapes(path: Path) -> bool:
@@ -46,10 +52,9 @@ def _has_shapes(path: Path) -> bool:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _beside(path: Path) -> str | None:
-    """Return the name of the picture beside a file."""
-    names = (f"{path.stem}{suffix}" for suffix in _PICTURES)
-    return next((name for name in names if (path.parent / name).is_file()), None)
+def _picture_named(stem: str, folder: Path) -> str | None:
+    names = (f"{stem}{suffix}" for suffix in _PICTURES)
+    return next((name for name in names if (folder / name).is_file()), None)
 
 
 def read_labelme(files: Sequence[Path], folder: Path, bad: BadRecords | None) -> Records:
@@ -94,12 +99,10 @@ def _read(path: Path, folder: Path, rows: Rows) -> int:
 def _picture(content: dict[str, Any], path: Path, folder: Path) -> str:
     """Find the picture beside a file: of its own name, else the one that it names."""
     inside = path.parent.relative_to(folder) if path.is_relative_to(folder) else Path()
-    above = "".join(f"{part}/" for part in inside.parts)
-    for suffix in _PICTURES:
-        name = f"{above}{path.stem}{suffix}"
-        if (folder / name).is_file():
-            return name
-    return above + check_file_name(content.get("imagePath"), str(path), field="imagePath")
+    name = _picture_named(path.stem, folder / inside)
+    if name is None:
+        name = check_file_name(content.get("imagePath"), str(path), field="imagePath")
+    return (inside / name).as_posix()
 
 
 def _polygon(shape: dict[str, Any], where: str) -> list[Any]:
@@ -122,10 +125,8 @@ def _mask(wanted: list[Any], ignored: list[Any], size: tuple[int, int], where: s
         return wanted
     drawn: list[tuple[Any, bool]] = []
     for polygon in [*wanted, *ignored]:
-        try:
+        with prefixed(where):
             area = decode_mask(check_segmentation([polygon], *size)[0], *size) > 0
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
         drawn.append((area, len(drawn) < len(wanted)))
     mask = np.zeros(size, dtype=bool)
     for area, inside in sorted(drawn, key=lambda each: -int(each[0].sum())):
@@ -134,17 +135,9 @@ def _mask(wanted: list[Any], ignored: list[Any], size: tuple[int, int], where: s
 
 
 def _parse(path: Path) -> object:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise DataError(f"{path}: larger than {_LARGEST} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    data = read_bytes(path, _LARGEST)
     try:
         text = data.decode()
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")  # some files of ReasonSeg
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    return parse_json(text, f"{path}:")

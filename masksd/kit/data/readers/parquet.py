@@ -15,16 +15,8 @@ from typing import Any
 
 from masksd.kit.data.images import check_stays_inside, size_of_bytes
 from masksd.kit.data.readers.refer import Records, check_records
-from masksd.kit.data.readers.rows import (
-    MASK,
-    PICTURE,
-    SENTENCE,
-    Rows,
-    json_cell,
-    one_word,
-    split_of,
-)
-from masksd.kit.data.records import BadRecords, DataError, attempt, typed
+from masksd.kit.data.readers.rows import MASK, PICTURE, SENTENCE, Rows, one_word, split_of
+from masksd.kit.data.records import BadRecords, DataError, attempt, parse_json, typed
 
 _ROWS = 32  # at a time
 _LARGEST_GROUP = 4 * 2**30  # bytes of a row group, as its file says
@@ -144,19 +136,16 @@ class _CocoRows:
 
     def add(self, row: dict[str, Any], where: str) -> None:
         for name, known in zip(_RAW, (self.objects, self.images), strict=True):
-            found = json_cell(row[name], name, where)
+            at = f"{where}: field {name!r}"
+            found = parse_json(row[name], f"{at} is")
             for value in found if isinstance(found, list) else [found]:
-                entry: dict[str, Any] = typed(value, dict, f"{where}: field {name!r}")
-                first = known.setdefault(str(entry.get("id")), (f"{where}: field {name!r}", entry))
-                if first[1] != entry:
-                    raise DataError(
-                        f"{where}: field {name!r} has id {entry.get('id')}, which is another in "
-                        f"{first[0]}"
-                    )
+                entry: dict[str, Any] = typed(value, dict, at)
+                first, known_entry = known.setdefault(str(entry.get("id")), (at, entry))
+                if known_entry != entry:
+                    raise DataError(f"{at} has id {entry.get('id')}, which is another in {first}")
         if isinstance(row.get("split"), str):
             row = {**row, "split": one_word(row["split"])}
         self.refs.append((where, row))
 
     def records(self) -> Records:
-        found = self.images.values(), self.objects.values(), self.refs
-        return check_records(*found, self.bad)
+        return check_records(self.images.values(), self.objects.values(), self.refs, self.bad)

@@ -31,7 +31,7 @@ from masksd.kit.data.records import (
 )
 
 T = TypeVar("T")
-Entries = Iterable[tuple[str, object]]
+Entries = Iterable[tuple[str, Any]]
 """Records as a file has them, each after the words that name it in an error."""
 
 
@@ -54,10 +54,7 @@ def read_refer(files: Sequence[Path], folder: Path, bad: BadRecords | None) -> R
 def read_instances(
     path: Path, bad: BadRecords | None = None
 ) -> tuple[dict[int, ImageRecord], dict[int, Annotation]]:
-    """Read ``instances.json``: the images by image id and the objects by annotation id.
-
-    Bad records go to ``bad``; without it the first one is a DataError.
-    """
+    """Read ``instances.json``: images by image id, and objects by annotation id."""
     content: dict[str, Any] = typed(read_json(path), dict, f"{path}: the file")
     images = check_images(entries(content, "images", "id", str(path)), bad)
     found = entries(content, "annotations", "id", str(path))
@@ -70,19 +67,9 @@ def read_refs(
     bad: BadRecords | None = None,
     images: Container[int] = (),
 ) -> list[Ref]:
-    """Read ``refs(<split_by>).p`` (or the same list as ``.json``), in the order of the file.
+    """Read ``refs(<split_by>).p``, or the same list as ``.json``, in the order of the file.
 
-    The refs must agree with ``annotations``, to which the unions are added that they speak of, and
-    those of no object with ``images``. Bad records go to ``bad``; without it the first one is a
-    DataError.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "refs.json"
-        >>> _ = path.write_text('[{"ref_id": 1, "ann_id": 5, "image_id": 7, "split": "val",'
-        ...                     ' "sentences": [{"sent_id": 0, "sent": "left cat"}]}]')
-        >>> read_refs(path, {5: Annotation(5, 7, [])})[0].sentences[0].sent
-        'left cat'
+    They must agree with images and ``annotations``; unions that they speak of are added to these.
     """
     if path.suffix == ".json":
         content = read_json(path)
@@ -99,29 +86,25 @@ def check_images(
     found: Entries, bad: BadRecords | None, deep: bool = False
 ) -> dict[int, ImageRecord]:
     """Check records of images; return them by id. ``deep`` ones may lie in folders."""
-    return _by_id(found, bad, lambda image: image.image_id, _image, deep)
+    return _by_id(found, bad, "image_id", _image, deep)
 
 
 def check_annotations(
     found: Entries, images: Container[int], bad: BadRecords | None
 ) -> dict[int, Annotation]:
     """Check records of objects; return them by id."""
-    return _by_id(found, bad, lambda annotation: annotation.ann_id, _annotation, images)
+    return _by_id(found, bad, "ann_id", _annotation, images)
 
 
 def _by_id(
-    found: Entries,
-    bad: BadRecords | None,
-    id_of: Callable[[T], int],
-    check: Callable[..., T],
-    *more: object,
+    found: Entries, bad: BadRecords | None, key: str, check: Callable[..., T], *more: object
 ) -> dict[int, T]:
     """Check records one by one, with ``check(entry, where, *more)``; return them by id."""
     records: dict[int, T] = {}
     for where, entry in found:
         record = attempt(bad, check, entry, where, *more)
         if record is not None:
-            add_once(records, id_of(record), record, where, "id")
+            add_once(records, getattr(record, key), record, where, "id")
     return records
 
 
@@ -137,7 +120,8 @@ def check_refs(
     sentences: dict[int, Sentence] = {}
     silent = 0
     for where, entry in found:
-        if _says_nothing(entry):
+        several = isinstance(entry, dict) and type(entry.get("ann_id")) is list
+        if several and entry.get("sentences") == []:  # as of some in gRefCOCO's val
             silent += 1
             continue
         ref = attempt(bad, _ref, entry, where, objects, bad)
@@ -148,13 +132,6 @@ def check_refs(
     if silent:
         warnings.warn(f"{silent} refs without any sentence are left out", UserWarning, stacklevel=2)
     return list(refs.values())
-
-
-def _says_nothing(entry: object) -> bool:
-    """Whether a ref of gRefCOCO, whose val has some without a sentence, is to be left out."""
-    if not isinstance(entry, dict) or type(entry.get("ann_id")) is not list:
-        return False
-    return bool(entry.get("sentences") == [])
 
 
 def check_records(

@@ -1,9 +1,8 @@
 """Expressions that people reviewed and found wrong, left out: the files of Ref-L4's authors.
 
-``refcoco_val_reviewed.json`` and its like have COCO's layout, an image an expression:
-``images`` of ``id``, ``file_name`` and ``caption``, and ``annotations`` of ``image_id`` and
-``caption_quality``, 0 where the expression is wrong, and perhaps ``original_id``, the object that
-it is said of.
+``refcoco_val_reviewed.json`` and its like have COCO's layout, an image an expression: ``images`` of
+``id``, ``file_name`` and ``caption``, and ``annotations`` of ``image_id``, ``caption_quality`` (0
+where the expression is wrong) and perhaps ``original_id``, the object that it is said of.
 """
 
 from __future__ import annotations
@@ -21,18 +20,14 @@ Said = set[tuple[str, str, int | None]]  # file name, expression, object where i
 def drop_errors(
     refs: list[Ref], images: Mapping[int, ImageRecord], files: Sequence[Path]
 ) -> list[Ref]:
-    """Leave out the expressions that files call wrong, and refs that have no other.
-
-    A file that speaks of no expression of the refs is a DataError: it belongs to another data set.
-    """
+    """Leave out the expressions that files call wrong, and refs that have no other."""
     for path in files:
         wrong, known = _read(path)
-        named = {id(ref): images[ref.image_id].file_name for ref in refs if ref.image_id in images}
         kept, met = [], False
         for ref in refs:
             left = []
+            name = images[ref.image_id].file_name if ref.image_id in images else ""
             for sentence in ref.sentences:
-                name = named.get(id(ref), "")
                 texts = {_plain(text) for text in (sentence.sent, sentence.raw)}
                 keys = {(name, text, of) for text in texts for of in (ref.ann_id, None)}
                 met = met or not keys.isdisjoint(known)

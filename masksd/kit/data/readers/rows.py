@@ -5,33 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.images import read_mask, read_size
 from masksd.kit.data.readers.refer import Records, check_records
-from masksd.kit.data.records import BadRecords, DataError, attempt, check_file_name
+from masksd.kit.data.records import BadRecords, DataError, attempt, check_file_name, parse_json
 from masksd.kit.data.segmentation import encode_runs
 
 PICTURE = ("picture", "image", "file_name")
 SENTENCE = ("sentence", "sentences", "answer")
-MASK = ("mask", "polygon", "rle", "segmentation")
-"""The names that a column may have."""
+MASK = ("mask", "polygon", "rle", "segmentation")  # the names that a column may have
 _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **{name.lower(): name for name in ("train", "test", "testA", "testB")},
-}
-"""The words for a split, in lower case."""
+}  # the words for a split, in lower case
 
 
 class Rows:
     """Gathers rows, and numbers pictures, objects and refs in the order in which they come.
 
     Rows of one picture and one mask are one ref with several sentences.
-
-    Args:
-        folder: of the pictures, and of masks in files.
-        bad: takes rows that cannot be used; None raises the first one.
     """
 
     def __init__(self, folder: Path, bad: BadRecords | None) -> None:
@@ -44,11 +39,7 @@ class Rows:
     def add(
         self, row: Mapping[str, Any], where: str, split: str, size: tuple[int, int] | None = None
     ) -> None:
-        """Take a row whose columns may have any of the known names.
-
-        ``split`` is that of a row which names none. ``size`` is width and height of the picture;
-        None reads them from its file.
-        """
+        """Take a row; ``split`` and ``size`` (of its picture) serve where it does not say them."""
         attempt(self.bad, self._add, row, where, split, size)
 
     def records(self) -> Records:
@@ -62,7 +53,7 @@ class Rows:
         name = check_file_name(_cell(row, PICTURE, where), where, field="picture", deep=True)
         said = _cell(row, SENTENCE, where)
         if isinstance(said, str) and said.lstrip().startswith("["):
-            said = json_cell(said, "sentences", where)
+            said = parse_json(said, f"{where}: field 'sentences' is")
         sentences = list(said) if isinstance(said, (list, tuple)) else [said]
         mask = _cell(row, MASK, where)
         key = mask if isinstance(mask, str) else json.dumps(mask, default=repr)
@@ -91,7 +82,7 @@ class Rows:
     def _segmentation(self, mask: Any, image: dict[str, Any], where: str) -> Any:
         """Turn a cell into COCO's segmentation; a tuple without parts is no object."""
         if isinstance(mask, str) and mask.lstrip()[:1] in ("[", "{"):
-            mask = json_cell(mask, "mask", where)
+            mask = parse_json(mask, f"{where}: field 'mask' is")
         if isinstance(mask, str):
             name = check_file_name(mask, where, field="mask", deep=True)
             width, height = image["width"], image["height"]
@@ -118,15 +109,7 @@ class Rows:
 
 
 def split_of(name: str) -> str:
-    """Return the split that a name says; "train" where it says none.
-
-    Raises:
-        DataError: it says two.
-
-    Example:
-        >>> split_of("testA-00000-of-00001"), split_of("refcoco_val"), split_of("data")
-        ('testA', 'val', 'train')
-    """
+    """Return the split that a name says, as "val" of "refcoco_val"; "train" where it says none."""
     words = [word.rstrip("0123456789").lower() for word in re.split(r"[^A-Za-z0-9]+", name)]
     found = list(dict.fromkeys(_SPLITS[word] for word in words if word in _SPLITS))
     if len(found) > 1:
@@ -140,14 +123,6 @@ def split_of(name: str) -> str:
 def one_word(split: str) -> str:
     """Return a split by the word that is used here, as "val" for "validation"."""
     return _SPLITS.get(split.strip().lower(), split.strip())
-
-
-def json_cell(text: str, field: str, where: str) -> Any:
-    """Read a cell that holds JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: field {field!r} is not valid JSON: {error}") from None
 
 
 def _cell(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
@@ -168,14 +143,10 @@ def _cell(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
 
 def _polygons(value: list[Any]) -> list[Any]:
     """Turn one polygon, of numbers or of points, into a list of one; flatten points."""
-    if not all(isinstance(each, list) for each in value):
-        return [value]
-    return [_flat(value)] if _is_points(value) else [_flat(each) for each in value]
+    if _is_points(value) or not all(isinstance(each, list) for each in value):
+        value = [value]
+    return [[*chain(*each)] if _is_points(each) else each for each in value]
 
 
 def _is_points(value: list[Any]) -> bool:
     return all(isinstance(each, list) and len(each) == 2 for each in value) and bool(value)
-
-
-def _flat(value: list[Any]) -> list[Any]:
-    return [number for point in value for number in point] if _is_points(value) else value

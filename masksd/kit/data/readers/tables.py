@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from masksd.kit.data.readers.refer import Records
 from masksd.kit.data.readers.rows import Rows, split_of
-from masksd.kit.data.records import BadRecords, DataError, attempt, typed
+from masksd.kit.data.records import BadRecords, DataError, attempt, parse_json, typed
 
 _LONGEST_LINE = 16 * 2**20  # characters
 
@@ -76,23 +75,13 @@ def _lines(
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = typed(json.loads(line), dict, where)
-    except (json.JSONDecodeError, RecursionError) as error:
-        said = (
-            f"{error.msg} at column {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else error
-        )
-        raise DataError(f"{where}: not valid JSON: {said}") from None
-    return value
+    return typed(parse_json(line, f"{where}:"), dict, where)
 
 
 def _bounded(file: io.TextIOBase, path: Path) -> Iterator[str]:
     """Yield lines of at most some megabytes, whatever a file holds."""
-    number = 0
-    while line := file.readline(_LONGEST_LINE):
-        number += 1
+    lines = iter(lambda: file.readline(_LONGEST_LINE), "")
+    for number, line in enumerate(lines, start=1):
         if len(line) == _LONGEST_LINE:
             raise DataError(f"{path}: line {number}: longer than {_LONGEST_LINE} characters")
         yield line

@@ -24,6 +24,7 @@ from masksd.kit.data.shapes.drawing import draw_image, visible_masks
 from masksd.kit.data.shapes.expressions import VARIANTS, Expression, draw_expressions
 from masksd.kit.data.shapes.scenes import KINDS, LEVELS, REFERRED_KINDS, SPLITS, Scene, draw_scene
 from masksd.kit.data_config import DataConfig, cache_folder
+from masksd.kit.storage.files import sha256_of
 from masksd.kit.storage.places import StagedFolder
 
 FORMAT = 1
@@ -156,7 +157,8 @@ def _is_built(root: Path, config: ShapesConfig) -> bool:
             f"{root} holds a shapes data set of another config; there: {made} (format "
             f"{made_format}), wanted: {wanted} (format {FORMAT}); {fix}"
         )
-    found = {name: _sha256(root / "shapes" / name) for name in digests}
+    files = [root / "shapes" / name for name in digests]
+    found = {file.name: sha256_of(file) for file in files if file.is_file()}
     folder = root / "images"
     if found != digests or not folder.is_dir() or sum(1 for _ in folder.iterdir()) != count:
         raise ValueError(f"{root} holds a damaged shapes data set; {fix}")
@@ -211,17 +213,17 @@ def _write(folder: Path, config: ShapesConfig, progress: bool) -> None:
             }
             sentence_count += len(found)
             refs.append(ref)
-    files = {
+    contents = {
         "instances.json": json.dumps(instances).encode(),
         "refs(masksd).p": pickle.dumps(refs, protocol=2),
     }
-    for name, data in files.items():
+    for name, data in contents.items():
         (folder / "shapes" / name).write_bytes(data)
     manifest = {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "pictures": sum(counts.values()),
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
     (folder / "shapes" / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -249,17 +251,8 @@ def _annotations(scene: Scene, image_id: int, first: int, size: int) -> list[dic
     return entries
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
 def shapes_folder(shapes: ShapesConfig) -> Path:
-    """Return where shapes are generated: a folder in the cache for each config.
-
-    Example:
-        >>> shapes_folder(ShapesConfig(level="hard", train=10)).name
-        'shapes-hard-10-300-300-300-96px-seed0'
-    """
+    """Return where shapes are generated: a folder in the cache for each config."""
     pictures = "-".join(map(str, shapes.images().values()))
     name = f"shapes-{shapes.level}{shapes.variant}-{pictures}-{shapes.size}px-seed{shapes.seed}"
     return cache_folder() / name

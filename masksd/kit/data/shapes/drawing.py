@@ -13,15 +13,13 @@ from masksd.kit.data.shapes.scenes import COLORS, Level, Scene, SceneObject
 
 _FINE = 3  # edges are drawn this many times finer, then averaged
 
-Box = tuple[int, int, int, int]
 RGB = tuple[int, ...]
 
 
 def draw_image(scene: Scene, level: Level, size: int) -> Image.Image:
     """Draw a scene ``size`` pixels wide and high, from back to front, with smooth edges.
 
-    The scene's seed makes background and noise. The level's noise is added, and decides between a
-    flat, a shaded and a patterned background.
+    The level's noise also decides between a flat, a shaded and a patterned background.
     """
     draw = random.Random(scene.seed)
     fine = _background(level, size * _FINE, draw)
@@ -42,12 +40,6 @@ def visible_masks(
 
     For each object that is its polygon in pixels (COCO's form), the mask of what is visible
     ``(size, size)`` uint8, and the visible share of its pixels.
-
-    Example:
-        >>> back = SceneObject("square", "red", "big", "plain", 0.5, 0.5, 0.25)
-        >>> front = SceneObject("square", "blue", "small", "plain", 0.5, 0.5, 0.0625)
-        >>> [share for _, _, share in visible_masks(Scene((back, front), 0), 64)]
-        [0.75, 1.0]
     """
     result = []
     covered = np.zeros((size, size), dtype=np.uint8)
@@ -88,16 +80,12 @@ def _draw_object(canvas: Image.Image, item: SceneObject, draw: random.Random) ->
         ImageDraw.Draw(canvas).polygon(points, fill=color)
         return
     reach = item.radius * side
-    box = (
-        int(item.x * side - reach) - 1,
-        int(item.y * side - reach) - 1,
-        int(item.x * side + reach) + 2,
-        int(item.y * side + reach) + 2,
-    )
-    extent = (box[2] - box[0], box[3] - box[1])
+    left, top = (int(at * side - reach) - 1 for at in (item.x, item.y))
+    right, bottom = (int(at * side + reach) + 2 for at in (item.x, item.y))
+    extent = (right - left, bottom - top)
     stencil = Image.new("L", extent)
-    ImageDraw.Draw(stencil).polygon([(x - box[0], y - box[1]) for x, y in points], fill=255)
-    canvas.paste(_fabric(item.texture, color, extent, side, draw), box[:2], stencil)
+    ImageDraw.Draw(stencil).polygon([(x - left, y - top) for x, y in points], fill=255)
+    canvas.paste(_fabric(item.texture, color, extent, side, draw), (left, top), stencil)
     # a hem in the object's colour, or white parts would melt into the background
     ImageDraw.Draw(canvas).polygon(points, outline=color, width=_FINE)
 

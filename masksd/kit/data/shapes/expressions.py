@@ -47,10 +47,7 @@ _LONG = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A structured expression; a None attribute is not mentioned.
-
-    ``relation`` is to the ``anchor``, itself an expression by attributes alone.
-    """
+    """What is said: attributes, and a place or a relation to an ``anchor`` of attributes alone."""
 
     kind: str | None
     color: str | None = None
@@ -72,14 +69,6 @@ def referents(expression: Expression, objects: Sequence[SceneObject]) -> tuple[s
     that half of the image and clearly farther out than the rest. A direction means the objects that
     lie more in this direction from the anchor than across it; "next to" the one clearly nearest. An
     anchor that is not one object means nothing.
-
-    Example:
-        >>> pair = [SceneObject("star", color, "big", "plain", x, 0.5, 0.05)
-        ...         for color, x in (("red", 0.2), ("blue", 0.8))]
-        >>> referents(Expression("star", place="right"), pair)
-        ({1}, {1})
-        >>> referents(Expression("star"), pair)
-        ({0, 1}, {0, 1})
     """
     matching = {
         index

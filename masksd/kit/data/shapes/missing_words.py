@@ -15,7 +15,7 @@ from typing import Any
 
 from masksd.kit.data.records import DataError
 from masksd.kit.data.shapes.build import FORMAT, MANIFEST, ShapesConfig, draw_sample
-from masksd.kit.data.shapes.expressions import Expression, unambiguous
+from masksd.kit.data.shapes.expressions import PLACES, Expression, unambiguous
 from masksd.kit.data.shapes.scenes import COLORS, KINDS, SIZES, TEXTURES, SceneObject
 
 _ATTRIBUTES = {
@@ -31,7 +31,6 @@ _RELATIONS = {
     "next": "next to",
     "near": "next to",
 }
-_PLACES = ("left", "right", "top", "bottom")
 _sample = functools.lru_cache(maxsize=4096)(draw_sample)
 
 
@@ -56,12 +55,6 @@ def droppable_words(
 
     They come as positions in the given order. Without any number of them the sentence still names
     its object, and could not lose more: of several largest choices, the first in this order.
-
-    Example:
-        >>> config = ShapesConfig(level="medium")
-        >>> droppable_words(config, "shapes_val_000000.jpg", "the circle", [1, 0])
-        Traceback (most recent call last):
-        masksd.kit.data.records.DataError: shapes_val_000000.jpg: ...
     """
     words = sentence.lower().rstrip(".").split()
     try:
@@ -88,7 +81,7 @@ def _droppable(
     Whatever can be missing with others can be missing without them: so the choice is made of words
     that can be missing alone, and every part of it can be missing.
     """
-    telling = [at for at in order if words[at] in {*_ATTRIBUTES, *_RELATIONS, *_PLACES}]
+    telling = [at for at in order if words[at] in {*_ATTRIBUTES, *_RELATIONS, *PLACES}]
     single = [at for at in telling if names_one(words, {at}, target, objects)]
     choices = (
         chosen for size in range(len(single), -1, -1) for chosen in combinations(single, size)
@@ -114,14 +107,7 @@ def names_one(
 
 
 def read_words(words: Sequence[str], missing: Collection[int] = ()) -> Expression:
-    """Read a sentence back, without the words at some positions.
-
-    Example:
-        >>> read_words("the red circle to the left of the star".split(), {1, 8})
-        Expression(kind='circle', color=None, size=None, texture=None, place=None,
-        relation='left of', anchor=Expression(kind=None, color=None, size=None, texture=None,
-        place=None, relation=None, anchor=None))
-    """
+    """Read a sentence back, without the words at some positions."""
     nouns: list[dict[str, Any]] = [{"kind": None}]
     where = None
     ended = related = False
@@ -133,7 +119,7 @@ def read_words(words: Sequence[str], missing: Collection[int] = ()) -> Expressio
             if at not in missing:
                 nouns[-1][_ATTRIBUTES[word]] = word
             ended = ended or word in KINDS
-        elif word in {*_RELATIONS, *_PLACES} and at not in missing:
+        elif word in {*_RELATIONS, *PLACES} and at not in missing:
             where = word
     said = Expression(**nouns[0])
     if not related:

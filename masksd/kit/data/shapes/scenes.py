@@ -33,33 +33,19 @@ REFERRED_KINDS = {"train": KINDS, "val": KINDS, "testA": KINDS[:3], "testB": KIN
 
 @dataclass(frozen=True)
 class Level:
-    """How hard the scenes of a level are.
+    """How hard the scenes of a level are."""
 
-    Attributes:
-        objects: least and most objects an image.
-        kinds: number of kinds they are drawn from.
-        colors: number of colours they are drawn from.
-        textures: the textures they are drawn from.
-        areas: least and most area of a small and of a big object, in fractions of the image.
-        spacing: least distance of two centres, in sums of their radii; below 1 they may overlap.
-        copies: how many objects have each of the two looks (colour and kind) of the main kind.
-        twins: share of the other objects that may repeat a look.
-        visible: least visible share of an object.
-        noise: standard deviation of the pixel noise, in 8-bit steps.
-        means: weights of naming an object by attributes, by place and by relation.
-    """
-
-    objects: tuple[int, int]
-    kinds: int
-    colors: int
-    textures: tuple[str, ...]
-    areas: dict[str, tuple[float, float]]
-    spacing: float
-    copies: int
-    twins: float
-    visible: float
-    noise: float
-    means: tuple[float, float, float]
+    objects: tuple[int, int]  # least and most objects an image
+    kinds: int  # number of kinds they are drawn from
+    colors: int  # number of colours
+    textures: tuple[str, ...]  # that they are drawn from
+    areas: dict[str, tuple[float, float]]  # of a small, a big object, in fractions of the image
+    spacing: float  # least distance of two centres, in sums of radii; below 1 they may overlap
+    copies: int  # objects of each of the two looks (colour and kind) of the main kind
+    twins: float  # share of the other objects that may repeat a look
+    visible: float  # least visible share of an object
+    noise: float  # standard deviation of the pixel noise, in 8-bit steps
+    means: tuple[float, float, float]  # weights of naming by attributes, by place, by relation
 
 
 LEVELS = {
@@ -125,7 +111,7 @@ class SceneObject:
     def outline(self) -> list[tuple[float, float]]:
         """Corners in order, in fractions of the image."""
         scale = math.sqrt(self.area)
-        return [(self.x + scale * x, self.y + scale * y) for x, y in unit_outline(self.kind)]
+        return [(self.x + scale * x, self.y + scale * y) for x, y in _OUTLINES[self.kind]]
 
 
 @dataclass(frozen=True)
@@ -134,11 +120,6 @@ class Scene:
 
     objects: tuple[SceneObject, ...]
     seed: int
-
-
-def unit_outline(kind: str) -> tuple[tuple[float, float], ...]:
-    """Return the corners of a kind of area 1 around the origin, y downwards."""
-    return _OUTLINES[kind]
 
 
 def layout_signature(scene: Scene) -> tuple[tuple[int, int, str], ...]:
@@ -156,10 +137,7 @@ def layout_split(scene: Scene) -> str:
 
 
 def draw_scene(level: Level, split: str, draw: random.Random) -> Scene:
-    """Draw a scene whose layout belongs to a split.
-
-    At least two objects share a kind that the split refers to, and differ in colour.
-    """
+    """Draw a scene of a split: two objects share a kind that it refers to, and differ in colour."""
     while True:
         scene = _try_scene(level, split, draw)
         if scene is not None and layout_split(scene) == split:
@@ -231,11 +209,12 @@ def _polygon_area(points: list[tuple[float, float]]) -> float:
     return abs(sum(x * v - u * y for (x, y), (u, v) in zip(points, following, strict=True))) / 2
 
 
-_OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
-    kind: tuple(
+# the corners of each kind around the origin, y downwards, scaled to an area of 1
+_OUTLINES = {
+    kind: [
         (x / math.sqrt(_polygon_area(points)), y / math.sqrt(_polygon_area(points)))
         for x, y in points
-    )
+    ]
     for kind, points in _raw_outlines().items()
 }
 _RADII = {kind: max(math.hypot(x, y) for x, y in points) for kind, points in _OUTLINES.items()}

@@ -1,10 +1,9 @@
 """Text before it is tokens: what is blank, and what OpenAI's CLIP does before its byte pairs.
 
-CLIP's weights have seen nothing else: OpenAI and open_clip call ``ftfy.fix_text``, then
-``html.unescape`` twice, and collapse whitespace. Here are the rules of ftfy that text about images
-meets, so that ids do not depend on whether ftfy is installed. Left out: text in Cyrillic, Greek,
-Chinese or Japanese that was decoded wrongly, bytes that were lost on the way, and HTML entities
-written in capitals.
+OpenAI and open_clip call ``ftfy.fix_text``, then ``html.unescape`` twice, and collapse whitespace.
+Here are the rules of ftfy that text about images meets, so that ids do not depend on it. Left out:
+text in Cyrillic, Greek, Chinese or Japanese that was decoded wrongly, lost bytes, and HTML entities
+in capitals.
 """
 
 from __future__ import annotations
@@ -47,24 +46,14 @@ _INVISIBLE = {  # letters, marks and symbols that Unicode draws as nothing
 
 
 def is_blank(text: str) -> bool:
-    r"""Return whether a text shows nothing: spaces, controls and invisible characters alone.
-
-    Example:
-        >>> is_blank(" \u200b"), is_blank("\u3164"), is_blank("a")
-        (True, True, False)
-    """
+    r"""Return whether a text shows nothing: spaces, controls and invisible characters alone."""
     return all(
         category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs") or ord(char) in _INVISIBLE for char in text
     )
 
 
 def clean_sentence(text: str) -> str:
-    """Clean a sentence as OpenAI does, all but the lower case.
-
-    Example:
-        >>> clean_sentence("the person’s  bag &amp; ｒｅｄ hat, cafÃ©")
-        "the person's bag & red hat, café"
-    """
+    """Clean a sentence as OpenAI does, all but the lower case."""
     before = None
     while text != before:  # one repair may show the next
         before = text

@@ -50,7 +50,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary, max_length: int) -> None:
-        backend = vocabulary.backend
+        backend, self.kind, self.start_token, self.end_token, self.pad_token = vocabulary
         self.vocab_size = backend.get_vocab_size()
         # "<|endoftext|>" or "[SEP]" typed by somebody is text, never the end token
         backend.encode_special_tokens = True
@@ -59,11 +59,7 @@ class Tokenizer:
         backend.post_processor = None  # start and end are added here
         self._vocabulary = vocabulary
         self._backend = backend
-        self.kind = vocabulary.kind
         self._clean: Callable[[str], str] = clean_sentence if self.kind == "clip" else str
-        self.start_token = vocabulary.start_token
-        self.end_token = vocabulary.end_token
-        self.pad_token = vocabulary.pad_token
         self.max_length = _check_length(max_length)
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
@@ -85,11 +81,6 @@ class Tokenizer:
         """Tell ids ``(..., L)`` from their padding: 1 up to and with the first end token, then 0.
 
         A row without an end token (LAVT's longest sentences) is all 1.
-
-        Example:
-            >>> tokenizer = load_tokenizer("shapes", max_length=6)
-            >>> tokenizer.attention_mask(tokenizer.encode("red circle"))
-            tensor([1, 1, 1, 1, 0, 0])
         """
         ends = tokens == self.end_token
         return (ends.cumsum(dim=-1) - ends.long() == 0).long()
@@ -107,33 +98,17 @@ class Tokenizer:
         ]
 
     def kept(self, sentence: str) -> str:
-        """Return the beginning of a sentence that :meth:`encode` keeps, the whole if it fits.
-
-        Example:
-            >>> load_tokenizer("shapes", max_length=4).kept("the red circle")
-            'the red'
-        """
+        """Return the beginning of a sentence that :meth:`encode` keeps, the whole if it fits."""
         pieces = self._pieces(sentence)
         most = self.max_length - 2
         return sentence if len(pieces) <= most else self._clean(sentence)[: pieces[most - 1][1][1]]
 
     def decode(self, tokens: Tensor) -> str:
-        """Return the words of ids ``(L,)``, special ones included.
-
-        Example:
-            >>> tokenizer = load_tokenizer("shapes")
-            >>> tokenizer.decode(tokenizer.encode("red circle")[1:3])
-            'red circle'
-        """
+        """Return the words of ids ``(L,)``, special ones included."""
         return self._backend.decode(tokens.tolist(), skip_special_tokens=False)
 
     def ids(self) -> dict[str, int]:
-        """Return the id of every piece of text, special tokens included.
-
-        Example:
-            >>> load_tokenizer("shapes").ids()["circle"] == load_tokenizer("shapes").ids()["red"]
-            False
-        """
+        """Return the id of every piece of text, special tokens included."""
         found: dict[str, int] = self._backend.get_vocab()
         return found
 

@@ -1,7 +1,6 @@
 """Vocabularies of the tokenizers: our words, CLIP's byte pairs, BERT's word pieces, and checks.
 
-A tokenizer that somebody else wrote can hold any regular expression, any rewriting of the text and
-any ids. Only the steps that the three kinds of ours consist of are accepted.
+A file can hold any regular expression, rewriting and ids: only steps that ours have are accepted.
 """
 
 from __future__ import annotations
@@ -141,12 +140,7 @@ def _flat(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def words_of(sentences: Iterable[str], least: int = 1) -> list[str]:
-    """Return the words that occur so often at the least, the most frequent first.
-
-    Example:
-        >>> words_of(["the red circle", "The star!"])
-        ['the', 'circle', 'red', 'star']
-    """
+    """Return the words that occur so often at the least, the most frequent first."""
     backend = word_vocabulary(()).backend
     split, lower = backend.pre_tokenizer.pre_tokenize_str, backend.normalizer.normalize_str
     counts = Counter(word for each in sentences for word, _ in split(lower(each)))
@@ -177,10 +171,7 @@ def _clip_vocabulary(source: str | Path) -> Vocabulary:
 
 
 def _bert_vocabulary(source: str | Path) -> Vocabulary:
-    """Read BERT's word pieces, from a folder or by a name on the Hub.
-
-    They are lower-case unless a ``tokenizer_config.json`` beside ``vocab.txt`` says otherwise.
-    """
+    """Read BERT's word pieces, lower-case unless a ``tokenizer_config.json`` says otherwise."""
     from transformers import BertTokenizer
 
     folder = _folder_of(source, BERT_FILES)
