@@ -38,10 +38,10 @@ from benchmarks import step_cost
 from benchmarks.measure import append, environment, median_ratio, paired
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
 from masksd import segmentation_loss as seg_loss
-from masksd.embeddings import TokenMask
 from masksd.kit.costs.kept import kept_activations
 from masksd.models import create_model
-from masksd.truth import Truth
+from masksd.passes.truth import Truth
+from masksd.tapping.embeddings import TokenMask
 
 EVAL = ("host eval", "masksd eval")
 

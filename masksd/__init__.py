@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from masksd.cross_modal import CrossModalDistill as CrossModalDistill
     from masksd.distill import CrossModalMaskedSelfDistill as CrossModalMaskedSelfDistill
     from masksd.distill import DistillOutput as DistillOutput
-    from masksd.embeddings import TokenMask as TokenMask
-    from masksd.hooks import release as release
     from masksd.hosts import Taps as Taps
-    from masksd.knowledge_config import ChannelDistillConfig as ChannelDistillConfig
+    from masksd.knowledge.config import ChannelDistillConfig as ChannelDistillConfig
     from masksd.losses import consistency_loss as consistency_loss
     from masksd.losses import segmentation_loss as segmentation_loss
     from masksd.masking_config import MaskingConfig as MaskingConfig
@@ -25,10 +23,12 @@ if TYPE_CHECKING:
     from masksd.segmenter import Pass as Pass
     from masksd.segmenter import Segmenter as Segmenter
     from masksd.segmenter import TextFeatures as TextFeatures
+    from masksd.tapping.embeddings import TokenMask as TokenMask
+    from masksd.tapping.hooks import release as release
     from masksd.triple import Triple as Triple
 
 _ROOMS = {
-    "ChannelDistillConfig": "knowledge_config",
+    "ChannelDistillConfig": "knowledge.config",
     "CrossModalDistill": "cross_modal",
     "CrossModalMaskedSelfDistill": "distill",
     "DistillConfig": "config",
@@ -39,10 +39,10 @@ _ROOMS = {
     "Segmenter": "segmenter",
     "Taps": "hosts",
     "TextFeatures": "segmenter",
-    "TokenMask": "embeddings",
+    "TokenMask": "tapping.embeddings",
     "Triple": "triple",
     "consistency_loss": "losses",
-    "release": "hooks",
+    "release": "tapping.hooks",
     "segmentation_loss": "losses",
 }
 __all__ = list(_ROOMS)

@@ -75,7 +75,7 @@ class DistillConfig(JsonConfig):
         target: what a branch learns to predict: the ``"main"`` branch's mask, the
             ``"ground_truth"`` (Table VI), or the mask of a ``"teacher"``: a copy of the model that
             follows it by an exponential average, or a model that you give.
-        teacher_decay: of that average, in [0, 1); see :class:`masksd.teacher.Teacher`.
+        teacher_decay: of that average, in [0, 1); see :class:`masksd.passes.teacher.Teacher`.
         confidence: how much a pixel of the main branch's or the teacher's mask counts: ``"none"``
             counts all alike; ``"threshold"`` and ``"soft"`` count the sure ones more, see
             :func:`masksd.losses.consistency_loss`.
@@ -87,9 +87,9 @@ class DistillConfig(JsonConfig):
         joint: mask patches and words in one pass of weight ``λ1 + λ2``, instead of one pass each.
         one_pass: mask at random in the only pass of a step, which then learns from the truth, and
             from the ``"teacher"`` with weight ``λ1 + λ2`` where that is the target. It costs no
-            more than the host; see :mod:`masksd.one_pass`.
+            more than the host; see :mod:`masksd.passes.one_pass`.
         low_memory: run each pass with its own backward, so that the activations of one host pass
-            are kept instead of three; the gradients are the same. See :mod:`masksd.low_memory`.
+            are kept instead of three; the gradients are the same (:mod:`masksd.passes.low_memory`).
         seed: keys the draws and the initial mask tokens.
 
     Example:

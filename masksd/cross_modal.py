@@ -9,8 +9,8 @@ from torch import nn
 
 from masksd.config import DistillConfig
 from masksd.distill import CrossModalMaskedSelfDistill
-from masksd.knowledge import Knowledge
-from masksd.knowledge_config import ChannelDistillConfig
+from masksd.knowledge.config import ChannelDistillConfig
+from masksd.knowledge.teaching import Knowledge
 
 _NO_BRANCH = DistillConfig(image=None, text=None)
 
@@ -22,7 +22,7 @@ class CrossModalDistill(nn.Module):
     Image Segmentation" (arXiv 2604.16806): the student learns how the teacher's patches and words
     relate and how its channels do, guided by channel attention, and "retains part of its
     independent learning ability". The paper's formulas cannot be had. Ours are built on its nearest
-    published relatives, see :mod:`masksd.knowledge_losses`, and its gain has not been reproduced.
+    published relatives, see :mod:`masksd.knowledge.losses`, and its gain has not been reproduced.
 
     In evaluation it is the student itself: nothing is added, and the teacher does not run. It
     composes with what ``student`` does: masked branches, samples without a mask, low memory.

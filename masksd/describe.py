@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import MainPass
 from masksd.hosts.tapped import TapSegmenter
-from masksd.masker import TokenMasker
-from masksd.modules import plain_attention
-from masksd.step import DistillOutput, Passes
-from masksd.tap import EmbeddingTap
-from masksd.tap_kinds import TapGroup
-from masksd.towers import replayable
+from masksd.passes.branches import MainPass
+from masksd.passes.masker import TokenMasker
+from masksd.passes.step import DistillOutput, Passes
+from masksd.passes.truth import Truth
+from masksd.tapping.kinds import TapGroup
+from masksd.tapping.modules import plain_attention
+from masksd.tapping.tap import EmbeddingTap
+from masksd.trials.towers import replayable
 from masksd.triple import Triple
-from masksd.truth import Truth
 
 
 def describe(passes: Passes, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The wrapper that users call; :mod:`masksd.step` runs each of its training steps."""
+"""The wrapper that users call; :mod:`masksd.passes.step` runs each of its training steps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import branch_modalities
 from masksd.config import DistillConfig, checked_config
-from masksd.hooks import OneThread
 from masksd.hosts import Taps, segmenter_for
-from masksd.low_memory import check_low_memory, low_memory_step
-from masksd.modules import BatchNormTold, check_wrappable, evaluating, without_gradients
-from masksd.one_pass import one_pass_step
-from masksd.step import DistillOutput as DistillOutput
-from masksd.step import Passes
+from masksd.passes.branches import branch_modalities
+from masksd.passes.low_memory import check_low_memory, low_memory_step
+from masksd.passes.one_pass import one_pass_step
+from masksd.passes.step import DistillOutput as DistillOutput
+from masksd.passes.step import Passes
+from masksd.passes.truth import Truth
+from masksd.tapping.hooks import OneThread
+from masksd.tapping.modules import BatchNormTold, check_wrappable, evaluating, without_gradients
 from masksd.triple import Triple
-from masksd.truth import Truth
 from masksd.wrapper import Wrapper
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from masksd.losses import alignment_loss, foreground, in_full_precision, with_channel
 from masksd.masking import correlate
 from masksd.masking.fused import without_autocast
-from masksd.modules import try_out
+from masksd.passes.truth import Truth
 from masksd.segmenter import Pass, Segmenter
-from masksd.truth import Truth
+from masksd.tapping.modules import try_out
 
 WordMap = Callable[[int, int], "Tensor | None"]
 

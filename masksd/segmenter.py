@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from masksd.embeddings import TokenMask
 from masksd.features import FeatureCut as FeatureCut
 from masksd.features import Given as Given
 from masksd.features import ImageFeatures as ImageFeatures
 from masksd.features import Pass as Pass
 from masksd.features import TextFeatures as TextFeatures
-from masksd.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
-from masksd.replay import Replay
-from masksd.tap import EmbeddingTap, LateMask
-from masksd.tap_kinds import TapGroup
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.hooks import WRAPPER_COPIED, CutPoint, Hook, Recorder
+from masksd.tapping.kinds import TapGroup
+from masksd.tapping.replay import Replay
+from masksd.tapping.tap import EmbeddingTap, LateMask
 
 T = TypeVar("T")
 

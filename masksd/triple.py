@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from masksd.embeddings import TokenMask, mask_after_prefix
 from masksd.features import height_and_width
-from masksd.hooks import Recorder
-from masksd.modules import check_wrappable, find_module
 from masksd.segmenter import FeatureCut, Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap
+from masksd.tapping.embeddings import TokenMask, mask_after_prefix
+from masksd.tapping.hooks import Recorder
+from masksd.tapping.modules import check_wrappable, find_module
+from masksd.tapping.tap import EmbeddingTap
 
 
 class Triple(Segmenter):

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from masksd.branches import NAMES, MaskedBranch, branch_modalities
-from masksd.check import check_passes
 from masksd.config import DistillConfig
 from masksd.describe import describe, frozen_token_notes, small_logits_notes
-from masksd.hooks import OneThread
-from masksd.knowledge import Knowledge
-from masksd.masker import TokenMasker
-from masksd.modules import evaluating, without_gradients
+from masksd.knowledge.teaching import Knowledge
+from masksd.passes.branches import NAMES, MaskedBranch, branch_modalities
+from masksd.passes.masker import TokenMasker
+from masksd.passes.step import DistillOutput, Passes
+from masksd.passes.teacher import Teacher
 from masksd.relevance import projection_for
 from masksd.segmenter import Segmenter
-from masksd.step import DistillOutput, Passes
-from masksd.teacher import Teacher
+from masksd.tapping.hooks import OneThread
+from masksd.tapping.modules import evaluating, without_gradients
+from masksd.trials.check import check_passes
 
 
 class Wrapper(nn.Module):

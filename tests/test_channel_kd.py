@@ -22,7 +22,7 @@ from masksd import (
     Triple,
     segmentation_loss,
 )
-from masksd.knowledge_losses import (
+from masksd.knowledge.losses import (
     channel_attention,
     channel_loss,
     channel_wise_loss,

@@ -18,8 +18,8 @@ from masksd import (
     TokenMask,
     Triple,
 )
-from masksd.check import tolerance
-from masksd.tap import EmbeddingTap
+from masksd.tapping.tap import EmbeddingTap
+from masksd.trials.check import tolerance
 from tests.test_hosts_cris import batch, load_example
 from tests.triples import make_batch, make_triple
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
-from masksd.branches import NAMES
 from masksd.models import create_model
+from masksd.passes.branches import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.processes import leave
 from tests.triples import Block, make_batch, make_triple

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
-from masksd.modules import frozen_statistics
+from masksd.tapping.modules import frozen_statistics
 from tests.triples import WIDTH, make_batch, make_triple
 
 IMAGE = MaskingConfig(ratio=0.5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import masksd
 from masksd import CrossModalMaskedSelfDistill
-from masksd.hooks import Hook
+from masksd.tapping.hooks import Hook
 from tests.test_check import TAPS, Host, inputs
 from tests.triples import make_batch, make_triple
 

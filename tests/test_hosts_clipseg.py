@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from masksd import CrossModalMaskedSelfDistill
-from masksd.hooks import Recorder
 from masksd.hosts.clipseg import clipseg_words, recognise
 from masksd.models.clip_text import checkpoint_layers
-from masksd.tap import EmbeddingTap
+from masksd.tapping.hooks import Recorder
+from masksd.tapping.tap import EmbeddingTap
 
 END = 99
 

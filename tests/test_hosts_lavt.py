@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
-from masksd.hooks import Recorder
 from masksd.hosts import bert_words, lavt
 from masksd.models import create_model
 from masksd.models.clip_text import checkpoint_layers
-from masksd.tap import EmbeddingTap
+from masksd.tapping.hooks import Recorder
+from masksd.tapping.tap import EmbeddingTap
 
 
 class External(nn.Module):

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput
 
-from masksd.grids import cells, embedding_grid
 from masksd.hosts.layout import (
     as_logits,
     as_loss,
@@ -16,6 +15,7 @@ from masksd.hosts.layout import (
     clip_words,
     pick,
 )
+from masksd.tapping.grids import cells, embedding_grid
 
 SIDES = st.integers(1, 40)
 PATCHES = st.sampled_from([4, 8, 14, 16, 32])

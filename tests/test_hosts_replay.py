@@ -19,9 +19,9 @@ import masksd
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Taps
 from masksd.describe import multiply_adds
 from masksd.models import create_model
-from masksd.modules import evaluating
-from masksd.replay import Replay
-from masksd.towers import replayable
+from masksd.tapping.modules import evaluating
+from masksd.tapping.replay import Replay
+from masksd.trials.towers import replayable
 
 C, LENGTH = 10, 6
 wrap = CrossModalMaskedSelfDistill.wrap

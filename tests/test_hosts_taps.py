@@ -19,7 +19,7 @@ from masksd import (
     Taps,
     segmentation_loss,
 )
-from masksd.branches import NAMES
+from masksd.passes.branches import NAMES
 
 C, VOCABULARY, LENGTH, END = 10, 30, 6, 29
 wrap = CrossModalMaskedSelfDistill.wrap

@@ -12,24 +12,24 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A room may use every room on a line above its own, and itself.
 FLOORS = [
-    ["errors", "grids", "features"],
+    ["errors", "tapping.grids", "features"],
     ["masking_config"],
     ["losses", "masking"],
-    ["hooks", "modules"],
-    ["embeddings", "knowledge_losses", "replay"],
-    ["config", "tap"],
-    ["knowledge_config", "tap_kinds"],
+    ["tapping.hooks", "tapping.modules"],
+    ["tapping.embeddings", "knowledge.losses", "tapping.replay"],
+    ["config", "tapping.tap"],
+    ["knowledge.config", "tapping.kinds"],
     ["segmenter"],
-    ["truth", "teacher"],
-    ["triple", "hosts", "models", "relevance", "trial"],
-    ["masker", "knowledge"],
-    ["branches", "towers"],
-    ["step"],
-    ["low_memory", "one_pass", "describe", "check"],
+    ["passes.truth", "passes.teacher"],
+    ["triple", "hosts", "models", "relevance", "trials.trial"],
+    ["passes.masker", "knowledge.teaching"],
+    ["passes.branches", "trials.towers"],
+    ["passes.step"],
+    ["passes.low_memory", "passes.one_pass", "describe", "trials.check"],
     ["wrapper"],
     ["distill"],
     ["cross_modal"],
-    [""],  # masksd itself, the face
+    ["", "tapping", "passes", "trials", "knowledge"],  # masksd itself, the face, and names of rooms
     [
         "kit.storage",
         "kit.processes",
@@ -136,7 +136,7 @@ def test_no_circles() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["from masksd.distill import x", "def f():\n    import masksd.low_memory"],
+    ["from masksd.distill import x", "def f():\n    import masksd.segmenter"],
 )
 def test_a_climb_and_a_circle_are_found(line: str, tmp_path: Path) -> None:
     package = tmp_path / "masksd"
@@ -144,8 +144,8 @@ def test_a_climb_and_a_circle_are_found(line: str, tmp_path: Path) -> None:
     for name, text in {
         "__init__": "",
         "errors": line,
-        "low_memory": "from masksd.errors import y",
-        "distill": "from masksd.low_memory import z",
+        "segmenter": "from masksd.errors import y",
+        "distill": "from masksd.segmenter import z",
     }.items():
         (package / f"{name}.py").write_text(text)
     known = modules(tmp_path)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
-from masksd.branches import NAMES
 from masksd.kit.sources import wrap_model
 from masksd.losses import confidence_weight, consistency_loss
 from masksd.models import create_model
+from masksd.passes.branches import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.test_oracle import gradients
 from tests.triples import make_batch, make_triple

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig, Triple
-from masksd.branches import NAMES
+from masksd.passes.branches import NAMES
 from tests.oracles.three_pass import three_pass_loss
 from tests.triples import LENGTH, make_batch, make_triple
 
@@ -183,5 +183,7 @@ def test_a_wrong_reuse_is_found(fault):
 def test_moving_batch_statistics_is_found(monkeypatch):
     import contextlib
 
-    monkeypatch.setattr("masksd.branches.frozen_statistics", lambda *m: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "masksd.passes.branches.frozen_statistics", lambda *m: contextlib.nullcontext()
+    )
     assert "segmenter.neck.norm.running_mean" in differences(wrap(*DEFAULT), double_batch())

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from masksd.embeddings import TokenMask
-from masksd.modules import find_module
-from masksd.tap import EmbeddingTap
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.modules import find_module
+from masksd.tapping.tap import EmbeddingTap
 
 
 def tapped(module):

@@ -17,9 +17,9 @@ from benchmarks import masking
 from benchmarks.gpu.rows import BF16, FP32, Row, Size, failed, row
 from benchmarks.train_step import Setting
 from masksd import DistillConfig
-from masksd.check import TOLERANCE
 from masksd.masking import apply_mask, keyed_noise, mask_correlated, select_tokens
 from masksd.masking_config import COUNTS, ROUNDINGS, SELECTIONS
+from masksd.trials.check import TOLERANCE
 
 Found = dict[str, tuple[float, float]]
 """An error and the largest that is allowed, by what was compared."""

@@ -53,7 +53,7 @@ def systems() -> str:
             _gain(lda, "over CRIS's neck, with CRIS's settings"),
         ],
         [
-            "[Channel KD](masksd/knowledge_losses.py)",
+            "[Channel KD](masksd/knowledge/losses.py)",
             "an abstract",
             "every formula",
             "`CrossModalDistill`, `train --teacher`",

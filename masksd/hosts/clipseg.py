@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
-from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.layout import name_of, pick
-from masksd.modules import find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.hooks import CutPoint, Recorder
+from masksd.tapping.modules import find_module
+from masksd.tapping.tap import EmbeddingTap
 
 EMBEDDINGS = {
     "image": "clip.vision_model.embeddings.patch_embedding",

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
-from masksd.grids import cells
-from masksd.hooks import CutPoint, Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, clip_words, name_of, pick
-from masksd.modules import check_not_compiled, check_wrappable
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import EmbeddingTap
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.grids import cells
+from masksd.tapping.hooks import CutPoint, Recorder
+from masksd.tapping.modules import check_not_compiled, check_wrappable
+from masksd.tapping.tap import EmbeddingTap
 
 IMAGES, TOKENS, TRUTH = range(3)  # arguments of the host's forward
 

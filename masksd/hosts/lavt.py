@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from masksd.hosts.layout import bert_words
 from masksd.hosts.tapped import TapSegmenter
 from masksd.hosts.taps import Taps
-from masksd.modules import check_wrappable, find_module
+from masksd.tapping.modules import check_wrappable, find_module
 
 
 def recognise(host: nn.Module) -> bool:

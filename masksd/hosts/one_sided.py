@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from masksd.modules import check_not_compiled, find_module
-from masksd.replay import Replay
+from masksd.tapping.modules import check_not_compiled, find_module
+from masksd.tapping.replay import Replay
 
 EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
 

@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
-from masksd.embeddings import known_layout, not_embeddings
-from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import channels_first
 from masksd.hosts.tapped import TapSegmenter
 from masksd.hosts.taps import Embedding, Taps
-from masksd.modules import check_wrappable, find_module, try_out
 from masksd.segmenter import Segmenter
-from masksd.tap_kinds import table_at
+from masksd.tapping.embeddings import known_layout, not_embeddings
+from masksd.tapping.hooks import Recorder
+from masksd.tapping.kinds import table_at
+from masksd.tapping.modules import check_wrappable, find_module, try_out
 
 
 def segmenter_for(

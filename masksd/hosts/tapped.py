@@ -11,19 +11,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from masksd.embeddings import TokenMask
 from masksd.features import height_and_width
-from masksd.grids import cells, embedding_grid, known_size
-from masksd.hooks import Recorder
 from masksd.hosts.arguments import Arguments
 from masksd.hosts.layout import as_logits, as_loss, as_tokens, module_of, name_of, pick
 from masksd.hosts.one_sided import replays
 from masksd.hosts.pictures import by_sentence, check_pictures, rows_of_pictures
 from masksd.hosts.taps import Taps, tap_embeddings
-from masksd.modules import check_not_compiled, check_wrappable, find_module
 from masksd.segmenter import Given, ImageFeatures, Pass, Segmenter, TextFeatures
-from masksd.tap import Place
-from masksd.tap_kinds import TapGroup
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.grids import cells, embedding_grid, known_size
+from masksd.tapping.hooks import Recorder
+from masksd.tapping.kinds import TapGroup
+from masksd.tapping.modules import check_not_compiled, check_wrappable, find_module
+from masksd.tapping.tap import Place
 
 RECORDED = ("logits", "patches", "sentence", "words", "image_vector")
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from masksd.hosts.arguments import Argument
 from masksd.hosts.layout import Function, Place
-from masksd.modules import check_not_compiled, find_module
-from masksd.tap import EmbeddingTap
-from masksd.tap_kinds import TableTap, TapGroup, table_at
+from masksd.tapping.kinds import TableTap, TapGroup, table_at
+from masksd.tapping.modules import check_not_compiled, find_module
+from masksd.tapping.tap import EmbeddingTap
 
 
 class Embedding(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from masksd.kit.config.stored import METHODS
 from masksd.kit.data_config import DataConfig
-from masksd.knowledge_config import ChannelDistillConfig
+from masksd.knowledge.config import ChannelDistillConfig
 
 
 def check_kinds(config: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from masksd.config import DistillConfig
 from masksd.errors import check_choice
 from masksd.kit.data_config import DataConfig
-from masksd.knowledge_config import ChannelDistillConfig
+from masksd.knowledge.config import ChannelDistillConfig
 
 _INFINITE = ("clip_norm", "save_minutes")  # fields that may be infinite, which JSON has as null
 _PATHS = ("encoder_weights", "start_from", "teacher", "output")

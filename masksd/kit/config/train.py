@@ -18,7 +18,7 @@ from masksd.kit.config.mixing import check_mix
 from masksd.kit.config.stored import StoredConfig
 from masksd.kit.data_config import FITS, DataConfig, check_finite, check_whole
 from masksd.kit.schedules import SCHEDULES, Schedule
-from masksd.knowledge_config import ChannelDistillConfig
+from masksd.knowledge.config import ChannelDistillConfig
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 STARTS = ("pretrained", "encoder_weights", "start_from")

@@ -32,7 +32,7 @@ from masksd.kit.evaluation.perturbation import GRID, paint_cells
 from masksd.kit.feeding import model_inputs, predict_logits
 from masksd.kit.prediction.predictor import Predictor, encode_expression
 from masksd.kit.sources import open_split, wrap_model
-from masksd.modules import evaluating
+from masksd.tapping.modules import evaluating
 
 LONGEST_SIDE = 1024
 """Pixels; larger pictures are shrunk to it, so that a word costs milliseconds."""

@@ -14,7 +14,7 @@ from masksd.kit.data.views import ObjectViews, equal_sentences
 from masksd.kit.evaluation.reading import choose_sentences, scoring_batches
 from masksd.kit.feeding import model_inputs
 from masksd.masking import correlate
-from masksd.modules import evaluating
+from masksd.tapping.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

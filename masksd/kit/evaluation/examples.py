@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksd.branches import JOINT, NAMES
 from masksd.distill import CrossModalMaskedSelfDistill
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.data.text.tokenizers import Tokenizer
@@ -23,8 +22,9 @@ from masksd.kit.feeding import (
 from masksd.kit.figures import BranchView, SheetRow
 from masksd.kit.scores.metrics import sample_iou
 from masksd.kit.scores.protocols import get_protocol
-from masksd.modules import evaluating
-from masksd.step import DistillOutput
+from masksd.passes.branches import JOINT, NAMES
+from masksd.passes.step import DistillOutput
+from masksd.tapping.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

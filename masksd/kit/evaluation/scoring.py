@@ -26,7 +26,7 @@ from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headli
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
 from masksd.kit.scores.report import score_cells
 from masksd.kit.text_tables import align_columns
-from masksd.modules import evaluating
+from masksd.tapping.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.kit.data.refer import ReferDataset

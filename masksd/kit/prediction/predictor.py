@@ -19,7 +19,7 @@ from masksd.kit.data.text.cleaning import is_blank
 from masksd.kit.data.transforms import fit_image, normalize
 from masksd.kit.feeding import foreground_logits, predict_logits, probabilities_of
 from masksd.models.base import CrisModel
-from masksd.modules import evaluating
+from masksd.tapping.modules import evaluating
 
 if TYPE_CHECKING:
     from masksd.segmenter import ImageFeatures

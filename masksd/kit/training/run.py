@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from masksd.branches import MaskedBranch
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
 from masksd.kit.feeding import model_inputs
@@ -24,6 +23,7 @@ from masksd.kit.training.lifecycle import Lifecycle
 from masksd.kit.training.loop import Batch, Batches, JointBatches, Terms, means
 from masksd.kit.training.optimizers import build_optimizer, freeze, losses
 from masksd.kit.training.signals import StopRequest
+from masksd.passes.branches import MaskedBranch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

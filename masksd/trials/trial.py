@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from masksd.modules import is_compiled, plain_attention
 from masksd.segmenter import Pass, Segmenter
+from masksd.tapping.modules import is_compiled, plain_attention
 
 T = TypeVar("T")
 

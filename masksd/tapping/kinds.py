@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from masksd.embeddings import TokenMask
-from masksd.modules import find_module
-from masksd.tap import EmbeddingTap, LateMask, Place
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.modules import find_module
+from masksd.tapping.tap import EmbeddingTap, LateMask, Place
 
 
 class TapGroup:

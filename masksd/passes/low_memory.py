@@ -29,10 +29,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
 from masksd.masking.fused import without_autocast
+from masksd.passes.step import DistillOutput, Passes
+from masksd.passes.truth import Truth
 from masksd.segmenter import check_containers
-from masksd.step import DistillOutput, Passes
-from masksd.towers import made_from
-from masksd.truth import Truth
+from masksd.trials.towers import made_from
 
 
 def check_low_memory(sd: nn.Module, inputs: Any) -> None:

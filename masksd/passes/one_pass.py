@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from masksd.branches import NAMES, BranchResult
-from masksd.embeddings import TokenMask, samples_of
 from masksd.features import first_of_picture
-from masksd.grids import cells, embedding_grid, known_size, square_cells
 from masksd.hosts.pictures import rows_of_pictures
 from masksd.losses import consistency_loss
-from masksd.masker import TokenMasker, first_position
+from masksd.passes.branches import NAMES, BranchResult
+from masksd.passes.masker import TokenMasker, first_position
+from masksd.passes.step import DistillOutput, Passes
+from masksd.passes.truth import Truth
 from masksd.segmenter import Given
-from masksd.step import DistillOutput, Passes
-from masksd.truth import Truth
+from masksd.tapping.embeddings import TokenMask, samples_of
+from masksd.tapping.grids import cells, embedding_grid, known_size, square_cells
 
 
 def one_pass_step(

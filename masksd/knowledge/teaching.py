@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksd.knowledge_config import ChannelDistillConfig
-from masksd.knowledge_losses import channel_loss, channel_wise_loss, logits_loss, relation_loss
-from masksd.modules import try_out
+from masksd.knowledge.config import ChannelDistillConfig
+from masksd.knowledge.losses import channel_loss, channel_wise_loss, logits_loss, relation_loss
+from masksd.passes.teacher import Teacher
 from masksd.segmenter import Pass, Segmenter
-from masksd.teacher import Teacher
+from masksd.tapping.modules import try_out
 
 
 class Knowledge(nn.Module):

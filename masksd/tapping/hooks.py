@@ -1,6 +1,6 @@
 """How we look into somebody else's model: hooks, registered once, that record or cut.
 
-:class:`masksd.tap.EmbeddingTap` is the one that masks.
+:class:`masksd.tapping.tap.EmbeddingTap` is the one that masks.
 """
 
 from __future__ import annotations

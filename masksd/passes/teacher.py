@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.modules import without_gradients
 from masksd.segmenter import Pass, Segmenter
+from masksd.tapping.modules import without_gradients
 
 
 class Teacher(nn.Module):

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.branches import first_samples
-from masksd.masker import TokenMasker
-from masksd.modules import (
+from masksd.passes.branches import first_samples
+from masksd.passes.masker import TokenMasker
+from masksd.passes.step import Passes
+from masksd.segmenter import Pass, Segmenter
+from masksd.tapping.kinds import TableTap
+from masksd.tapping.modules import (
     evaluating,
     frozen_statistics,
     in_compiled,
@@ -21,12 +24,9 @@ from masksd.modules import (
     modules_by_path,
     without_gradients,
 )
-from masksd.segmenter import Pass, Segmenter
-from masksd.step import Passes
-from masksd.tap import EmbeddingTap
-from masksd.tap_kinds import TableTap
-from masksd.towers import Sight
-from masksd.trial import Trial, difference
+from masksd.tapping.tap import EmbeddingTap
+from masksd.trials.towers import Sight
+from masksd.trials.trial import Trial, difference
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Difference of logits, as a share of their size, that may be rounding; 0.05 in 16 bits."""

@@ -35,7 +35,7 @@ class ChannelDistillConfig(JsonConfig):
             - ``"cwd"``: where each channel is active (CWD, arXiv 2011.13256).
             - ``"logits"``: the mask (Hinton et al., arXiv 1503.02531).
 
-            :mod:`masksd.knowledge_losses` has the formulas.
+            :mod:`masksd.knowledge.losses` has the formulas.
         lambda_relation: weight of ``"relation"``, 0 or more; 0 leaves the loss out, and the words
             that it needs.
         lambda_channel: weight of ``"channel"``, 0 or more; 0 leaves the loss out.

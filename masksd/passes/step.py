@@ -6,15 +6,15 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
-from masksd.branches import BranchResult, MainPass, MaskedBranch
 from masksd.config import DistillConfig
-from masksd.knowledge import Knowledge
+from masksd.knowledge.teaching import Knowledge
 from masksd.losses import check_not_probabilities
-from masksd.masker import TokenMasker
+from masksd.passes.branches import BranchResult, MainPass, MaskedBranch
+from masksd.passes.masker import TokenMasker
+from masksd.passes.teacher import Teacher
+from masksd.passes.truth import Truth
 from masksd.relevance import Projection
 from masksd.segmenter import Pass, Segmenter
-from masksd.teacher import Teacher
-from masksd.truth import Truth
 
 _NO_LOSS = (
     "this step has no segmentation loss, since the host computes none and no target came: call "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksd.masking import apply_mask
-from masksd.modules import frozen_statistics
+from masksd.tapping.modules import frozen_statistics
 
 
 class TokenMask(NamedTuple):

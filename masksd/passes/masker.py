@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from masksd.config import DistillConfig
-from masksd.embeddings import TokenMask
-from masksd.grids import square_cells
 from masksd.masking import keyed_noise, select_tokens
 from masksd.masking_config import MaskingConfig
 from masksd.relevance import on_grid, rank_tokens
 from masksd.segmenter import Pass
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.grids import square_cells
 
 # Draws of one step that must be independent, by purpose and modality.
 _STREAMS = {

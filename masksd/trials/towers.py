@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksd.modules import is_compiled
 from masksd.segmenter import Segmenter, tensors_of
-from masksd.tap_kinds import TableTap
-from masksd.trial import Trial, difference
+from masksd.tapping.kinds import TableTap
+from masksd.tapping.modules import is_compiled
+from masksd.trials.trial import Trial, difference
 
 NOISE = 1e-4
 """Change of an output, as a share of its size, that kernels of a GPU may give by themselves."""

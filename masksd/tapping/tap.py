@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masksd.embeddings import (
+from masksd.features import height_and_width
+from masksd.masking import apply_mask
+from masksd.tapping.embeddings import (
     TOKEN,
     TokenMask,
     embed_others,
@@ -23,9 +25,7 @@ from masksd.embeddings import (
     on_positions,
     samples_of,
 )
-from masksd.features import height_and_width
-from masksd.hooks import Hook, in_backward, not_run
-from masksd.masking import apply_mask
+from masksd.tapping.hooks import Hook, in_backward, not_run
 
 LateMask = Callable[
     [Tensor, tuple[int, ...], tuple[int, int] | None], tuple[TokenMask, tuple[int, int]]

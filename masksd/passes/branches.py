@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from masksd.config import DistillConfig
-from masksd.embeddings import TokenMask
 from masksd.features import first_of_picture
 from masksd.losses import consistency_loss
-from masksd.masker import TokenMasker, first_position
 from masksd.masking_config import MaskingConfig
-from masksd.modules import frozen_statistics
+from masksd.passes.masker import TokenMasker, first_position
+from masksd.passes.truth import Truth
 from masksd.segmenter import Pass, Segmenter, check_containers
-from masksd.truth import Truth
+from masksd.tapping.embeddings import TokenMask
+from masksd.tapping.modules import frozen_statistics
 
 NAMES = {"image": "lmvsd", "text": "vmlsd"}
 """The paper's names of the branches, by the modality that is masked."""

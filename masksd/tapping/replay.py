@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from masksd.hooks import WRAPPER_COPIED, Recorder, in_backward
+from masksd.tapping.hooks import WRAPPER_COPIED, Recorder, in_backward
 
 
 class Replay(Recorder):

@@ -1,0 +1,1 @@
+"""How masks enter somebody else's model, and how that is looked into."""

@@ -1,0 +1,1 @@
+"""What a wrapper finds out about a model by running it."""
