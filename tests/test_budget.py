@@ -239,6 +239,7 @@ def test_low_memory_needs_less_by_little_more_than_one_host_pass() -> None:
     assert budgets[True].step == budgets[False].step
 
 
+@pytest.mark.slow
 def test_a_step_is_counted_alike_alone() -> None:
     config = TrainConfig(batch_size=2)
     assert count_step(config) == measure_budget(config).step

@@ -484,6 +484,7 @@ def test_branches_turn_the_method_off(place: Path, tmp_path: Path) -> None:
     assert first["losses"].keys() == {"seg", "lmvsd"}
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing_and_needs_no_data(place: Path) -> None:
     before = everything(place)
     options = ("--preset", "cris-r50", "--steps", "7", "--batch-size", "2", "--schedule", "poly")

@@ -283,6 +283,7 @@ def test_wrapping_twice_and_a_second_text_encoder_are_refused() -> None:
     assert hooks(host) == count == 8  # two masks, three records, three cuts
 
 
+@pytest.mark.slow
 def test_the_example_runs() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLE), "--steps", "2", "--samples", "2"],

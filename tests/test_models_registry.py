@@ -125,6 +125,7 @@ def test_a_builder_can_be_registered_once() -> None:
         del _BUILDERS["my_model"]
 
 
+@pytest.mark.slow
 def test_names_of_models_do_not_load_transformers() -> None:
     code = (
         "import sys, masksd.models\n"

@@ -134,6 +134,7 @@ def test_options_named_in_the_text_exist(
         assert option in named, f"{option} is nowhere in the kit's guide"
 
 
+@pytest.mark.slow
 def test_tables_of_the_evidence_are_those_of_its_rows() -> None:
     from benchmarks.pages.evidence import PAGES
     from benchmarks.pages.readme import render

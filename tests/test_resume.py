@@ -437,6 +437,7 @@ def test_training_onto_a_full_disk_is_one_line(
     fill.unlink()
 
 
+@pytest.mark.slow
 def test_a_killed_data_process_is_named(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

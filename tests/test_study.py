@@ -53,6 +53,8 @@ from masksd.kit.randomness import EpochSampler
 from masksd.kit.sources import build_model, wrap_model
 from masksd.models import create_model
 
+pytestmark = pytest.mark.slow  # a study is many runs
+
 HERE = {"device": "here", "torch": "t", "python": "p", "masksd": "m", "commit": "c"}
 SILENT = Variant("silent", {"lambda_image": 0.0, "lambda_text": 0.0})
 
@@ -97,7 +99,6 @@ def ledger(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     return ledger
 
 
-@pytest.mark.slow
 def test_a_study_is_resumed_and_not_done_twice(study: Study, ledger: Ledger) -> None:
     before = ledger.path.read_bytes()
     assert run_study(study, ledger, HERE, lambda _: None) == 0
@@ -108,7 +109,6 @@ def test_a_study_is_resumed_and_not_done_twice(study: Study, ledger: Ledger) -> 
     assert keys == [(*pair, seed) for seed in "01" for pair in each]
 
 
-@pytest.mark.slow
 def test_runs_side_by_side_find_the_same(study: Study, ledger: Ledger, tmp_path: Path) -> None:
     other = Ledger(tmp_path / "runs.csv", tmp_path / "results")
     one = dataclasses.replace(study, seeds=(0,))
@@ -124,7 +124,6 @@ def test_runs_side_by_side_find_the_same(study: Study, ledger: Ledger, tmp_path:
         run_study(one, other, HERE, jobs=0)
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> None:
     """What runs beside it is finished and kept."""
     bad = Variant("bad", {}, {"lr": 1e30, "max_bad_steps": 1})
@@ -135,7 +134,6 @@ def test_a_run_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> Non
     assert [row["variant"] for row in ledger.rows()] == ["host"]
 
 
-@pytest.mark.slow
 def test_no_worker_outlives_its_study(tmp_path: Path) -> None:
     """The parent is killed without a chance to end them."""
     script = tmp_path / "parent.py"
@@ -217,7 +215,6 @@ def ablate(
     return capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_a_dry_run_says_what_it_takes_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -340,7 +337,6 @@ def test_rows_say_what_was_run(study: Study, ledger: Ledger) -> None:
         assert [p["step"] for p in ledger.curve(row)] == [*range(2, steps, 2), steps]
 
 
-@pytest.mark.slow
 def test_the_summary_finds_no_difference_where_there_is_none(study: Study, ledger: Ledger) -> None:
     found = summarise(study, ledger, "val", resamples=100)
     silent = found["silent"]
@@ -374,7 +370,6 @@ def test_equal_compute_is_no_less_and_hardly_more() -> None:
         assert longer.distill == host().config(base, 0).distill
 
 
-@pytest.mark.slow
 def test_multiply_adds_of_a_run_are_those_of_its_steps() -> None:
     base = TrainConfig(steps=10)
     for overrides in ({}, {"joint": True}):
@@ -549,7 +544,6 @@ def test_defaults_of_all_fields_are_recorded(kind: str, config: type[Any]) -> No
     assert leaves(dataclasses.asdict(config())) <= leaves(names.RECORDED[kind])
 
 
-@pytest.mark.slow
 def test_the_estimate_grows_with_the_runs(study: Study) -> None:
     runs = plan_runs(study)
     few, many = expected_seconds(study, runs[:1]), expected_seconds(study, runs)
@@ -646,7 +640,6 @@ def test_a_study_can_be_cut_to_some_variants() -> None:
         only(confirm, ["maskd"])
 
 
-@pytest.mark.slow
 def test_the_confirmation_has_the_runs_that_the_evidence_counts() -> None:
     lavt = shapes_run("lavt_tiny")
     assert shapes_towers(lavt) is None
@@ -676,7 +669,6 @@ def test_a_recipe_can_be_studied() -> None:
         recipe_run("cm-masksd", Path("refcoco"))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:split .* published:UserWarning")  # RefCOCO is larger
 def test_a_recipe_is_timed_and_runs(study: Study, tmp_path: Path) -> None:
     """All but its size and the pretrained weights is the recipe's: its warm-up counts in epochs."""
@@ -721,7 +713,6 @@ def test_tables_and_figures_regenerate_without_runs(
         ablation.write_tables(other, ledger, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_the_command_confirms_in_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -747,7 +738,6 @@ def test_the_command_confirms_in_small(
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == files
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "paired", "plan", "rows"])
 def test_examples_give_what_they_say(name: str) -> None:
     module = importlib.import_module(f"benchmarks.study.{name}".rstrip("."))

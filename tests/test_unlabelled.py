@@ -20,6 +20,7 @@ from benchmarks.study.plan import multiply_adds
 from masksd import CrossModalMaskedSelfDistill, DistillConfig, MaskingConfig
 from masksd.kit.checkpoints import load_checkpoint
 from masksd.kit.cli.dry_run import dry_run
+from masksd.kit.cli.options import checked
 from masksd.kit.cli.train import train_command
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.budget import count_items, measure_budget
@@ -285,7 +286,8 @@ def test_without_unlabelled_data_the_wrapper_is_told_nothing(
 @pytest.mark.parametrize(("text", "value"), [("25", 25), ("1", 1), ("0.1", 0.1), ("None", None)])
 def test_labels_are_a_number_or_a_share_on_the_command_line(text: str, value: object) -> None:
     arguments = ["train", "--labels", text, "--unlabelled", "more", "--unlabelled-batch", "3"]
-    config = tyro.cli(train_command(arguments), args=arguments[1:]).settings
+    given = tyro.cli(train_command(arguments), args=arguments[1:]).settings
+    config = checked(TrainConfig(), given)
     assert (config.labels, config.unlabelled, config.unlabelled_batch) == (value, "more", 3)
     assert type(config.labels) is type(value)
 
