@@ -232,7 +232,8 @@ class CrossModalMaskedSelfDistill(Wrapper):
         """Return what the next training step would mask, and its losses, without taking it.
 
         Takes what :meth:`forward` takes, and runs in evaluation mode without gradients; no
-        parameter, statistic, counter or mode changes.
+        parameter, statistic, counter or mode changes. In training mode, BatchNorm and dropout can
+        change the model's own prediction, and with it the patches that it ranks highest.
 
         Returns:
             :class:`DistillOutput`: ``masks`` and ``relevance`` show what would be masked.

@@ -232,6 +232,11 @@ class TapSegmenter(Segmenter):
             real = valid(self._argument("tokens", args, kwargs))
         else:
             real = self._argument("valid", args, kwargs) != 0
+        if real.ndim < 2:
+            raise ValueError(
+                f"valid must be (B, L) as the ids are, nonzero at real words, got "
+                f"{tuple(real.shape)}; lengths become one by torch.arange(L) < lengths[:, None]"
+            )
         return real.flatten(1)  # some hosts take (B, L, 1)
 
     def _real_words(self, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Tensor) -> Tensor:

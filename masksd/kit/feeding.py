@@ -26,8 +26,10 @@ def predict_logits(checkpoint: Checkpoint, images: Tensor, tokens: Tensor) -> Te
 
 def foreground_logits(logits: Tensor) -> Tensor:
     """Turn logits of one channel, or of background and foreground, into ``(B, 1, h, w)``."""
-    if logits.ndim != 4 or logits.shape[1] not in (1, 2):
-        raise ValueError(f"logits must be (B, 1 or 2, h, w), got {tuple(logits.shape)}")
+    is_tensor = isinstance(logits, Tensor)
+    if not is_tensor or logits.ndim != 4 or logits.shape[1] not in (1, 2):
+        came = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
+        raise ValueError(f"the model must return logits (B, 1 or 2, h, w), a tensor; got {came}")
     return logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
 
 

@@ -216,7 +216,7 @@ class EmbeddingTap(Hook):
             raise ValueError(
                 f"{self.path} gives {tuple(output.shape)}, where {self.width} channels fit "
                 f"{'two dimensions' if len(fits) > 1 else 'nowhere'}; state width and "
-                "channels_first"
+                "Taps(channels_first=True or False)"
             )
         return fits[0]
 

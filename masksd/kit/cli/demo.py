@@ -48,6 +48,7 @@ class Demo:
                 f"port must be from 1 to 65535, got {self.port}; choose another --port"
             )
         with tempfile.TemporaryDirectory(prefix="masksd-demo-") as uploads:
+            print("loading the page and the model ...", flush=True)
             gradio = load_gradio(uploads)
             from masksd.kit.demo.page import build_page
 

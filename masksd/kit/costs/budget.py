@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from masksd.config import DistillConfig
 from masksd.distill import CrossModalMaskedSelfDistill
-from masksd.errors import check_choice
+from masksd.errors import check_choice, one_line
 from masksd.kit.checkpoints import read_config
 from masksd.kit.config import DataConfig, TrainConfig
 from masksd.kit.costs.kept import kept_activations
@@ -39,6 +39,7 @@ from masksd.kit.sources import (
 from masksd.kit.training.checks import batch_norm_watched
 from masksd.kit.training.optimizers import freeze, losses
 from masksd.models import create_model
+from masksd.models.registry import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,21 @@ def measure_budget(config: TrainConfig) -> Budget:
 
     Activations are the bytes that autograd keeps for backward at their peak, in float32 (16-bit
     training keeps about half), with attention as fused kernels compute it. Workspace of kernels and
-    allocator is not included: expect a fifth more.
+    allocator is not included: expect a fifth more. A model of one's own that reads values in its
+    forward is a ``ValueError``, because there are none to read.
     """
+    try:
+        return _measure(config)
+    except RuntimeError as error:
+        if config.model in SHIPPED:
+            raise
+        raise ValueError(
+            f"the cost of {config.model} cannot be counted: its forward does what tensors without "
+            f"values cannot ({one_line(error)[:150]}); leave --dry-run out"
+        ) from None
+
+
+def _measure(config: TrainConfig) -> Budget:
     model, inputs, truth = _on_meta(config)
     batch = config.images_per_pass()
     host = sum(p.numel() for p in model.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.config import TrainConfig, TrainingError
-from masksd.kit.feeding import model_inputs
+from masksd.kit.feeding import foreground_logits, model_inputs
 from masksd.kit.randomness import keyed_seed
 from masksd.kit.sources import learn_from, wrap_model
 from masksd.kit.start import load_teacher
@@ -89,7 +89,9 @@ class Run(Lifecycle):
         truth = truth_of(batch)
         watched = batch_norm_watched(self.checkpoint.model, self.config.images_per_pass())
         with self.accelerator.autocast(), watched:
-            losses(self.sd.preview(*self.inputs(batch), **truth), truth["target"], self.config)
+            out = self.sd.preview(*self.inputs(batch), **truth)
+            losses(out, truth["target"], self.config)
+        foreground_logits(out.host_output)  # as scoring and predicting will
 
     def take_step(self, batches: list[Batch]) -> Terms:
         """Forward, loss, backward for each batch, clip, step; or change nothing."""
