@@ -70,7 +70,7 @@ def test_padding_does_not_matter_to_lavt(lavt: Checkpoint) -> None:
 
 
 def test_other_numbers_of_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"logits \(B, 1 or 2, h, w\), a tensor; got \(1, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(B, 1 or 2, h, w\), a tensor; got \(1, 3, 4, 4\)"):
         foreground_logits(torch.zeros(1, 3, 4, 4))
 
 
