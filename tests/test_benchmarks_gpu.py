@@ -25,7 +25,7 @@ def written(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_parts_run(tmp_path: Path) -> None:
     assert script.main([*TINY, "--folder", str(tmp_path)]) == 0
     found = written(tmp_path)

@@ -105,7 +105,7 @@ def test_a_tokenizer_of_own_sentences(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "no word occurs 9 times; lower --least" in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_with_own_words(tmp_path: Path) -> None:
     data = data_of(tmp_path / "data", "der rote Kreis")
     assert main(["data", "words", str(data.data_root), "mine"]) == 0

@@ -292,8 +292,8 @@ def test_low_memory_gives_the_same(name):
     [
         ("maskris", "triple"),
         ("amlris-paper", "triple"),
-        pytest.param("maskris", "lavt", marks=pytest.mark.slow),
-        pytest.param("amlris", "lavt", marks=pytest.mark.slow),
+        pytest.param("maskris", "lavt", marks=pytest.mark.long),
+        pytest.param("amlris", "lavt", marks=pytest.mark.long),
     ],
 )
 def test_compiles_full_graph(name, kind):

@@ -245,7 +245,7 @@ print(len(seen), "kills, steps", seen)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_random_kills_of_runs_the_newest_whole_checkpoint_loads(tmp_path: Path) -> None:
     """Of runs that start, go on and replace an older one."""
     shapes = ShapesConfig(train=5, val=2, test_a=1, test_b=1)

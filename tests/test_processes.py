@@ -118,7 +118,7 @@ def test_the_stated_timeout_reaches_gloo(tmp_path: Path) -> None:
     assert read(tmp_path / "timeout.json") == pytest.approx(600, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_ends_a_job_with_a_killed_process(tmp_path: Path) -> None:
     done = run(*TORCHRUN, "2", losing.__file__, str(tmp_path), "SIGKILL")
     assert done.returncode == 1
@@ -126,7 +126,7 @@ def test_torchrun_ends_a_job_with_a_killed_process(tmp_path: Path) -> None:
     assert "another process died or failed" in read(tmp_path / "0-lost.json")[0]
 
 
-@pytest.mark.slow  # torchrun itself waits 30 s before it kills a stopped process
+@pytest.mark.long  # torchrun itself waits 30 s before it kills a stopped process
 def test_torchrun_ends_a_job_with_a_stopped_process(tmp_path: Path) -> None:
     done = run(*TORCHRUN, "2", losing.__file__, str(tmp_path), "SIGSTOP")
     whole = time.time() - (tmp_path / "lost").stat().st_mtime
@@ -176,7 +176,7 @@ def test_two_processes_evaluate_as_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_first_process_refuses_ends_the_others(place: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     done = evaluate_on_two(place, tmp_path)
@@ -186,7 +186,7 @@ def test_what_the_first_process_refuses_ends_the_others(place: Path, tmp_path: P
     assert re.search("process 1 of 2.* another .*died or failed; nothing was written", other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluations_that_differ_are_refused_by_both(place: Path, tmp_path: Path) -> None:
     one = [sys.executable, "-m", "masksd", *evaluate_arguments(place, tmp_path / "new")]
     script = shlex.join(one) + " --eval-samples $((6 + RANK))"

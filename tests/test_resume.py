@@ -143,7 +143,7 @@ def test_resumed_is_the_same_run_bit_for_bit(
     assert_equal_runs(interrupted(config, step), whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SETTINGS)
 def test_resumed_at_every_batch_of_an_epoch(data: DataConfig, tmp_path: Path, name: str) -> None:
     config = settings(data, tmp_path / "whole", **SETTINGS[name])

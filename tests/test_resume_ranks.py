@@ -51,7 +51,7 @@ def test_two_processes_stop_and_go_on_together(tmp_path: Path) -> None:
     check(tmp_path, "cosine")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("cosine", "epochs")])
 def test_two_processes_in_all_settings(tmp_path: Path, name: str) -> None:
     check(tmp_path, name)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = one_line(error) or type(error).__name__
             if not isinstance(error, EXPECTED):  # unexpected
                 text += " (MASKSD_TRACEBACK=1 shows where)"
-            print(f"masksd: error: {text}", file=sys.stderr)
+            sys.stderr.write(f"masksd: error: {text}\n")  # at once, beside other processes
             return 2
         except KeyboardInterrupt:
             print("masksd: interrupted", file=sys.stderr)
