@@ -25,8 +25,8 @@ class Triple(Segmenter):
     text.attention_mask or text.valid) -> logits (B, 1, H, W)``.
 
     Args:
-        encoder: module with the two methods. For ``one_pass`` it marks the real words before it
-            encodes them, ``real_words(tokens) -> bool (B, L)``, as ``encode_text(tokens).valid``.
+        encoder: module with the two methods. ``one_pass`` also needs ``real_words(tokens)``, bool
+            ``(B, L)``, which returns what ``encode_text(tokens).valid`` would.
         neck: module. Where ``fused`` has an attribute ``spatial_attention (B, 1, h, w)``, relevance
             ``"neck"`` ranks the patches by it.
         decoder: module.

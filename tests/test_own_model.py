@@ -75,7 +75,7 @@ def test_a_model_that_reads_values_trains_without_an_estimate(
     monkeypatch.setattr(fits, "LARGE", 1)  # so that the batch counts as a large one
     with pytest.warns(UserWarning, match="without an estimate of the memory: the cost of own can"):
         fits.check_fits(settings)
-    with pytest.raises(ValueError, match="its forward does what tensors without values cannot"):
+    with pytest.raises(ValueError, match="its step fails on tensors without values"):
         measure_budget(settings)
     assert train(settings).checkpoint.is_dir()
 

@@ -316,4 +316,4 @@ def test_inspect_prints_and_draws(
     assert main(["data", "inspect", "data", "--samples", "0"]) == 2
     assert "samples must be at least 1" in capfd.readouterr().err
     assert main(["data", "inspect", str(tmp_path / "none")]) == 2
-    assert "holds no data set; name one" in capfd.readouterr().err
+    assert "holds no data set, as ROOT/NAME/instances.json" in capfd.readouterr().err

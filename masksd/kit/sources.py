@@ -240,8 +240,10 @@ def wrap_model(
     taps = getattr(model, "taps", None)
     if taps is not None:
         return CrossModalMaskedSelfDistill.wrap(model, config, taps=taps)
-    if not lavt.recognise(model):
+    if all(hasattr(model, part) for part in ("encoder", "neck", "decoder")):
         return CrossModalMaskedSelfDistill(model.encoder, model.neck, model.decoder, config)
+    if not lavt.recognise(model):
+        return CrossModalMaskedSelfDistill.wrap(model, config)
     bert = tokenizer is None or tokenizer.kind == "bert"  # whose ids the recipe tells words by
     valid = None if bert or tokenizer is None else WordsBeforeEnd(tokenizer.end_token)
     return CrossModalMaskedSelfDistill.wrap(model, config, valid=valid)

@@ -180,6 +180,7 @@ def mask_correlated(
     top_k: float,
     ratio: float,
     *,
+    noise: Tensor,
     normalize: bool = False,
     implementation: str = "fused",
     **choices: Any,
@@ -193,9 +194,10 @@ def mask_correlated(
         token: the learnable token, ``(D,)`` or ``(N, D)``.
         top_k: as for :func:`select_tokens`.
         ratio: as for :func:`select_tokens`.
+        noise: as for :func:`select_tokens`.
         normalize: as for :func:`correlate`.
         implementation: ``"fused"`` or ``"reference"``.
-        **choices: ``noise`` and the other choices of :func:`select_tokens`.
+        **choices: the other choices of :func:`select_tokens`.
 
     Returns:
         The masked embeddings ``(B, N, D)`` and the mask, bool ``(B, N)``.
@@ -214,7 +216,9 @@ def mask_correlated(
     """
     with torch.no_grad():
         scores = correlate(local, pooled, normalize, implementation=implementation)
-    mask = select_tokens(scores, top_k, ratio, implementation=implementation, **choices)
+    mask = select_tokens(
+        scores, top_k, ratio, noise=noise, implementation=implementation, **choices
+    )
     return apply_mask(embeddings, mask, token, implementation=implementation), mask
 
 

@@ -164,7 +164,7 @@ class Passes(NamedTuple):
         return self.branches[name](self.segmenter, self.maskers, main)
 
     def zero_of_unused(self, main: MainPass) -> Tensor:
-        """Return a zero of all parameters without a gradient: DistributedDataParallel needs it."""
+        """Return a zero of mask tokens and resting branches: DistributedDataParallel needs them."""
         idle = [masker.token for masker in self.maskers.values() if masker.token is not None]
         for branch in self.branches.values():
             idle += [] if branch.active else list(branch.parameters())

@@ -30,8 +30,8 @@ from masksd.tapping.hooks import Hook, in_backward, not_run
 LateMask = Callable[
     [Tensor, tuple[int, ...], tuple[int, int] | None], tuple[TokenMask, tuple[int, int]]
 ]
-"""Draws the mask of an embedding when it runs: of its output, the positions of that, ``(h, w)`` or
-``(N,)``, and the size of the map that its module was given, if any. Gives its own grid as well."""
+"""Called when an embedding runs, with its output, the output's positions, ``(h, w)`` or ``(N,)``,
+and the size of the map that its module was given, if any: returns the mask and its grid."""
 
 
 class Place(NamedTuple):
@@ -45,8 +45,8 @@ class EmbeddingTap(Hook):
     """Masks the output of an embedding module inside :meth:`masking`; passes it on elsewhere.
 
     The module is a convolution (its output is ``(B, C, h, w)``), an embedding, linear or layer norm
-    (``(B, N, C)`` or ``(B, h, w, C)``), or any other, with ``width``. The last two are told apart
-    from the first by ``channels_first`` or, where that is None, by their shape. ``prefix`` tokens
+    (``(B, N, C)`` or ``(B, h, w, C)``), or any other, with ``width``. ``channels_first`` tells
+    ``(B, C, h, w)`` from ``(B, h, w, C)``; where it is None, the shape does. ``prefix`` tokens
     before the patches (a class token) are never masked. With ``in_parts`` the module runs several
     times in a pass, for some samples each time.
     """

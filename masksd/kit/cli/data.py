@@ -152,9 +152,10 @@ class Inspect:
 
         found = data_sets(self.root)
         if self.name is None and len(found) != 1:
-            what = f"holds {', '.join(found)}" if found else "holds no data set"
-            named = command_line("data", "inspect", self.root if found else "ROOT", *found[:1])
-            raise ValueError(f"{self.root} {what}; name one, as in: {named}")
+            if not found:
+                raise ValueError(f"{self.root} holds no data set, as ROOT/NAME/instances.json")
+            named = command_line("data", "inspect", self.root, found[0])
+            raise ValueError(f"{self.root} holds {', '.join(found)}; name one, as in: {named}")
         name = self.name or found[0]
         split_by = self.split_by or find_split_by(self.root, name)
         output = self.output or Path(f"{name}-{split_by}.png")
@@ -176,7 +177,8 @@ class Inspect:
         print(f"\n{format_surveys(surveys)}")
         cells = [read_cell(layout, index, row, self.text) for row in drawn]
         print(f"\n{draw_data_sheet(cells, output)}")
-        options = {"split_by": self.split_by, "images": self.images}
+        text = None if self.text == "sent" else self.text
+        options = {"split_by": self.split_by, "images": self.images, "text": text}
         print(f"next: {command_line('data', 'words', self.root, name, **options)}")
 
 
@@ -231,6 +233,8 @@ class Words:
             split_by=self.split_by,
             images=self.images,
             tokenizer=output,
+            text=None if self.text == "sent" else self.text,
+            train_split=None if self.split == "train" else self.split,
             eval_split=None if "val" in index.splits else self.split,
         )
         print(f"next: {start}")

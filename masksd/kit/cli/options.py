@@ -125,8 +125,10 @@ def check_names(arguments: list[str], made: type) -> None:
     """
     known = {"--help", *option_names(made)}
     bare = [each[2:] for each in known]
+    if "--" in arguments:  # what follows is no option
+        arguments = arguments[: arguments.index("--")]
     for name in given_options(arguments):
-        if name in known:
+        if name in known or name.startswith("--tyro-"):
             continue
         guesses: Sequence[Iterable[str]] = (
             {OTHERWISE.get(name, "")} & known,

@@ -22,6 +22,7 @@ from masksd.kit.training.resuming import (
     LATEST,
     LOG,
     best_score,
+    has_checkpoint,
     is_last,
     read_log,
 )
@@ -100,7 +101,7 @@ def _next(run: Path, row: tuple[str, ...]) -> str:
     """Return the command that scores a run, resumes it, or starts it again."""
     if FINISHED in row:
         return command_line("evaluate", checkpoint=run / LATEST)
-    if UNFINISHED in row:
+    if UNFINISHED in row or has_checkpoint(run):
         return command_line("train", resume=run)
     return command_line("train", config=run / CONFIG, output=run)
 

@@ -73,8 +73,8 @@ def measure_budget(config: TrainConfig) -> Budget:
         if config.model in SHIPPED:
             raise
         raise ValueError(
-            f"the cost of {config.model} cannot be counted: its forward does what tensors without "
-            f"values cannot ({one_line(error)[:150]}); leave --dry-run out"
+            f"the cost of {config.model} cannot be counted: its step fails on tensors without "
+            f"values ({one_line(error)[:150]})"
         ) from None
 
 

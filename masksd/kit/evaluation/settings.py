@@ -85,7 +85,7 @@ def trained_on(config: CheckpointConfig, data: DataConfig, split: str) -> str:
         return ""
     return (
         f"the model was trained on split {split!r} of {name}: scores there are not those of unseen "
-        "images; name another --split"
+        "images"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
             place = root if (root / "checkpoint.json").is_file() else root / "checkpoint"
             raise DataError(
                 f"{root} is a checkpoint or a run, not a report; score it, and name the report: "
-                f"masksd evaluate --checkpoint {place} --output reports/{root.name}"
+                f"masksd evaluate --checkpoint {shlex.quote(str(place))} --output reports/NAME"
             )
         what = "has no report.json" if root.is_dir() else "is not a folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")
