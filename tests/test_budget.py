@@ -24,6 +24,7 @@ from masksd.kit.recipes import RECIPES, get_recipe
 from masksd.kit.sources import build_model, open_split, wrap_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_cris_tiny", "lavt_tiny"])
 def test_counts_are_those_of_a_real_step(name: str) -> None:
     config = TrainConfig(model=name, batch_size=2, frozen=())

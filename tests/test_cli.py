@@ -184,6 +184,7 @@ def test_options_of_the_data_replace_those_of_the_checkpoint(place: Path) -> Non
     assert chosen().data_root is None
 
 
+@pytest.mark.slow
 def test_predict_writes_overlay_and_mask(place: Path) -> None:
     checkpoint = ("--checkpoint", "runs/one/checkpoint", "--cpu", "--threshold", "0")
     done = masksd(place, "predict", "picture.png", "the red dirigible", *checkpoint)

@@ -361,6 +361,7 @@ def test_tokens_of_an_encoder_without_gradients_still_take_part():
 # It composes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "backend"), [(True, "inductor"), (False, "aot_eager")])
 def test_compiles_to_one_graph_and_never_again(share, backend):
     torch._dynamo.reset()  # graphs of other tests' models are not ours to count

@@ -120,6 +120,7 @@ def test_a_step_is_the_hosts_own_but_for_the_tokens(outside: bool) -> None:
     assert not (out.masks["vmlsd"] & ((ids == 0) | (ids == 101) | (ids == 102))).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outside", [False, True])
 def test_thirty_steps_lower_every_loss_and_reload_strictly(outside: bool) -> None:
     images, ids, mask, truth = batch(8)

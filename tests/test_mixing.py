@@ -157,6 +157,7 @@ def test_kinds_and_places_of_mixed_sets(tmp_path: Path) -> None:
     assert len(list(mixed)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")  # the program prints them
 def test_a_mixed_run(
     two: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -150,6 +150,7 @@ def make_small(**overrides: Any) -> ClipCris:
     return make_model(vision_layers=1, levels=1, text_layers=1, decoder_layers=1, **overrides)
 
 
+@pytest.mark.slow
 def test_training_compiles_to_one_graph_with_the_same_gradients() -> None:
     model, batch = make_small(norm="batch", dropout=0.0).train(), make_batch()
     plain = copy.deepcopy(model)

@@ -211,6 +211,7 @@ def by_hand(config: TrainConfig) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"distill": TEACHER}, {"class_weights": (0.9, 1.1)}],

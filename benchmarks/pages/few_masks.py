@@ -29,6 +29,8 @@ from masksd.kit.text_tables import markdown_table
 
 LEDGER = Ledger(FOLDER / "few_masks.csv", FOLDER)
 HOST = "clip_cris_tiny"
+FEWEST = 3
+"""Seeds of the host before a number of masks is shown."""
 CONDITIONS = {
     "testA": "all there",
     "testA hide=0.25": "25 % of the cells hidden",
@@ -54,7 +56,8 @@ def found(masks: int, split: str, model: str = HOST) -> dict[str, Summary]:
 
 
 def _there(split: str, model: str = HOST) -> list[int]:
-    return [masks for masks in MASKS if found(masks, split, model)]
+    tables = {masks: found(masks, split, model) for masks in MASKS}
+    return [n for n, table in tables.items() if table and len(table["host"].seeds) >= FEWEST]
 
 
 def gains(split: str, model: str = HOST) -> str:
