@@ -103,7 +103,9 @@ def url(place: Path) -> Iterator[str]:
     ):
         assert server.stdout is not None
         try:
-            found = re.match(r"(http://127.0.0.1:\d+/) shows (.*);", server.stdout.readline())
+            waiting, line = server.stdout.readline(), server.stdout.readline()
+            found = re.match(r"(http://127.0.0.1:\d+/) shows (.*);", line)
+            assert waiting.startswith("loading"), waiting
             assert found, errors.read_text()
             assert found[2] == " and ".join(FOLDERS)
             yield found[1]
