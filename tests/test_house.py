@@ -37,7 +37,7 @@ FLOORS = [
         "kit.devices",
         "kit.schedules",
         "kit.data_config",
-        "kit.text_tables",
+        "kit.printing",
     ],
     ["kit.figures"],
     ["kit.data"],

@@ -20,6 +20,7 @@ from masksd.kit.data.shapes import ShapesConfig, build_shapes
 from masksd.kit.evaluation.report_folder import CASES, case_rows, pick_cases, write_report
 from masksd.kit.evaluation.scoring import score
 from masksd.kit.figures import draw_cases
+from masksd.kit.printing import markdown_table
 from masksd.kit.scores.protocols import choose_threshold, get_protocol
 from masksd.kit.scores.report import (
     REPORT,
@@ -30,7 +31,6 @@ from masksd.kit.scores.report import (
     score_cells,
 )
 from masksd.kit.sources import build_model
-from masksd.kit.text_tables import markdown_table
 from tests.scored import SHORT_TABLE, make_checkpoint, open_data, write_data
 
 

@@ -18,7 +18,7 @@ from benchmarks.study.figures import draw_best
 from benchmarks.study.names import towers_file
 from benchmarks.study.rows import by_seed, choose
 from benchmarks.study.summary import study_rows
-from masksd.kit.text_tables import markdown_table
+from masksd.kit.printing import markdown_table
 
 FRONT = Path(__file__).parents[2] / "README.md"
 EVIDENCE = Path(__file__).parents[1] / "evidence.md"

@@ -25,7 +25,7 @@ from benchmarks.study.paired import student_t
 from benchmarks.study.plan import COMPUTE, STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.summary import Summary, spread_cell, study_rows, summarise
-from masksd.kit.text_tables import markdown_table
+from masksd.kit.printing import markdown_table
 
 LEDGER = Ledger(FOLDER / "few_masks.csv", FOLDER)
 HOST = "clip_cris_tiny"

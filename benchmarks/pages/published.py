@@ -13,7 +13,7 @@ from benchmarks.study.plan import Study
 from benchmarks.study.rows import Ledger
 from benchmarks.study.studies import shapes_study
 from benchmarks.study.summary import Summary, gain_cells, spread_cell, summarise
-from masksd.kit.text_tables import markdown_table
+from masksd.kit.printing import markdown_table
 
 LEDGER = Ledger(FOLDER / "ablation.csv", FOLDER)
 

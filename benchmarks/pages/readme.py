@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.measure import FOLDER
-from masksd.kit.text_tables import markdown_table
+from masksd.kit.printing import markdown_table
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -6,7 +6,7 @@ from benchmarks.pages import students
 from benchmarks.pages.published import Published, gain_cell
 from benchmarks.pages.readme import read
 from benchmarks.study.summary import Summary
-from masksd.kit.text_tables import markdown_table
+from masksd.kit.printing import markdown_table
 
 HEAD = [
     "system",

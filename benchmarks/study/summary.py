@@ -12,8 +12,8 @@ from benchmarks.study.names import config_hash, towers_name
 from benchmarks.study.paired import SeedDifference, compare_seeds
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, matched_steps
 from benchmarks.study.rows import SCORES, Ledger, Row, Samples, by_seed, choose
+from masksd.kit.printing import markdown_table
 from masksd.kit.scores.protocols import get_protocol
-from masksd.kit.text_tables import markdown_table
 
 LEGEND = (
     "Scores are per cent, mean ± standard deviation over seeds; gains have 95 % intervals over "

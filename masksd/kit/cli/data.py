@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from masksd.kit.cli.options import checked, command, unchecked
-from masksd.kit.cli.shared import command_line
+from masksd.kit.printing import command_line
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -177,8 +177,7 @@ class Inspect:
         print(f"\n{format_surveys(surveys)}")
         cells = [read_cell(layout, index, row, self.text) for row in drawn]
         print(f"\n{draw_data_sheet(cells, output)}")
-        text = None if self.text == "sent" else self.text
-        options = {"split_by": self.split_by, "images": self.images, "text": text}
+        options = {"split_by": self.split_by, "images": self.images, **_unusual(text=self.text)}
         print(f"next: {command_line('data', 'words', self.root, name, **options)}")
 
 
@@ -233,8 +232,13 @@ class Words:
             split_by=self.split_by,
             images=self.images,
             tokenizer=output,
-            text=None if self.text == "sent" else self.text,
-            train_split=None if self.split == "train" else self.split,
+            **_unusual(text=self.text, train_split=self.split),
             eval_split=None if "val" in index.splits else self.split,
         )
         print(f"next: {start}")
+
+
+def _unusual(**options: str) -> dict[str, str]:
+    """Return the options that differ from those of ``masksd train``."""
+    usual = {"text": "sent", "train_split": "train"}
+    return {name: value for name, value in options.items() if value != usual[name]}

@@ -119,8 +119,8 @@ def _print(config: EvaluateConfig, data: DataConfig, found: Evaluated) -> None:
 
 
 def _compare(config: EvaluateConfig, a: Path, b: Path) -> None:
+    from masksd.kit.printing import align_columns
     from masksd.kit.scores.compare import compare_reports, format_comparison
-    from masksd.kit.text_tables import align_columns
 
     if config.output is not None:
         raise ValueError("--compare prints and writes nothing; leave --output out")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from masksd.kit.cli.shared import CHECKPOINT, command_line
+from masksd.kit.cli.shared import CHECKPOINT
+from masksd.kit.printing import command_line
 
 
 @dataclass(frozen=True)

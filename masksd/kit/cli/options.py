@@ -125,8 +125,6 @@ def check_names(arguments: list[str], made: type) -> None:
     """
     known = {"--help", *option_names(made)}
     bare = [each[2:] for each in known]
-    if "--" in arguments:  # what follows is no option
-        arguments = arguments[: arguments.index("--")]
     for name in given_options(arguments):
         if name in known or name.startswith("--tyro-"):
             continue
@@ -170,7 +168,8 @@ def given_options(arguments: list[str]) -> dict[str, str]:
         {'--eval-samples': '3', '--cpu': '', '--lr': '-1'}
     """
     given = {}
-    for argument, following in itertools.pairwise([*arguments, ""]):
+    options = itertools.takewhile("--".__ne__, arguments)  # what follows that is no option
+    for argument, following in itertools.pairwise([*options, ""]):
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             after = "" if following.startswith("--") else following

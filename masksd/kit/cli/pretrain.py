@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from masksd.errors import check_choice
 from masksd.kit.cli.options import checked, command, unchecked
-from masksd.kit.cli.shared import command_line
 from masksd.kit.config import DataConfig, PretrainConfig
+from masksd.kit.printing import command_line
 from masksd.models import list_models
 
 

@@ -12,10 +12,9 @@ import tyro
 
 from masksd.config import PRESETS
 from masksd.errors import one_line
-from masksd.kit.cli.shared import command_line
 from masksd.kit.config import TrainConfig
+from masksd.kit.printing import align_columns, command_line
 from masksd.kit.storage.places import find_folder
-from masksd.kit.text_tables import align_columns
 from masksd.kit.training.resuming import (
     BEST,
     CONFIG,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from masksd.kit.config import DataConfig
@@ -18,20 +17,6 @@ HEADINGS = {
     "output": "output",
 }
 """What stands above an option of training and the next ones, in the help and in a dry run."""
-
-
-def command_line(*words: object, **options: object) -> str:
-    """Write a call of the program to paste; options that are None are left out.
-
-    Example:
-        >>> command_line("predict", "a b.png", "red", checkpoint=Path("one"), output=None)
-        "masksd predict 'a b.png' red --checkpoint one"
-    """
-    named: list[object] = []
-    for name, value in options.items():
-        if value is not None:
-            named += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-    return shlex.join(map(str, ["masksd", *words, *named]))
 
 
 def data_title(data: DataConfig, split: str) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from masksd.errors import check_choice, one_line
 from masksd.kit.cli.options import checked, command, given_options, unchecked
-from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, command_line, data_title
+from masksd.kit.cli.shared import CHECKPOINT, HEADINGS, data_title
 from masksd.kit.cli.switched_off import options_without_effect
 from masksd.kit.config import TrainConfig
+from masksd.kit.printing import command_line
 from masksd.kit.recipes import RECIPES, TOWERS, get_recipe
 from masksd.models import list_models
 

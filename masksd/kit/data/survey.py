@@ -20,7 +20,7 @@ from masksd.kit.data.images import read_recorded_image
 from masksd.kit.data.index import Index
 from masksd.kit.data.layout import PUBLISHED, Layout
 from masksd.kit.figures import save_figure
-from masksd.kit.text_tables import align_columns
+from masksd.kit.printing import align_columns
 
 _COLUMNS = 4  # of the sheet
 _LINES = 5  # of a caption

@@ -21,11 +21,11 @@ from masksd.kit.evaluation.reading import (
 )
 from masksd.kit.evaluation.settings import SENTENCES, check_perturbation, check_scoring
 from masksd.kit.feeding import predict_logits
+from masksd.kit.printing import align_columns
 from masksd.kit.processes import rank_and_world
 from masksd.kit.scores.metrics import COUNTS, count_pixels, group_scores, headline, sample_iou
 from masksd.kit.scores.protocols import Protocol, choose_threshold, get_protocol, predict_mask
 from masksd.kit.scores.report import score_cells
-from masksd.kit.text_tables import align_columns
 from masksd.tapping.modules import evaluating
 
 if TYPE_CHECKING:

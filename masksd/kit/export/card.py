@@ -11,8 +11,8 @@ from masksd.errors import one_line
 from masksd.kit.checkpoints import Checkpoint
 from masksd.kit.data_config import DataConfig
 from masksd.kit.evaluation.settings import SENTENCES
+from masksd.kit.printing import markdown_table
 from masksd.kit.scores.report import score_cells
-from masksd.kit.text_tables import markdown_table
 
 _CARD = """\
 ---

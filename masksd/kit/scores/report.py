@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from masksd.kit.data.records import DataError
+from masksd.kit.printing import command_line, markdown_table
 from masksd.kit.scores.metrics import COUNTS, Rows
 from masksd.kit.scores.protocols import get_protocol
-from masksd.kit.text_tables import markdown_table
 
 REPORT, TABLES = "report.json", "report.md"
 PERTURBED, PAIRED = "-perturbed", "-paired"
@@ -180,7 +179,7 @@ def read_report(folder: str | Path) -> dict[str, Any]:
             place = root if (root / "checkpoint.json").is_file() else root / "checkpoint"
             raise DataError(
                 f"{root} is a checkpoint or a run, not a report; score it, and name the report: "
-                f"masksd evaluate --checkpoint {shlex.quote(str(place))} --output reports/NAME"
+                + command_line("evaluate", checkpoint=place, output="reports/NAME")
             )
         what = "has no report.json" if root.is_dir() else "is not a folder"
         raise DataError(f"{root} {what}; name a folder that masksd evaluate --output wrote")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import signal
 import time
 import warnings
@@ -22,6 +21,7 @@ from masksd.kit.data.survey import spread_indices
 from masksd.kit.evaluation.examples import example_rows
 from masksd.kit.evaluation.scoring import evaluate, evaluate_all
 from masksd.kit.figures import draw_curves, draw_sheet
+from masksd.kit.printing import command_line
 from masksd.kit.storage.files import write_files
 from masksd.kit.storage.places import HeldFolder, flush
 from masksd.kit.training.resuming import (
@@ -102,7 +102,7 @@ class Lifecycle(SavedLoop):
 
     def how_to_go_on(self) -> str:
         """Return the command that resumes this run."""
-        return f"masksd train --resume {shlex.quote(str(self.config.output_folder()))}"
+        return command_line("train", resume=self.config.output_folder())
 
     def buffers(self) -> list[Tensor]:
         """Return what a step moves beside the weights: statistics of norms, and counters.

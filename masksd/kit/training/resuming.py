@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from masksd.errors import check_choice
 from masksd.kit.checkpoints import Checkpoint, load_checkpoint, load_training_state
 from masksd.kit.config import TrainConfig
+from masksd.kit.printing import command_line
 from masksd.kit.storage.files import MANIFEST, write_files
 from masksd.kit.storage.places import find_folder
 
@@ -45,8 +45,7 @@ def load_run_config(folder: str | Path) -> TrainConfig:
         raise ValueError(f"no run at {root}; {hint}")
     if not find_folder(root / LATEST).is_dir():
         kept = [name for name in (BEST, OLDER) if (root / name).exists()]
-        again = shlex.join(["--config", str(root / CONFIG), "--output", str(given)])
-        hint = f"start it again: masksd train {again}"
+        hint = f"start it again: {command_line('train', config=root / CONFIG, output=given)}"
         if kept:
             hint = f"move one of {' and '.join(kept)} there"
         raise ValueError(f"run {root} has no {LATEST} to go on from; {hint}")
@@ -127,10 +126,10 @@ def check_unfinished(config: TrainConfig, step: int, steps: int) -> None:
     ended = [record["step"] for record in read_log(folder / LOG) if is_last(record)]
     if step >= steps and steps in ended:
         unit = "steps" if config.epochs is None else "epochs"
-        longer = 2 * getattr(config, unit)
+        longer = {unit: 2 * getattr(config, unit), "allow": unit}
         raise ValueError(
-            f"run {folder} is complete: it took all its {steps} steps; to train longer: masksd "
-            f"train --resume {shlex.quote(str(folder))} --{unit} {longer} --allow {unit}"
+            f"run {folder} is complete: it took all its {steps} steps; to train longer: "
+            f"{command_line('train', resume=folder, **longer)}"
         )
 
 
