@@ -582,7 +582,7 @@ def test_damaged_results_are_refused(study: Study, ledger: Ledger, tmp_path: Pat
         ({"budgets": ("compute",)}, "needs the budget 'steps'"),
         ({"budgets": ("steps", "compte")}, "did you mean 'compute'"),
         ({"samples": -1}, "samples must be at least 0"),
-        ({"variants": (host(), Variant("a", {}, {"steps": 9}))}, "has steps of its own"),
+        ({"variants": (host(), Variant("a", {}, {"steps": 9}))}, "must take the same steps"),
         ({"splits": ("train",)}, "its base trained on 'train', which is scored"),
         ({"splits": ("test",), "towers": PretrainConfig(split="test")}, "its towers trained on"),
         ({"base": TrainConfig(steps=None, epochs=1)}, "set base.steps"),

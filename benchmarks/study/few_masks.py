@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ MISSING = ("testA hide=0.25", "testA hide=0.5", "testA drop=1", "testA drop=2")
 SEEDS = tuple(range(310, 316))
 SAMPLES = 300
 """Expressions scored on each split."""
+LONGER = 5
+"""Times the steps, which is what the dearest row costs; the free one is trained as long, too."""
+LONG_HOST, LONG_AUGMENT = "host, long", "augment, long"
 HARDER = ("host", "augment", "cm-masksd", "teacher, no mask", "teacher, one pass", "teacher, both")
 LEVELS = ("testA", "testB", "testA level=easy", "testB level=easy")
 START_STEPS = 600
@@ -57,12 +61,15 @@ def few_masks_run(model: str, *, steps: int = 800, pictures: int = 3000) -> Trai
     return dataclasses.replace(run, encoder_weights=towers)
 
 
-def few_masks(masks: int) -> tuple[Variant, ...]:
+def few_masks(masks: int, steps: int) -> tuple[Variant, ...]:
     """The table of one number of masks."""
     rows = [host(labels=masks)]
     for name, (distill, unlabelled) in ROWS.items():
         train = {"labels": masks, **({"unlabelled": "shapes"} if unlabelled else {})}
         rows.append(Variant(name, distill, train))
+    long = {"labels": masks, "steps": LONGER * steps}
+    rows.append(host(LONG_HOST, **long))
+    rows.append(Variant(LONG_AUGMENT, ROWS["augment"][0], long, LONG_HOST))
     return tuple(rows)
 
 
@@ -72,8 +79,9 @@ def few_masks_study(masks: int, model: str = "clip_cris_tiny", **run: Any) -> St
     Every run is scored at its best checkpoint by val. Hosts that train for longer get whole
     multiples of the steps, which is never less compute than what they are compared with.
     """
-    splits = (*CLEAN, *MISSING)
-    return _study(f"masks-{masks}", model, few_masks(masks), splits, (STEPS, COMPUTE), run)
+    splits, base = (*CLEAN, *MISSING), few_masks_run(model, **run)
+    rows = few_masks(masks, base.steps or 0)
+    return _study(f"masks-{masks}", base, rows, splits, (STEPS, COMPUTE))
 
 
 def noise_study(share: float, model: str = "clip_cris_tiny", **run: Any) -> Study:
@@ -90,7 +98,8 @@ def noise_study(share: float, model: str = "clip_cris_tiny", **run: Any) -> Stud
         Variant("target: main", _BOTH, train, "target: truth"),
         Variant("target: teacher", {**_BOTH, **_TEACHER}, train, "target: truth"),
     )
-    study = _study(f"noise-{round(100 * share)}", model, rows, CLEAN, (STEPS,), run)
+    base = few_masks_run(model, **run)
+    study = _study(f"noise-{round(100 * share)}", base, rows, CLEAN, (STEPS,))
     return dataclasses.replace(study, best=False)
 
 
@@ -101,12 +110,11 @@ def level_study(
 
     It is scored on both levels. :func:`trained_start` trains that host.
     """
-    study = _study("level", model, few_masks(masks), LEVELS, (STEPS, COMPUTE), run)
-    start = results / f"start-easy-{model}"
-    data = dataclasses.replace(study.base.data, level="hard")
-    base = dataclasses.replace(study.base, data=data, encoder_weights=None, start_from=start)
-    kept = [each for each in study.variants if each.name in HARDER]
-    return dataclasses.replace(study, base=base, variants=kept)
+    easy, start = few_masks_run(model, **run), results / f"start-easy-{model}"
+    data = dataclasses.replace(easy.data, level="hard")
+    base = dataclasses.replace(easy, data=data, encoder_weights=None, start_from=start)
+    rows = [each for each in few_masks(masks, base.steps or 0) if each.name in HARDER]
+    return _study("level", base, rows, LEVELS, (STEPS, COMPUTE))
 
 
 def trained_start(study: Study) -> None:
@@ -121,13 +129,11 @@ def trained_start(study: Study) -> None:
 
 def _study(
     name: str,
-    model: str,
-    rows: tuple[Variant, ...],
+    base: TrainConfig,
+    rows: Sequence[Variant],
     splits: tuple[str, ...],
     budgets: tuple[str, ...],
-    run: dict[str, Any],
 ) -> Study:
-    base = few_masks_run(model, **run)
     return Study(
         name, base, rows, SEEDS, splits, SAMPLES, best=True, budgets=budgets, multiples=True
     )

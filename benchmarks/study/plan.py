@@ -151,17 +151,19 @@ class Study:
             )
 
     def _check_references(self) -> None:
-        seen: list[str] = []
+        seen: dict[str, Any] = {}
         for variant in self.variants:
+            steps = variant.train.get("steps")
             if variant.reference is None:
-                seen.append(variant.name)
+                seen[variant.name] = steps
             elif variant.reference not in seen:
                 raise unknown_name(
                     f"reference of variant {variant.name!r}", variant.reference, seen
                 )
-            elif "steps" in variant.train:
+            elif steps != seen[variant.reference]:
                 raise ValueError(
-                    f"variant {variant.name!r} has steps of its own, and its reference does not"
+                    f"variant {variant.name!r} and its reference {variant.reference!r} must take "
+                    "the same steps; set steps in the training of both, or of neither"
                 )
 
     def _check_splits(self) -> None:
