@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,15 +15,21 @@ from benchmarks.pages.figures import FIGURES
 from benchmarks.pages.published import gain_cell
 from benchmarks.study.few_masks import (
     CLEAN,
+    HARDER,
+    LEVELS,
+    LONG_AUGMENT,
+    LONG_HOST,
+    LONGER,
     MASKS,
     NOISE,
     NOISY,
     ROWS,
     few_masks_study,
+    level_study,
     noise_study,
 )
 from benchmarks.study.paired import student_t
-from benchmarks.study.plan import COMPUTE, STEPS
+from benchmarks.study.plan import STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.summary import Summary, spread_cell, study_rows, summarise
 from masksd.kit.printing import markdown_table
@@ -38,15 +45,18 @@ CONDITIONS = {
     "testA drop=1": "a word dropped",
     "testA drop=2": "two words dropped",
 }
+PANELS = {"testA": "whole images", "testA hide=0.5": "half of each image hidden"}
+LEVEL_NAMES = ("testA, hard", "testB, hard", "testA, easy", "testB, easy")
 BUDGETS = {"": "equal_steps", ", equal compute": "equal_compute"}
+LONG = f"augment, both {LONGER} times as long"
 DRAWN = {
-    "host": ("host", STEPS, "#9aa5b1"),
-    "host, trained longer": ("host", COMPUTE, "#5b6770"),
-    "augment": ("augment", STEPS, "#c4622d"),
-    "teacher, no mask": ("teacher, no mask", STEPS, "#6aaa64"),
-    "teacher, both": ("teacher, both", STEPS, "#2f6fb5"),
+    "host": ("host", "#9aa5b1", "-"),
+    "augment": ("augment", "#e39a72", "-"),
+    "teacher, both": ("teacher, both", "#2f6fb5", "-"),
+    f"host, {LONGER} times as long": (LONG_HOST, "#5b6770", "--"),
+    f"augment, {LONGER} times as long": (LONG_AUGMENT, "#c4622d", "--"),
 }
-"""By label: variant, budget and colour."""
+"""By label: variant, colour and line."""
 
 
 @cache
@@ -65,96 +75,106 @@ def gains(split: str, model: str = HOST) -> str:
     numbers = _there(split, model)
     if not numbers:
         return f"No rows of `{model}` yet."
-    tables = {masks: found(masks, split, model) for masks in numbers}
+    tables = [found(masks, split, model) for masks in numbers]
+    lines = [[name, f"{cost:.2f}", *cells] for name, cost, cells in _lines(tables)]
     head = ["row", "cost", *(f"{masks} masks" for masks in numbers)]
-    lines = [["host, mIoU", "1.00"]]
-    lines[0] += [
-        spread_cell(t["host"].mean["mIoU"], t["host"].deviation["mIoU"]) for t in tables.values()
-    ]
-    for title, of in BUDGETS.items():
-        for row in ROWS:
-            each = [table.get(row) for table in tables.values()]
-            costs = [one.cost for one in each if one]
-            cells = [gain_cell(getattr(one, of).get("mIoU")) if one else "" for one in each]
-            if any(cells):
-                lines.append([f"{row}{title}", f"{costs[0]:.2f}", *cells])
-    seeds = sorted(
-        {seed for table in tables.values() for one in table.values() for seed in one.seeds}
-    )
-    devices = sorted(
-        {d for table in tables.values() for one in table.values() for d in one.devices}
-    )
+    devices = sorted({d for table in tables for one in table.values() for d in one.devices})
     study = few_masks_study(numbers[0], model)
     return (
         f"{markdown_table(head, lines)}\n\n`{model}`, {study.data_name()}, {split}, "
         f"{study.samples} expressions; {study.base.steps} steps of {study.base.batch_size}, and of "
         f"{study.base.batch_size} more without masks in the rows named; best of the checkpoints "
-        f"on val; seeds {', '.join(map(str, seeds))}; {', '.join(devices)}."
+        f"on val; seeds from {study.seeds[0]} on, as many as in brackets; {', '.join(devices)}."
     )
 
 
-def missing(masks: int = MASKS[0], model: str = HOST) -> str:
-    """Gains at equal steps with part of the image hidden, or words left out."""
-    tables = {split: found(masks, split, model) for split in CONDITIONS}
-    if not all(tables.values()):
+def missing(masks: int, model: str = HOST) -> str:
+    """Gains with part of the image hidden, or words left out."""
+    tables = [found(masks, split, model) for split in CONDITIONS]
+    if not all(tables):
         return f"No rows of `{model}` with {masks} masks yet."
-    lines = [
-        [
-            "host, mIoU",
-            *(
-                spread_cell(t["host"].mean["mIoU"], t["host"].deviation["mIoU"])
-                for t in tables.values()
-            ),
-        ]
-    ]
-    for title, of in BUDGETS.items():
-        for row in ROWS:
-            each = [table.get(row) for table in tables.values()]
-            cells = [gain_cell(getattr(one, of).get("mIoU")) if one else "" for one in each]
-            if any(cells):
-                lines.append([f"{row}{title}", *cells])
+    lines = [[name, *cells] for name, _, cells in _lines(tables)]
     table = markdown_table(["row", *CONDITIONS.values()], lines)
-    return f"{table}\n\n`{model}`, {masks} masks, testA."
+    return f"{table}\n\n`{model}`, {masks} masks, testA; seeds in brackets."
 
 
-def draw_curve(path: Path, split: str = "testA", model: str = HOST) -> None:
+def level(model: str = HOST) -> str:
+    """Gains on the harder level and on the one that the host comes from."""
+    study = level_study(model)
+    tables = [summarise(study, LEDGER, split, resamples=1000) for split in LEVELS]
+    if not all(tables):
+        return f"No rows of `{model}` yet."
+    lines = [[name, *cells] for name, _, cells in _lines(tables, HARDER)]
+    table = markdown_table(["row", *LEVEL_NAMES], lines)
+    masks = study.variants[0].train["labels"]
+    return f"{table}\n\n`{model}`, {masks} masks of the hard level; seeds in brackets."
+
+
+def _lines(
+    tables: list[dict[str, Summary]], rows: Iterable[str] = ROWS
+) -> list[tuple[str, float, list[str]]]:
+    """Return a line for the host and for every row that has a gain: its name, cost and cells."""
+    hosts = [table["host"] for table in tables]
+    lines = [("host, mIoU", 1.0, [f"{_score(one)} ({len(one.seeds)})" for one in hosts])]
+    for title, budget in BUDGETS.items():
+        for row in (each for each in rows if each != "host"):
+            each = [table.get(row) for table in tables]
+            cells = [_gain(one, budget) for one in each]
+            if any(cells):
+                cost = next(one.cost for one in each if one)
+                lines.append((f"{row}{title}", cost, cells))
+    cells = [_gain(table.get(LONG_AUGMENT), "equal_steps") for table in tables]
+    if any(cells):
+        lines.append((LONG, float(LONGER), cells))
+    return lines
+
+
+def _score(one: Summary) -> str:
+    return spread_cell(one.mean["mIoU"], one.deviation["mIoU"])
+
+
+def _gain(one: Summary | None, budget: str) -> str:
+    gain = getattr(one, budget).get("mIoU") if one else None
+    return f"{gain_cell(gain)} ({gain.seeds})" if gain else ""
+
+
+def draw_curve(path: Path, model: str = HOST) -> None:
     """Draw mIoU against the number of masks, with 95 % intervals over the seeds."""
-    numbers = _there(split, model)
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for place, (label, (variant, budget, colour)) in enumerate(DRAWN.items()):
-        points = []
-        for masks in numbers:
-            study = few_masks_study(masks, model)
-            rows = choose(study_rows(study, LEDGER, split), variant=variant, budget=budget)
-            longest = max((int(row["steps"]) for row in rows), default=0)
-            scores = [
-                100 * float(row["mIoU"])
-                for row in by_seed(choose(rows, steps=str(longest))).values()
+    numbers = _there(CLEAN[0], model)
+    figure, panels = plt.subplots(
+        1, len(PANELS), figsize=(9.6, 3.6), sharey=True, layout="constrained"
+    )
+    for axes, (split, title) in zip(panels, PANELS.items(), strict=True):
+        for place, (label, (variant, colour, line)) in enumerate(DRAWN.items()):
+            points = [
+                (masks * 1.03 ** (place - 2), statistics.fmean(scores), half(scores))
+                for masks in numbers
+                if len(scores := _scores(masks, split, model, variant)) >= FEWEST
             ]
-            if scores:
-                points.append((masks * 1.02 ** (place - 2), statistics.fmean(scores), half(scores)))
-        if points:
-            x, y, error = zip(*points, strict=True)
-            axes.errorbar(
-                x,
-                y,
-                error,
-                label=label,
-                color=colour,
-                marker="o",
-                markersize=4,
-                linewidth=1.6,
-                capsize=2,
-            )
-    axes.set_xscale("log")
-    axes.set_xticks(numbers, [f"{masks:,}" for masks in numbers])
-    axes.minorticks_off()
-    axes.set_xlabel("masks for training; all other expressions have none")
-    axes.set_ylabel("mIoU, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+            if points:
+                axes.errorbar(
+                    *zip(*points, strict=True),
+                    label=label,
+                    color=colour,
+                    linestyle=line,
+                    **{"marker": "o", "markersize": 4, "linewidth": 1.6, "capsize": 2},
+                )
+        axes.set_title(title, fontsize=10)
+        axes.set_xscale("log")
+        axes.set_xticks(numbers, [f"{masks:,}" for masks in numbers])
+        axes.minorticks_off()
+        axes.set_xlabel("masks to train on")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mIoU on testA, %")
+    panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _scores(masks: int, split: str, model: str, variant: str) -> list[float]:
+    """Return the scores of a variant by seed, in per cent."""
+    rows = choose(study_rows(few_masks_study(masks, model), LEDGER, split), budget=STEPS)
+    return [100 * float(row["mIoU"]) for row in by_seed(choose(rows, variant=variant)).values()]
 
 
 def half(scores: list[float]) -> float:
@@ -177,8 +197,7 @@ def noise(model: str = HOST) -> str:
         cells = []
         for table in there.values():
             one = table.get(name)
-            score = spread_cell(one.mean["mIoU"], one.deviation["mIoU"]) if one else ""
-            gain = gain_cell(one.equal_steps.get("mIoU")) if one else ""
+            score, gain = _score(one) if one else "", _gain(one, "equal_steps")
             cells.append(f"{score}; {gain}" if gain else score)
         lines.append([name, *cells])
     return (
@@ -196,7 +215,8 @@ TABLES = {
     "noise": noise,
     "few_masks_testA": partial(gains, CLEAN[0]),
     "few_masks_testB": partial(gains, CLEAN[1]),
-    "missing": missing,
+    **{f"missing_{masks}": partial(missing, masks) for masks in MASKS},
+    "level": level,
 }
 """By the name of the block on the page."""
 
