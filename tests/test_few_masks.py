@@ -60,21 +60,14 @@ def test_a_study_is_run_scored_and_compared(data, tmp_path):
 def test_every_row_of_both_studies_can_be_planned():
     study = few_masks_study(400)
     runs = plan_runs(dataclasses.replace(study, seeds=(0,)))
-    # rows, and the host trained three, four and five times as long
-    assert len({run.config for run in runs}) == 12 + 2
+    # rows, and the host trained three times as long; five times is a row
+    assert len({run.config for run in runs}) == 7 + 1
     five = {run.config for run in runs if run.config.steps == 4000}
     assert len(five) == 2  # the host's is one run under two names
     alone = {run.variant for run in runs if run.config.unlabelled is None}
-    assert alone == {
-        "host",
-        "augment",
-        "cm-masksd",
-        "teacher, both, masks only",
-        "host, long",
-        "augment, long",
-    }
+    assert alone == {"host", "augment", "cm-masksd", "host, long", "augment, long"}
     noise = plan_runs(dataclasses.replace(noise_study(0.4), seeds=(0,)))
-    assert [run.config.label_noise for run in noise] == [0.4] * 5
+    assert [run.config.label_noise for run in noise] == [0.4] * 3
     assert {run.config.unlabelled for run in noise} == {None}
 
 

@@ -28,7 +28,7 @@ from benchmarks.study.few_masks import (
     level_study,
     noise_study,
 )
-from benchmarks.study.paired import student_t
+from benchmarks.study.paired import NO_DIFFERENCE, SeedDifference, student_t
 from benchmarks.study.plan import STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
 from benchmarks.study.summary import Summary, spread_cell, study_rows, summarise
@@ -54,7 +54,6 @@ DRAWN = {
     "augment": ("augment", "#e39a72", "-"),
     "teacher, both": ("teacher, both", "#2f6fb5", "-"),
     f"host, {LONGER} times as long": (LONG_HOST, "#5b6770", "--"),
-    f"augment, {LONGER} times as long": (LONG_AUGMENT, "#c4622d", "--"),
 }
 """By label: variant, colour and line."""
 
@@ -219,21 +218,23 @@ def summarise_noise(share: float, model: str) -> dict[str, Summary]:
 
 
 def front(model: str = HOST) -> str:
-    """Say on the front page what masking at no cost changes."""
+    """Say on the front page what masking at no cost changes; bold where an interval excludes 0."""
     numbers = _there(CLEAN[0], model)
+    rows = {split: [found(n, split, model)["augment"] for n in numbers] for split in PANELS}
     whole, hidden = (
-        _listed(
-            f"{100 * found(masks, split, model)['augment'].equal_steps['mIoU'].difference:+.1f}"
-            for masks in numbers
-        )
-        for split in PANELS
+        _listed(_brief(one.equal_steps["mIoU"]) for one in each) for each in rows.values()
     )
-    seeds = {len(found(masks, CLEAN[0], model)["augment"].seeds) for masks in numbers}
+    seeds = min(len(one.seeds) for one in rows[CLEAN[0]])
     return (
         f"With {_listed(f'{masks:,}' for masks in numbers)} masks, it changes mIoU by {whole} "
-        f"points, and by {hidden}\nwhere half of each image is hidden (`{model}`, testA, "
-        f"{min(seeds)} to {max(seeds)} seeds; [intervals](benchmarks/evidence.md#with-few-masks))."
+        f"points, and by {hidden}\nwhere half of each image is hidden (`{model}`, testA, {seeds} "
+        f"seeds; bold: [intervals](benchmarks/evidence.md#with-few-masks) exclude 0)."
     )
+
+
+def _brief(gain: SeedDifference) -> str:
+    text = f"{100 * gain.difference:+.1f}"
+    return text if gain.verdict == NO_DIFFERENCE else f"**{text}**"
 
 
 def _listed(words: Iterable[str]) -> str:
