@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from benchmarks.study.few_masks import (
 from benchmarks.study.paired import NO_DIFFERENCE, SeedDifference, student_t
 from benchmarks.study.plan import STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
-from benchmarks.study.summary import Summary, spread_cell, study_rows, summarise
+from benchmarks.study.summary import Summary, compare_rows, spread_cell, study_rows, summarise
 from masksd.kit.printing import markdown_table
 
 LEDGER = Ledger(FOLDER / "few_masks.csv", FOLDER)
@@ -60,8 +61,18 @@ DRAWN = {
 
 @cache
 def found(masks: int, split: str, model: str = HOST) -> dict[str, Summary]:
-    """Summarise the rows there are of a number of masks; few draws are enough for a table."""
-    return summarise(few_masks_study(masks, model), LEDGER, split, resamples=1000)
+    """Summarise the rows there are of a number of masks; few draws are enough for a table.
+
+    The host that trains for longer is compared with the host.
+    """
+    study = few_masks_study(masks, model)
+    table = summarise(study, LEDGER, split, resamples=1000)
+    if LONG_HOST in table:
+        rows = choose(study_rows(study, LEDGER, split), budget=STEPS)
+        plain, long = (by_seed(choose(rows, variant=name)) for name in ("host", LONG_HOST))
+        gain = compare_rows(LEDGER, plain, long, {}, 1000)
+        table[LONG_HOST] = dataclasses.replace(table[LONG_HOST], equal_steps=gain)
+    return table
 
 
 def _there(split: str, model: str = HOST) -> list[int]:
@@ -113,25 +124,16 @@ def _lines(
     tables: list[dict[str, Summary]], rows: Iterable[str] = ROWS
 ) -> list[tuple[str, float, list[str]]]:
     """Return a line for the host and for every row that has a gain: its name, cost and cells."""
-    lines = []
-    for name, title, cost in (
-        ("host", "host", 1),
-        (LONG_HOST, f"host, {LONGER} times as long", LONGER),
-    ):
-        alone = [table.get(name) for table in tables]
-        if any(alone):
-            cells = [f"{_score(one)} ({len(one.seeds)})" if one else "" for one in alone]
-            lines.append((f"{title}: mIoU", float(cost), cells))
-    for title, budget in BUDGETS.items():
-        for row in (each for each in rows if each != "host"):
-            each = [table.get(row) for table in tables]
-            cells = [_gain(one, budget) for one in each]
-            if any(cells):
-                cost = next(one.cost for one in each if one)
-                lines.append((f"{row}{title}", cost, cells))
-    cells = [_gain(table.get(LONG_AUGMENT), "equal_steps") for table in tables]
-    if any(cells):
-        lines.append((LONG, float(LONGER), cells))
+    lines = [("host, mIoU", 1.0, [f"{_score(t['host'])} ({len(t['host'].seeds)})" for t in tables])]
+    long = {LONG_HOST: f"host, {LONGER} times as long", LONG_AUGMENT: LONG}
+    chosen = [(row, row + end, of) for end, of in BUDGETS.items() for row in rows if row != "host"]
+    chosen += [(row, title, "equal_steps") for row, title in long.items()]
+    for row, title, budget in chosen:
+        each = [table.get(row) for table in tables]
+        cells = [_gain(one, budget) for one in each]
+        if any(cells):
+            cost = float(LONGER) if row in long else next(one.cost for one in each if one)
+            lines.append((title, cost, cells))
     return lines
 
 
@@ -150,13 +152,16 @@ def draw_curve(path: Path, model: str = HOST) -> None:
     figure, panels = plt.subplots(
         1, len(PANELS), figsize=(9.6, 3.6), sharey=True, layout="constrained"
     )
+    seeds: set[int] = set()
     for axes, (split, title) in zip(panels, PANELS.items(), strict=True):
         for place, (label, (variant, colour, line)) in enumerate(DRAWN.items()):
-            points = [
-                (masks * 1.03 ** (place - 2), statistics.fmean(scores), half(scores))
-                for masks in numbers
-                if len(scores := _scores(masks, split, model, variant)) >= FEWEST
-            ]
+            points = []
+            for masks in numbers:
+                scores = _scores(masks, split, model, variant)
+                if len(scores) >= FEWEST:
+                    seeds.add(len(scores))
+                    x = masks * 1.03 ** (place - 1.5)
+                    points.append((x, statistics.fmean(scores), half(scores)))
             if points:
                 axes.errorbar(
                     *zip(*points, strict=True),
@@ -169,8 +174,10 @@ def draw_curve(path: Path, model: str = HOST) -> None:
         axes.set_xscale("log")
         axes.set_xticks(numbers, [f"{masks:,}" for masks in numbers])
         axes.minorticks_off()
-        axes.set_xlabel("masks to train on")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(
+        f"masks to train on; bars: 95 % over {min(seeds)} to {max(seeds)} seeds", fontsize=10
+    )
     panels[0].set_ylabel("mIoU on testA, %")
     panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -184,9 +191,7 @@ def _scores(masks: int, split: str, model: str, variant: str) -> list[float]:
 
 
 def half(scores: list[float]) -> float:
-    """Return half the width of the 95 % interval of a mean; 0 for one score."""
-    if len(scores) < 2:
-        return 0.0
+    """Return half the width of the 95 % interval of a mean."""
     return student_t(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
 
 
@@ -220,11 +225,12 @@ def summarise_noise(share: float, model: str) -> dict[str, Summary]:
 def front(model: str = HOST) -> str:
     """Say on the front page what masking at no cost changes; bold where an interval excludes 0."""
     numbers = _there(CLEAN[0], model)
-    rows = {split: [found(n, split, model)["augment"] for n in numbers] for split in PANELS}
-    whole, hidden = (
-        _listed(_brief(one.equal_steps["mIoU"]) for one in each) for each in rows.values()
-    )
-    seeds = min(len(one.seeds) for one in rows[CLEAN[0]])
+    gains = {
+        split: [found(n, split, model)["augment"].equal_steps["mIoU"] for n in numbers]
+        for split in PANELS
+    }
+    whole, hidden = (_listed(map(_brief, each)) for each in gains.values())
+    seeds = min(gain.seeds for each in gains.values() for gain in each)
     return (
         f"With {_listed(f'{masks:,}' for masks in numbers)} masks, it changes mIoU by {whole} "
         f"points, and by {hidden}\nwhere half of each image is hidden (`{model}`, testA, {seeds} "

@@ -115,7 +115,7 @@ def trained_start(study: Study) -> None:
     if folder is None or folder.is_dir():
         return
     run = few_masks_run(study.base.model, steps=START_STEPS)
-    data = dataclasses.replace(run.data, level="easy")
+    data = dataclasses.replace(study.base.data, level="easy")
     bases.train_into(folder, dataclasses.replace(run, data=data))
 
 
