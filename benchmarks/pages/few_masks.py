@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.measure import FOLDER
 from benchmarks.pages.figures import FIGURES
-from benchmarks.pages.published import gain_cell
+from benchmarks.pages.published import bold, gain_cell
 from benchmarks.study.few_masks import (
     CLEAN,
     HARDER,
@@ -29,9 +28,10 @@ from benchmarks.study.few_masks import (
     level_study,
     noise_study,
 )
-from benchmarks.study.paired import NO_DIFFERENCE, SeedDifference, student_t
+from benchmarks.study.paired import SeedDifference, student_t
 from benchmarks.study.plan import STEPS
 from benchmarks.study.rows import Ledger, by_seed, choose
+from benchmarks.study.run import Scored
 from benchmarks.study.summary import Summary, compare_rows, spread_cell, study_rows, summarise
 from masksd.kit.printing import markdown_table
 
@@ -47,14 +47,17 @@ CONDITIONS = {
     "testA drop=2": "two words dropped",
 }
 PANELS = {"testA": "whole images", "testA hide=0.5": "half of each image hidden"}
-LEVEL_NAMES = ("testA, hard", "testB, hard", "testA, easy", "testB, easy")
 BUDGETS = {"": "equal_steps", ", equal compute": "equal_compute"}
-LONG = f"augment, both {LONGER} times as long"
+LONG = {
+    LONG_HOST: f"host, {LONGER} times as long",
+    LONG_AUGMENT: f"augment, both {LONGER} times as long",
+}
+"""What the tables call the rows that train for longer."""
 DRAWN = {
     "host": ("host", "#9aa5b1", "-"),
     "augment": ("augment", "#e39a72", "-"),
     "teacher, both": ("teacher, both", "#2f6fb5", "-"),
-    f"host, {LONGER} times as long": (LONG_HOST, "#5b6770", "--"),
+    LONG[LONG_HOST]: (LONG_HOST, "#5b6770", "--"),
 }
 """By label: variant, colour and line."""
 
@@ -115,7 +118,9 @@ def level(model: str = HOST) -> str:
     if not all(tables):
         return f"No rows of `{model}` yet."
     lines = [[name, *cells] for name, _, cells in _lines(tables, HARDER)]
-    table = markdown_table(["row", *LEVEL_NAMES], lines)
+    scored = map(Scored.parse, LEVELS)
+    head = [f"{each.split}, {each.level or study.base.data.level}" for each in scored]
+    table = markdown_table(["row", *head], lines)
     masks = study.variants[0].train["labels"]
     return f"{table}\n\n`{model}`, {masks} masks of the hard level; seeds in brackets."
 
@@ -125,14 +130,13 @@ def _lines(
 ) -> list[tuple[str, float, list[str]]]:
     """Return a line for the host and for every row that has a gain: its name, cost and cells."""
     lines = [("host, mIoU", 1.0, [f"{_score(t['host'])} ({len(t['host'].seeds)})" for t in tables])]
-    long = {LONG_HOST: f"host, {LONGER} times as long", LONG_AUGMENT: LONG}
     chosen = [(row, row + end, of) for end, of in BUDGETS.items() for row in rows if row != "host"]
-    chosen += [(row, title, "equal_steps") for row, title in long.items()]
+    chosen += [(row, title, "equal_steps") for row, title in LONG.items()]
     for row, title, budget in chosen:
         each = [table.get(row) for table in tables]
         cells = [_gain(one, budget) for one in each]
         if any(cells):
-            cost = float(LONGER) if row in long else next(one.cost for one in each if one)
+            cost = float(LONGER) if row in LONG else next(one.cost for one in each if one)
             lines.append((title, cost, cells))
     return lines
 
@@ -157,11 +161,11 @@ def draw_curve(path: Path, model: str = HOST) -> None:
         for place, (label, (variant, colour, line)) in enumerate(DRAWN.items()):
             points = []
             for masks in numbers:
-                scores = _scores(masks, split, model, variant)
-                if len(scores) >= FEWEST:
-                    seeds.add(len(scores))
+                one = found(masks, split, model).get(variant)
+                if one and len(one.seeds) >= FEWEST:
+                    seeds.add(len(one.seeds))
                     x = masks * 1.03 ** (place - 1.5)
-                    points.append((x, statistics.fmean(scores), half(scores)))
+                    points.append((x, 100 * one.mean["mIoU"], 100 * half(one)))
             if points:
                 axes.errorbar(
                     *zip(*points, strict=True),
@@ -184,15 +188,10 @@ def draw_curve(path: Path, model: str = HOST) -> None:
     plt.close(figure)
 
 
-def _scores(masks: int, split: str, model: str, variant: str) -> list[float]:
-    """Return the scores of a variant by seed, in per cent."""
-    rows = choose(study_rows(few_masks_study(masks, model), LEDGER, split), budget=STEPS)
-    return [100 * float(row["mIoU"]) for row in by_seed(choose(rows, variant=variant)).values()]
-
-
-def half(scores: list[float]) -> float:
-    """Return half the width of the 95 % interval of a mean."""
-    return student_t(len(scores) - 1) * statistics.stdev(scores) / math.sqrt(len(scores))
+def half(one: Summary) -> float:
+    """Return half the width of the 95 % interval of a mean over the seeds."""
+    seeds = len(one.seeds)
+    return student_t(seeds - 1) * one.deviation["mIoU"] / math.sqrt(seeds)
 
 
 def noise(model: str = HOST) -> str:
@@ -239,8 +238,7 @@ def front(model: str = HOST) -> str:
 
 
 def _brief(gain: SeedDifference) -> str:
-    text = f"{100 * gain.difference:+.1f}"
-    return text if gain.verdict == NO_DIFFERENCE else f"**{text}**"
+    return bold(f"{100 * gain.difference:+.1f}", gain.verdict)
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -41,6 +41,11 @@ def _found(published: Published, split: str) -> dict[str, Summary]:
 def gain_cell(gain: SeedDifference | None) -> str:
     """Return a gain with its interval, bold if that excludes 0; nothing if there is none."""
     text, verdict = gain_cells(gain)
+    return bold(text, verdict)
+
+
+def bold(text: str, verdict: str) -> str:
+    """Return the text of a gain, bold if its interval excludes 0."""
     return text if verdict in ("", NO_DIFFERENCE) else f"**{text}**"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import FOLDER
 from benchmarks.study import bases
 from benchmarks.study.plan import COMPUTE, STEPS, Study, Variant, host
+from benchmarks.study.studies import only
 from masksd.kit.config import TrainConfig
 from masksd.kit.recipes import TOWERS
 
@@ -21,7 +21,7 @@ SEEDS = tuple(range(310, 316))
 SAMPLES = 300
 """Expressions scored on each split."""
 LONGER = 5
-"""Times the steps, which is what the dearest row costs; the free one is trained as long, too."""
+"""Times the steps: the dearest row's cost, rounded up. The free row is trained as long, too."""
 LONG_HOST, LONG_AUGMENT = "host, long", "augment, long"
 HARDER = ("host", "augment", "teacher, both")
 LEVELS = ("testA", "testB", "testA level=easy", "testB level=easy")
@@ -55,13 +55,13 @@ def few_masks_run(model: str, *, steps: int = 800, pictures: int = 3000) -> Trai
     return dataclasses.replace(run, encoder_weights=towers)
 
 
-def few_masks(masks: int, steps: int) -> tuple[Variant, ...]:
-    """The table of one number of masks."""
+def few_masks(masks: int, base: TrainConfig) -> tuple[Variant, ...]:
+    """The table of one number of masks; two rows train for longer than the base."""
     rows = [host(labels=masks)]
     for name, (distill, unlabelled) in ROWS.items():
         train = {"labels": masks, **({"unlabelled": "shapes"} if unlabelled else {})}
         rows.append(Variant(name, distill, train))
-    long = {"labels": masks, "steps": LONGER * steps}
+    long = {"labels": masks, "steps": LONGER * (base.steps or 0)}
     rows.append(host(LONG_HOST, **long))
     rows.append(Variant(LONG_AUGMENT, ROWS["augment"][0], long, LONG_HOST))
     return tuple(rows)
@@ -74,8 +74,7 @@ def few_masks_study(masks: int, model: str = "clip_cris_tiny", **run: Any) -> St
     multiples of the steps, which is never less compute than what they are compared with.
     """
     splits, base = (*CLEAN, *MISSING), few_masks_run(model, **run)
-    rows = few_masks(masks, base.steps or 0)
-    return _study(f"masks-{masks}", base, rows, splits, (STEPS, COMPUTE))
+    return _study(f"masks-{masks}", base, few_masks(masks, base), splits, (STEPS, COMPUTE))
 
 
 def noise_study(share: float, model: str = "clip_cris_tiny", **run: Any) -> Study:
@@ -105,8 +104,7 @@ def level_study(
     easy, start = few_masks_run(model, **run), results / f"start-easy-{model}"
     data = dataclasses.replace(easy.data, level="hard")
     base = dataclasses.replace(easy, data=data, encoder_weights=None, start_from=start)
-    rows = [each for each in few_masks(masks, base.steps or 0) if each.name in HARDER]
-    return _study("level", base, rows, LEVELS, (STEPS,))
+    return only(_study("level", base, few_masks(masks, base), LEVELS, (STEPS,)), HARDER)
 
 
 def trained_start(study: Study) -> None:
@@ -122,7 +120,7 @@ def trained_start(study: Study) -> None:
 def _study(
     name: str,
     base: TrainConfig,
-    rows: Sequence[Variant],
+    rows: tuple[Variant, ...],
     splits: tuple[str, ...],
     budgets: tuple[str, ...],
 ) -> Study:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.study import bases
@@ -123,7 +123,7 @@ def shapes_study(
     return get_study(name, base, towers=start, **fields)
 
 
-def only(study: Study, names: list[str]) -> Study:
+def only(study: Study, names: Sequence[str]) -> Study:
     """Keep these variants of a study and their references."""
     known = {variant.name: variant for variant in study.variants}
     for name in names:
